@@ -1,0 +1,91 @@
+"""Every exception that swarm-peer raises on purpose.
+
+    SwarmError
+    ├── ManifestError            a manifest (or its signature) is wrong: field, what came, what is wanted
+    ├── DataError                a text is missing, too short, or not the one the manifest names
+    ├── ModelError               a checkpoint is missing, corrupt or not of the Llama family
+    ├── CodecError               a coded tensor cannot be decoded, or a tensor cannot be coded
+    │   └── NonFiniteError       NaN or infinity where a finite number is required
+    ├── WireError                what came over the wire is malformed or too large
+    │   └── ProtocolError        well-formed, but not what the protocol allows at this point
+    ├── TrustError               a key, signature, delegation or term does not prove what it claims
+    ├── UnreachableError         the other side cannot be reached, or the exchange ended before its reply
+    ├── RefusedError             the other side answered Refused{reason}
+    ├── FailedError              a stage further down failed: Failed{stage, reason}
+    ├── StoppedError             the run cannot go on: what stopped it, and what to do
+    └── UsageError               a command line that cannot be carried out
+
+An error says what was expected, what came, from whom, and what to do. A caller that wants to survive
+anything this package raises catches `SwarmError`.
+"""
+
+
+class SwarmError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class ManifestError(SwarmError):
+    """A manifest is wrong. The message names the field, what it got and what it wants."""
+
+
+class DataError(SwarmError):
+    """A text or a token file cannot serve as training data."""
+
+
+class ModelError(SwarmError):
+    """A checkpoint or a model description cannot be used."""
+
+
+class CodecError(SwarmError):
+    """A coded tensor is malformed, or a tensor cannot be coded."""
+
+
+class NonFiniteError(CodecError):
+    """NaN or infinity where a finite number is required."""
+
+
+class WireError(SwarmError):
+    """A message from the wire is malformed or larger than its limit."""
+
+
+class ProtocolError(WireError):
+    """A well-formed message that the protocol does not allow at this point."""
+
+
+class TrustError(SwarmError):
+    """A signature, delegation, term or identity does not prove what it claims."""
+
+
+class UnreachableError(SwarmError):
+    """The other side cannot be reached, or an exchange ended before its closing message."""
+
+
+class RefusedError(SwarmError):
+    """The other side answered `Refused`.
+
+    Attributes: `reason` is one of `swarm.messages.Reason`'s names, `detail` is for people.
+    """
+
+    def __init__(self, reason: str, detail: str, by: str) -> None:
+        super().__init__(f"{by} refused ({reason}): {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.by = by
+
+
+class FailedError(SwarmError):
+    """A visit ended in `Failed{stage, reason}`; only the caller of `stage` may retry it."""
+
+    def __init__(self, stage: int, reason: str, detail: str = "") -> None:
+        super().__init__(f"stage {stage} failed ({reason}){': ' if detail else ''}{detail}")
+        self.stage = stage
+        self.reason = reason
+        self.detail = detail
+
+
+class StoppedError(SwarmError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class UsageError(SwarmError):
+    """A command line that cannot be carried out."""
