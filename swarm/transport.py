@@ -1,0 +1,64 @@
+"""The seam to the network: streams of bounded frames between authenticated peers.
+
+A peer is known by its peer id: libp2p's text form of its Ed25519 public key, proven by the transport's handshake.
+Implementations: `p2p_transport.py` (libp2p through hivemind's daemon) and `simulations/network.py` (in memory, virtual
+time). A stream is a reliable, ordered, two-way pipe of frames; what frames mean is not known here.
+
+Errors: `UnreachableError` when the other side cannot be reached or the stream has ended, `WireError` for a frame above
+`MAX_FRAME_BYTES` (the stream is closed then; nothing of that size is ever allocated).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
+"""Largest frame: 1 MiB of tensor payload and room for its envelope."""
+
+
+class Stream(Protocol):
+    """One end of a pipe of frames."""
+
+    @property
+    def peer(self) -> str:
+        """The authenticated peer id of the other end."""
+        ...
+
+    async def send(self, frame: bytes) -> None:
+        """Sends one frame, waiting while the other side is slow. Raises `UnreachableError`, `WireError`."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises `UnreachableError` at the end of the stream, `WireError` for one too large."""
+        ...
+
+    def close(self) -> None:
+        """Ends the stream at once, for both sides; frames on their way may be lost. Idempotent."""
+        ...
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Transport(Protocol):
+    """Opens streams to peers and serves those that peers open."""
+
+    @property
+    def peer_id(self) -> str: ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses under which this peer can be reached (multiaddrs ending in /p2p/<peer id>)."""
+        ...
+
+    async def serve(self, handler: StreamHandler) -> None:
+        """From now on runs `handler(stream)` in a task of its own for each incoming stream, and closes the stream after
+        it. To be called once."""
+        ...
+
+    async def open(self, peer: str, addresses: Sequence[str] = ()) -> Stream:
+        """A new stream to `peer`, dialled under `addresses` if it is not connected. Raises `UnreachableError`."""
+        ...
+
+    async def close(self) -> None:
+        """Closes every stream and cancels the handlers. Idempotent."""
+        ...
