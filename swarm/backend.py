@@ -95,13 +95,16 @@ class StageBackend(Protocol):
     def forward(self, state: State, visit: StageInput, *, train: bool) -> ForwardResult:
         """Runs the stage. With `train=False` the context is None.
 
-        Raises `CodecError` or `WireError` for input that does not fit, `NonFiniteError` for NaN or infinity in input or
-        output.
+        Raises `WireError` for input that does not decode to what is due, `NonFiniteError` for NaN or infinity that it
+        computes.
         """
         ...
 
     def backward(self, state: State, context: Context, output_gradient: bytes | None) -> BackwardResult:
-        """Gradients of the token-summed loss; `output_gradient` (coded) is None at the last stage."""
+        """Gradients of the token-summed loss; `output_gradient` (coded) is None at the last stage.
+
+        Raises as `forward` does.
+        """
         ...
 
     def add(self, gradients: Sequence[Gradient]) -> Gradient:
@@ -134,6 +137,14 @@ class Arithmetic(Protocol):
     zero: Scalar
 
     def add(self, left: Scalar, right: Scalar) -> Scalar: ...
+
+    def mean(self, total: Scalar, tokens: int) -> Scalar:
+        """A token-summed loss per label token (exact backend: the sum itself)."""
+        ...
+
+    def norm(self, squared_norm: Scalar, tokens: int) -> Scalar:
+        """The norm of the summed gradient / tokens, before clipping (exact backend: the squared norm itself)."""
+        ...
 
     def update(self, step: int, squared_norm: Scalar, tokens: int) -> Update:
         """The numbers of Commit(step) from the squared norm of the token-summed gradient over all stages."""

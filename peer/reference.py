@@ -1,0 +1,217 @@
+"""The single-process reference: what one machine computes for a manifest, by other means than the swarm.
+
+Written apart from host, trainer, transport, stages, backend and optimizer, so that agreement proves something. It
+shares the manifest, the data, the codecs and the initial values, and nothing else: the model is `transformers`' whole
+`LlamaForCausalLM`, the codecs act in hooks at the stage cuts, LoRA is a wrapper module, the update is
+`torch.optim.AdamW`. Staleness is kept by holding two versions of the parameters.
+
+Errors: `ModelError` for a checkpoint that cannot be loaded; `NonFiniteError` when loss or gradient is not finite.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from ..compression import CodecSpec, decode, encode
+from ..errors import ModelError, NonFiniteError
+from ..swarm.data import Corpus
+from ..swarm.initial import base_tensor, lora_tensor
+from ..swarm.manifest import Manifest
+
+Step = dict[str, float | int]
+Microbatch = tuple[Tensor, Tensor]
+
+
+class _Cut(torch.autograd.Function):
+    """decode(encode(.)) of what crosses a stage boundary: hidden states going down, their gradient coming back."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, activations: CodecSpec, gradients: CodecSpec) -> Tensor:
+        context.gradients = gradients
+        return _coded(hidden, activations)
+
+    @staticmethod
+    def backward(context: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        return _coded(outputs[0], context.gradients), None, None
+
+
+def _coded(tensor: Tensor, spec: CodecSpec) -> Tensor:
+    return decode(encode(tensor.detach().float(), spec), spec, shape=tuple(tensor.shape)).to(tensor.dtype)
+
+
+class _LoraLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank path beside it."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.scale = alpha / rank
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.base(hidden) + self.scale * ((hidden @ self.lora_A.T) @ self.lora_B.T)
+        return output
+
+
+def _build_model(manifest: Manifest, folder: Path | None) -> Any:
+    """The whole model at its base weights, with codec hooks at the cuts and LoRA where the manifest asks for it."""
+    # Here, not at the top: peers import this package, and transformers' models cost 88 MB and seconds.
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
+    shape, settings = manifest.shape, manifest.settings
+    values = shape.model_dump()
+    theta = values.pop("rope_theta")
+    # No padding token: torch's embedding would drop that row's gradient.
+    config = LlamaConfig(
+        **values, pad_token_id=None, use_cache=False, rope_parameters={"rope_type": "default", "rope_theta": theta}
+    )
+    config._attn_implementation = "sdpa"
+    if folder is None:
+        model: Any = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(base_tensor(settings.seed, name, parameter.shape, shape.initializer_range))
+    else:
+        transformers_logging.disable_progress_bar()
+        try:
+            model = LlamaForCausalLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{folder}: transformers cannot load it: {error}") from error
+    model.eval()
+    activations = CodecSpec(settings.codecs.activations, settings.codecs.block)
+    gradients = CodecSpec(settings.codecs.gradients, settings.codecs.block)
+    cut: Any = _Cut.apply
+    for stage in range(manifest.stages - 1):
+        last_layer = model.model.layers[manifest.layers(stage)[-1]]
+        last_layer.register_forward_hook(lambda _module, _inputs, output: cut(output, activations, gradients))
+    if settings.train.mode == "lora":
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, linear in list(part.named_children()):
+                    if isinstance(linear, nn.Linear):
+                        setattr(part, name, _LoraLinear(linear, settings.train.lora_rank, settings.train.lora_alpha))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(lora_tensor(settings.seed, name, parameter.shape))
+    return model
+
+
+class _Reference:
+    """The model and its two live versions; `current` is what the optimizer changes in place."""
+
+    def __init__(self, manifest: Manifest, folder: Path | None) -> None:
+        self.manifest = manifest
+        self.dtype = torch.bfloat16 if manifest.settings.model.compute_dtype == "bf16" else torch.float32
+        self.model = _build_model(manifest, folder)
+        named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+        self.current = {name: value.detach().clone().requires_grad_() for name, value in named}
+        self.previous = self.current
+        for value in self.model.parameters():  # not model.to(): that rounds the rotary frequencies too
+            value.data = value.data.to(self.dtype)
+        settings = manifest.settings.optimizer
+        matrices = [value for value in self.current.values() if value.ndim >= 2]
+        vectors = [value for value in self.current.values() if value.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=(settings.beta1, settings.beta2), eps=settings.eps
+        )
+
+    def loss(self, version: dict[str, Tensor], batch: Microbatch) -> Tensor:
+        """Cross entropy in nats, summed over the tokens of one microbatch."""
+        tokens, labels = batch
+        computed = {name: value.to(self.dtype) for name, value in version.items()}
+        logits = functional_call(self.model, computed, (tokens,)).logits.float()
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+
+    def step(self, step: int, batches: Iterable[Microbatch]) -> Step:
+        """Computes g_step at version max(0, step - staleness) and makes version step + 1 from version `step`."""
+        started = time.perf_counter()
+        settings = self.manifest.settings
+        late = settings.pipeline.staleness == 1
+        version = self.previous if late else self.current
+        names = list(version)
+        total, loss, tokens = {name: torch.zeros_like(version[name]) for name in names}, 0.0, 0
+        for batch in batches:
+            summed = self.loss(version, batch)
+            for name, gradient in zip(names, torch.autograd.grad(summed, [version[n] for n in names]), strict=True):
+                total[name] += gradient
+            loss += summed.item()
+            tokens += batch[1].numel()
+        norm = math.sqrt(sum(value.double().square().sum().item() for value in total.values())) / tokens
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NonFiniteError(f"step {step}: loss is {loss}, gradient norm is {norm}; lower the learning rate")
+        shrink = 1.0 if norm <= settings.optimizer.clip_norm else settings.optimizer.clip_norm / norm
+        self.previous = {name: value.detach().clone().requires_grad_() for name, value in self.current.items()}
+        for name, value in self.current.items():
+            value.grad = total[name] * (shrink / tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(self.manifest, step)
+        self.optimizer.step()
+        return {
+            "step": step,
+            "loss": loss / tokens,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "seconds": time.perf_counter() - started,
+            "version": max(0, step - 1) if late else step,
+        }
+
+    @torch.no_grad()
+    def heldout(self, batches: Iterable[Microbatch]) -> float:
+        """Nats per label token at the current version, through the same codecs."""
+        loss, tokens = 0.0, 0
+        for batch in batches:
+            loss += self.loss(self.current, batch).item()
+            tokens += batch[1].numel()
+        return loss / tokens
+
+
+def _rate(manifest: Manifest, step: int) -> float:
+    settings, steps = manifest.settings.optimizer, manifest.settings.train.steps
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
+    return settings.learning_rate * shape[settings.schedule]
+
+
+def run_reference(
+    manifest: Manifest,
+    corpus: Corpus,
+    heldout_corpus: Corpus,
+    base_folder: Path | None,
+    progress: Callable[[Step], None] | None = None,
+) -> dict[str, Any]:
+    """Trains the manifest's steps in this process; `base_folder` is None for a run with a random base.
+
+    `progress` is called with each finished step's entry. The report has the shape of `demo`'s, without what a single
+    process does not have (faults, replicas, ledger, wire): losses in nats per label token, `grad_norm` of the summed
+    gradient per token before clipping, `seconds` of each step, `version` the one that its gradient was computed at.
+    """
+    reference = _Reference(manifest, base_folder)
+    before = reference.heldout(_heldout(heldout_corpus))
+    steps: list[Step] = []
+    for step in range(manifest.settings.train.steps):
+        entry = reference.step(step, _microbatches(manifest, corpus, step))
+        steps.append(entry)
+        if progress is not None:
+            progress(entry)
+    after = reference.heldout(_heldout(heldout_corpus))
+    return {"run_id": manifest.run_id, "steps": steps, "heldout": {"before": before, "after": after}}

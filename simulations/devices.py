@@ -1,0 +1,29 @@
+"""Simulated devices: work that takes a duration of virtual time and then happens at once."""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
+
+T = TypeVar("T")
+
+DURATIONS: Mapping[str, float] = {FORWARD: 0.05, BACKWARD: 0.1, BACKGROUND: 0.01}
+
+
+@dataclass
+class SimulatedDevice:
+    """Implements `swarm.compute.Device`. `durations`: seconds by phase; each is drawn within +-`noise` of it."""
+
+    draw: random.Random
+    durations: Mapping[str, float] = field(default_factory=lambda: dict(DURATIONS))
+    noise: float = 0.2
+
+    async def run(self, phase: str, work: Callable[[], T]) -> T:
+        await asyncio.sleep(self.durations[phase] * self.draw.uniform(1 - self.noise, 1 + self.noise))
+        return work()
+
+    def close(self) -> None:
+        """Nothing runs outside the loop."""

@@ -1,0 +1,268 @@
+"""Closing a step: Reduce every unit, Commit what was reduced, wait until it is applied (DESIGN §5).
+
+A unit is the set of stages that must succeed together: each stage alone, or, when stages 0 and S-1 train a tied tensor,
+those two as one. Its reduction is atomic: attempt follows attempt until one has succeeded with every credited index in it.
+A Commit names one attempt of each stage; it is sent until every live replica has applied it.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..protos import swarm_pb2 as pb
+from .backend import Arithmetic, Scalar
+from .conditions import Signal
+from .ledger import Ledger
+from .manifest import Manifest
+from .messages import from_scalar, to_scalar
+from .roster import Member, Roster
+from .steps import Step
+
+Outcome = pb.Reduced | pb.ReduceFailed
+
+DISAGREEMENTS = 2
+"""After this many attempts whose digests disagree, the replicas in the minority are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Stages that reduce together. `groups`: the stages whose replicas form each reduce group of a member's stage."""
+
+    stages: tuple[int, ...]
+    tied: bool = False
+
+
+def units_of(manifest: Manifest) -> list[Unit]:
+    last = manifest.stages - 1
+    if not manifest.tied:
+        return [Unit((stage,)) for stage in range(manifest.stages)]
+    return [Unit((0, last), tied=True), *(Unit((stage,)) for stage in range(1, last))]
+
+
+@dataclass
+class Closing:
+    """Reduces and commits, for a trainer. `tell` sends to a member, `rerun` re-runs (step, index), `lose` a member."""
+
+    manifest: Manifest
+    term: pb.Term
+    roster: Roster
+    ledger: Ledger
+    arithmetic: Arithmetic
+    signal: Signal
+    tell: Callable[[Member, Outcome | pb.Reduce | pb.Commit | pb.Closed], Awaitable[None]]
+    rerun: Callable[[int, int], None]
+    lose: Callable[[Member, str], None]
+    closed: int = 0
+    _outcomes: dict[tuple[int, int, int], Outcome] = field(default_factory=dict)
+    _attempts: dict[tuple[int, Unit], int] = field(default_factory=dict)
+
+    def take_outcome(self, member: Member, outcome: Outcome, step: Step | None) -> None:
+        if outcome.term != self.term.number or step is None:
+            return
+        self._outcomes[outcome.step, outcome.attempt, member.number] = outcome
+        step.saw_taken_back(member.number, outcome.taken_back)
+        self.signal.notify()
+
+    # ---- Reduce
+
+    async def reduce(self, step: Step, unit: Unit) -> list[pb.Choice]:
+        """Attempts until one holds every index once and all its live members agree on the bytes."""
+        disagreements = 0
+        while True:
+            await self.signal.wait_for(
+                lambda: self.ledger.complete(step.number, unit.stages)
+                and all(self.roster.live(stage) for stage in unit.stages)
+            )
+            attempt = self._attempts.get((step.number, unit), 0) + 1
+            self._attempts[step.number, unit] = attempt
+            members = [member for stage in unit.stages for member in self.roster.live(stage)]
+            await self._ask(step, unit, attempt, members)
+            await self.signal.wait_for(
+                lambda: all(self._outcome(step, attempt, member) or not member.live for member in members)
+            )
+            outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
+            if self._void(step, outcomes) or any(outcome is None for _, outcome in outcomes):
+                continue
+            reduced = [
+                (member, outcome) for member, outcome in outcomes if member.live and isinstance(outcome, pb.Reduced)
+            ]
+            if {member.stage for member, _ in reduced} != set(unit.stages):
+                continue
+            if not self._agree(unit, reduced):
+                disagreements += 1
+                if disagreements >= DISAGREEMENTS:
+                    self._lose_minority(unit, reduced)
+                continue
+            for member, outcome in outcomes:
+                assert outcome is not None
+                step.held[member.stage, member.number] = tuple(outcome.indices)
+            self.ledger.settle(step.number, unit.stages)
+            return [self._choice(stage, attempt, reduced) for stage in unit.stages]
+
+    async def _ask(self, step: Step, unit: Unit, attempt: int, members: Sequence[Member]) -> None:
+        indices = {
+            member.number: self.ledger.indices(step.number, member.stage, member.number) for member in members
+        }
+        roster = hashlib.sha256(
+            repr([(member.number, member.peer, member.stage, indices[member.number]) for member in members]).encode()
+        ).digest()
+        for member in members:
+            groups = [pb.Group(name="stage", members=[m.to_message() for m in members if m.stage == member.stage])]
+            if unit.tied:
+                groups.append(pb.Group(name="tied", members=[m.to_message() for m in members]))
+            await self.tell(
+                member,
+                pb.Reduce(
+                    term=self.term,
+                    step=step.number,
+                    attempt=attempt,
+                    groups=groups,
+                    indices=indices[member.number],
+                    roster=roster,
+                    closed=self.closed,
+                ),
+            )
+
+    def _outcome(self, step: Step, attempt: int, member: Member) -> Outcome | None:
+        return self._outcomes.get((step.number, attempt, member.number))
+
+    def _void(self, step: Step, outcomes: Sequence[tuple[Member, Outcome | None]]) -> bool:
+        """Takes credits from members that lack what they are credited with, and has it re-run."""
+        found = False
+        for member, outcome in outcomes:
+            if isinstance(outcome, pb.ReduceFailed) and outcome.lacking:
+                found = True
+                self.ledger.void(step.number, member.stage, outcome.lacking, member.number)
+                for index in outcome.lacking:
+                    self.rerun(step.number, index)
+        return found
+
+    def _agree(self, unit: Unit, reduced: Sequence[tuple[Member, Outcome]]) -> bool:
+        return all(len(digests) == 1 for digests in self._digests(unit, reduced).values())
+
+    def _digests(
+        self, unit: Unit, reduced: Sequence[tuple[Member, Outcome]]
+    ) -> dict[tuple[int, str], dict[bytes, list[Member]]]:
+        """Who has which digest, by group: (stage, "stage") and (-1, "tied")."""
+        found: dict[tuple[int, str], dict[bytes, list[Member]]] = {}
+        for member, outcome in reduced:
+            assert isinstance(outcome, pb.Reduced)
+            for group in outcome.groups:
+                key = (-1 if group.name == "tied" else member.stage, group.name)
+                found.setdefault(key, {}).setdefault(group.digest, []).append(member)
+        return found
+
+    def _lose_minority(self, unit: Unit, reduced: Sequence[tuple[Member, Outcome]]) -> None:
+        for by_digest in self._digests(unit, reduced).values():
+            most = max(len(members) for members in by_digest.values())
+            majority = next(digest for digest, members in by_digest.items() if len(members) == most)
+            for digest, members in by_digest.items():
+                for member in members if digest != majority else []:
+                    self.lose(member, "its reduction differs from the other replicas'")
+
+    def _choice(self, stage: int, attempt: int, reduced: Sequence[tuple[Member, Outcome]]) -> pb.Choice:
+        holders = [(member, outcome) for member, outcome in reduced if member.stage == stage]
+        outcome = holders[0][1]
+        assert isinstance(outcome, pb.Reduced)
+        return pb.Choice(
+            stage=stage,
+            term=self.term.number,
+            attempt=attempt,
+            groups=outcome.groups,
+            holders=[member.to_message() for member, _ in holders],
+        )
+
+    # ---- Commit
+
+    def commit(self, step: Step, choices: Sequence[pb.Choice]) -> pb.Commit:
+        """The Commit of a step: a function of what was Reduced, so that any trainer can repeat it."""
+        squared_norm = self._squared_norm(choices)
+        update = self.arithmetic.update(step.number, squared_norm, step.tokens)
+        total = self.arithmetic.zero
+        for index in sorted(step.losses):
+            total = self.arithmetic.add(total, step.losses[index])
+        step.loss = self.arithmetic.mean(total, step.tokens)
+        step.grad_norm = self.arithmetic.norm(squared_norm, step.tokens)
+        return pb.Commit(
+            term=self.term,
+            step=step.number,
+            choices=choices,
+            factor=to_scalar(update.factor),
+            learning_rate=update.learning_rate,
+            bias_correction1=update.bias_correction1,
+            bias_correction2=update.bias_correction2,
+            loss=to_scalar(total),
+            tokens=step.tokens,
+            totals=step.totals(self.manifest.stages, self.manifest.microbatches),
+            closed=self.closed,
+        )
+
+    def _squared_norm(self, choices: Sequence[pb.Choice]) -> Scalar:
+        """Over all stages; a tied group, which two stages report, counts once."""
+        total = self.arithmetic.zero
+        seen: set[str] = set()
+        for choice in sorted(choices, key=lambda choice: choice.stage):
+            for group in choice.groups:
+                name = group.name if group.name == "tied" else f"stage {choice.stage}"
+                if name not in seen:
+                    seen.add(name)
+                    total = self.arithmetic.add(total, from_scalar(group.squared_norm, "squared norm", name))
+        return total
+
+    async def announce(self, commit: pb.Commit) -> None:
+        """Sends a Commit to every live replica that has not applied it."""
+        for member in self.roster.live():
+            if member.version <= commit.step:
+                await self.tell(member, commit)
+
+    async def settle(self, step: Step, commit: pb.Commit, units: Sequence[Unit]) -> None:
+        """Waits until every live replica has applied an announced Commit; then moves the closed marker beyond the step.
+
+        If the reduction of a unit is gone everywhere before anyone applied it, that unit alone is reduced anew.
+        """
+        version = step.number + 1
+        while True:
+            await self.signal.wait_for(
+                lambda: all(member.version >= version for member in self.roster.live())
+                and all(self.roster.live(stage) for unit in units for stage in unit.stages)
+                or any(self._gone(unit, commit, version) for unit in units)
+            )
+            gone = [unit for unit in units if self._gone(unit, commit, version)]
+            if not gone:
+                break
+            for unit in gone:
+                commit = await self._redo(step, commit, unit)
+            await self.announce(commit)
+        self.closed = version
+        self.ledger.close(step.number)
+        for key in [key for key in self._outcomes if key[0] <= step.number]:
+            del self._outcomes[key]
+        for member in self.roster.live():
+            await self.tell(member, pb.Closed(term=self.term, closed=self.closed))
+        self.signal.notify()
+
+    def _gone(self, unit: Unit, commit: pb.Commit, version: int) -> bool:
+        """Whether a stage of the unit has live replicas, but none that holds the chosen reduction or its result."""
+        for choice in commit.choices:
+            replicas = self.roster.live(choice.stage)
+            holders = {holder.member for holder in choice.holders}
+            if choice.stage in unit.stages and replicas:
+                if not any(member.number in holders or member.version >= version for member in replicas):
+                    return True
+        return False
+
+    async def _redo(self, step: Step, commit: pb.Commit, unit: Unit) -> pb.Commit:
+        """The same Commit with a new reduction of one unit; the factor that was sent stays."""
+        live = {member.number for member in self.roster.live()}
+        self.ledger.reopen(step.number, unit.stages, live)
+        for index in self.ledger.missing_indices(step.number, unit.stages):
+            self.rerun(step.number, index)
+        for key in [key for key in step.held if key[0] in unit.stages]:
+            del step.held[key]
+        again = await self.reduce(step, unit)
+        renewed = pb.Commit()
+        renewed.CopyFrom(commit)
+        kept = [choice for choice in commit.choices if choice.stage not in unit.stages]
+        renewed.ClearField("choices")
+        renewed.choices.extend([*kept, *again])
+        return renewed

@@ -1,0 +1,26 @@
+"""Waiting for a condition over state that many tasks change."""
+
+import asyncio
+from collections.abc import Callable
+
+
+class Signal:
+    """Whoever changes the state calls `notify`; whoever needs a condition awaits `wait_for`."""
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Event] = []
+
+    def notify(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Returns once `condition()` is true; it is asked again after every `notify`."""
+        waiter = asyncio.Event()
+        self._waiters.append(waiter)
+        try:
+            while not condition():
+                waiter.clear()
+                await waiter.wait()
+        finally:
+            self._waiters.remove(waiter)

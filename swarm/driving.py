@@ -1,0 +1,210 @@
+"""Driving microbatches: one at a time per (step, index), until every stage is credited with it.
+
+A drive sends the lowest range of stages that lack a credit; a fresh microbatch is the range of all stages. When only stages
+in the middle are missing, the range pulls its input and its output gradient from the credited neighbours; a neighbour
+that is gone widens the range by its stage, which then runs uncounted. Credits come from the path of Done, and only from
+members that are live when it arrives.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..errors import FailedError, StoppedError
+from ..protos import swarm_pb2 as pb
+from . import events
+from .backend import Scalar
+from .conditions import Signal
+from .faults import FaultLog
+from .hop import Hop
+from .ledger import Ledger, first_gap
+from .manifest import Manifest
+from .messages import from_scalar
+from .roster import Roster
+from .steps import Step
+
+RETRY_PAUSE_SECONDS = 0.02
+UNEXPLAINED_FAILURES = 3
+"""Drives of one microbatch that may fail for no reason the protocol knows, before the run stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """`tokens` and `labels`: int32 little-endian [samples, sequence_length]; `label_tokens`: labels that count."""
+
+    samples: int
+    tokens: bytes
+    labels: bytes
+    label_tokens: int
+
+
+class Samples(Protocol):
+    """Where microbatches come from: a pure function of (step, index)."""
+
+    def microbatch(self, step: int, index: int) -> Microbatch: ...
+
+    def heldout(self) -> Sequence[Microbatch]: ...
+
+
+@dataclass
+class Driver:
+    """Drives for a trainer. `in_flight` counts first issues and re-runs alike."""
+
+    manifest: Manifest
+    term: pb.Term
+    roster: Roster
+    ledger: Ledger
+    steps: dict[int, Step]
+    faults: FaultLog
+    hop: Hop
+    samples: Samples
+    signal: Signal
+    emit: Callable[[events.Event], None]
+    closed: Callable[[], int]
+    in_flight: int = 0
+    _paths: dict[tuple[int, int], dict[int, pb.PathEntry]] = field(default_factory=dict)
+    _tries: dict[tuple[int, int], int] = field(default_factory=dict)
+    _driven: set[tuple[int, int]] = field(default_factory=set)
+
+    def begin(self, step: int, index: int) -> bool:
+        """Whether a drive of (step, index) is to start; at most one is under way."""
+        if (step, index) in self._driven:
+            return False
+        self._driven.add((step, index))
+        self.in_flight += 1
+        return True
+
+    def open_at(self, member: int) -> set[tuple[int, int]]:
+        """The (step, index) whose visit at `member` had begun and not ended, as far as is known here."""
+        return {
+            key
+            for key, path in self._paths.items()
+            for entry in path.values()
+            if entry.member == member and entry.phase not in (pb.HELD, pb.ENDED)
+        }
+
+    async def drive(self, step: int, index: int, version: int) -> None:
+        """Has every stage credited with a microbatch. Raises `StoppedError`."""
+        batch = self.samples.microbatch(step, index)
+        record = self.steps[step]
+        if record.began is None:
+            record.began = asyncio.get_running_loop().time()
+        wider = (0, 0)
+        unexplained = 0
+        try:
+            while self.ledger.is_open(step) and (missing := self.ledger.missing(step, index)):
+                first, last = self._widen(step, index, first_gap(missing), wider)
+                try:
+                    await self._run(step, index, version, batch, first, last)
+                    wider = (0, 0)
+                except FailedError as error:
+                    if error.reason == "INPUT_GONE":
+                        wider = (wider[0] + 1, wider[1])
+                    elif error.reason == "GRADIENT_GONE":
+                        wider = (wider[0], wider[1] + 1)
+                    elif error.reason == "NON_FINITE":
+                        raise StoppedError(
+                            f"microbatch {index} of step {step} gives NaN or infinity at stage {error.stage} "
+                            f"on every replica tried: {error.detail}"
+                        ) from error
+                    elif error.reason not in ("SUPERSEDED", "ORPHANED", "CLOSED"):
+                        unexplained += 1
+                        if unexplained >= UNEXPLAINED_FAILURES:
+                            raise StoppedError(f"microbatch {index} of step {step} cannot be run: {error}") from error
+                    await asyncio.sleep(RETRY_PAUSE_SECONDS)
+        finally:
+            self._driven.discard((step, index))
+            self.in_flight -= 1
+            self.signal.notify()
+
+    def _widen(self, step: int, index: int, gap: tuple[int, int], wider: tuple[int, int]) -> tuple[int, int]:
+        """The range to run: the gap, widened past neighbours that failed to give what is needed or are lost."""
+        first, last = max(0, gap[0] - wider[0]), min(self.manifest.stages - 1, gap[1] + wider[1])
+        while first > 0 and self._holder(step, first - 1, index) is None:
+            first -= 1
+        while last < self.manifest.stages - 1 and self._holder(step, last + 1, index) is None:
+            last += 1
+        return first, last
+
+    def _holder(self, step: int, stage: int, index: int) -> str | None:
+        """The live peer that is credited, and so keeps what it sent."""
+        number = self.ledger.holder(step, stage, index)
+        member = None if number is None else self.roster.get(number)
+        return member.peer if member is not None and member.live else None
+
+    async def _run(self, step: int, index: int, version: int, batch: Microbatch, first: int, last: int) -> None:
+        tries = self._tries[step, index] = self._tries.get((step, index), 0) + 1
+        request = self._request(pb.TRAIN, step, index, version, batch, first, last)
+        request.input_holder = (self._holder(step, first - 1, index) or "") if first else ""
+        if last < self.manifest.stages - 1:
+            request.gradient_holder = self._holder(step, last + 1, index) or ""
+        path = self._paths.setdefault((step, index), {})
+        done, _ = await self.hop.call(
+            request,
+            b"" if first else batch.tokens,
+            order=lambda: (tries,),
+            hint=lambda: {stage: entry for stage, entry in path.items() if self.roster.is_live(entry.member)},
+            hear=lambda entries: self._hear(step, index, entries),
+        )
+        self._hear(step, index, done.path)
+        self._credit(step, index, done, last)
+
+    def _request(
+        self, mode: pb.Mode.ValueType, step: int, index: int, version: int, batch: Microbatch, first: int, last: int
+    ) -> pb.Run:
+        return pb.Run(
+            run=self.roster.run_id,
+            term=self.term,
+            mode=mode,
+            step=step,
+            index=index,
+            samples=batch.samples,
+            version=version,
+            first=first,
+            last=last,
+            labels=batch.labels if last == self.manifest.stages - 1 else b"",
+            closed=self.closed(),
+        )
+
+    def _hear(self, step: int, index: int, entries: Sequence[pb.PathEntry]) -> None:
+        path = self._paths.setdefault((step, index), {})
+        for entry in entries:
+            if entry.stage >= self.manifest.stages:
+                continue
+            known = path.get(entry.stage)
+            path[entry.stage] = entry
+            if known is None or (known.member, known.phase, known.begun) != (entry.member, entry.phase, entry.begun):
+                phase = pb.Phase.Name(entry.phase)
+                self.emit(events.Visited(step, index, entry.stage, entry.peer, phase))
+        self.steps[step].saw_begun(index, entries)
+
+    def _credit(self, step: int, index: int, done: pb.Done, last: int) -> None:
+        for entry in done.path:
+            member = self.roster.get(entry.member)
+            if entry.phase == pb.HELD and member is not None and member.live and member.stage == entry.stage:
+                self.ledger.credit(step, entry.stage, index, entry.member)
+        if last == self.manifest.stages - 1 and index not in self.steps[step].losses:
+            self.steps[step].losses[index] = from_scalar(done.loss, "loss", "the last stage")
+        now = asyncio.get_running_loop().time()
+        for fault in self.faults.done(step, index, now):
+            self.emit(events.Rerouted(fault.member, fault.peer, step, index, now))
+        self.signal.notify()
+
+    async def evaluate(self, version: int, index: int, batch: Microbatch) -> Scalar:
+        """The token-summed loss of a held-out microbatch at a version; nothing is credited."""
+        request = self._request(pb.EVAL, version, index, version, batch, 0, self.manifest.stages - 1)
+        try:
+            done, _ = await self.hop.call(
+                request, batch.tokens, order=lambda: (1,), hint=dict, hear=lambda entries: None
+            )
+            return from_scalar(done.loss, "loss", "the last stage")
+        finally:
+            self.in_flight -= 1
+            self.signal.notify()
+
+    def forget(self, closed: int) -> None:
+        """Lets go of what is known of the paths of closed steps."""
+        for key in [key for key in self._paths if key[0] < closed]:
+            del self._paths[key]
+            self._tries.pop(key, None)

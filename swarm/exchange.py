@@ -1,0 +1,193 @@
+"""Exchanges: one question and its answers on a stream that outlives it.
+
+`Channel` sends and receives messages with their payloads, in chunks, bounded. `Pool` keeps idle streams per peer, so that
+an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers exchange
+after exchange on one incoming stream. Every byte is metered.
+
+Errors: `UnreachableError`, `WireError`; a stream on which anything went wrong is closed, never reused.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ..errors import ProtocolError, UnreachableError, WireError
+from ..protos import swarm_pb2 as pb
+from .messages import Body, pack, payload_length, unpack
+from .transport import Stream, Transport
+
+CHUNK_BYTES = 1 << 20
+IDLE_STREAMS_PER_PEER = 8
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes of frames, by what they carry. `sent` and `received` count everything."""
+
+    sent: int = 0
+    received: int = 0
+    activation: int = 0
+    gradient: int = 0
+    reduce: int = 0
+
+
+_CATEGORY: Mapping[type[Body], str] = {
+    pb.Run: "activation",
+    pb.Done: "gradient",
+    pb.Part: "reduce",
+    pb.PartResult: "reduce",
+}
+
+
+class Channel:
+    """Messages and payloads over one stream. One sender and one receiver at a time."""
+
+    def __init__(self, stream: Stream, meter: Meter) -> None:
+        self._stream = stream
+        self._meter = meter
+
+    @property
+    def peer(self) -> str:
+        return self._stream.peer
+
+    async def send(self, body: Body, payload: bytes = b"", *, category: str | None = None) -> None:
+        """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as."""
+        if payload:
+            body.payload = len(payload)  # type: ignore[union-attr]
+        frame = pack(body)
+        total = len(frame)
+        await self._stream.send(frame)
+        view = memoryview(payload)
+        for offset in range(0, len(payload), CHUNK_BYTES):
+            frame = pack(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
+            total += len(frame)
+            await self._stream.send(frame)
+        self._meter.sent += total
+        category = category or _CATEGORY.get(type(body))
+        if category:
+            setattr(self._meter, category, getattr(self._meter, category) + total)
+
+    async def receive(self, max_payload: int) -> tuple[Body, bytes]:
+        """The next message and its payload. Raises `WireError` for a payload above `max_payload` bytes."""
+        body = await self._receive_one()
+        if isinstance(body, pb.Chunk):
+            raise ProtocolError(f"{self.peer} sent a chunk that belongs to no message")
+        length = payload_length(body)
+        if length > max_payload:
+            raise WireError(f"{self.peer} announces {length} bytes of payload; at most {max_payload} are accepted")
+        chunks: list[bytes] = []
+        missing = length
+        while missing:
+            chunk = await self._receive_one()
+            if not isinstance(chunk, pb.Chunk) or not 0 < len(chunk.data) <= missing:
+                raise ProtocolError(f"{self.peer} sent a payload that does not add up to {length} bytes")
+            chunks.append(chunk.data)
+            missing -= len(chunk.data)
+        return body, b"".join(chunks)
+
+    async def _receive_one(self) -> Body:
+        frame = await self._stream.receive()
+        self._meter.received += len(frame)
+        return unpack(frame, self.peer)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@dataclass
+class Pool:
+    """Streams to peers, reused from exchange to exchange. `addresses` says where peers can be dialled."""
+
+    transport: Transport
+    meter: Meter
+    addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _idle: dict[str, list[Channel]] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def exchange(self, peer: str, *, fresh: bool = False) -> AsyncIterator[Channel]:
+        """A channel for one exchange; leaving the block normally says that the last answer has been received.
+
+        With `fresh` no kept stream is used. Raises `UnreachableError`.
+        """
+        idle = self._idle.setdefault(peer, [])
+        if idle and not fresh:
+            channel = idle.pop()
+        else:
+            channel = Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter)
+        try:
+            yield channel
+        except BaseException:
+            channel.close()
+            raise
+        if len(idle) < IDLE_STREAMS_PER_PEER:
+            idle.append(channel)
+        else:
+            channel.close()
+
+    def forget(self, peer: str) -> None:
+        """Closes the idle streams to a peer that is gone."""
+        for channel in self._idle.pop(peer, []):
+            channel.close()
+
+    def close(self) -> None:
+        for peer in list(self._idle):
+            self.forget(peer)
+
+
+class Incoming:
+    """One exchange as its callee sees it: answers go out, and the caller's going away is noticed."""
+
+    def __init__(self, channel: Channel, following: "asyncio.Task[tuple[Body, bytes]]") -> None:
+        self.channel = channel
+        self._following = following
+
+    @property
+    def peer(self) -> str:
+        return self.channel.peer
+
+    async def race(self, event: Awaitable[bool]) -> None:
+        """Waits for `event`, unless the caller goes away first: then raises `UnreachableError`.
+
+        A caller that speaks before it was answered in full breaks the protocol: `ProtocolError`.
+        """
+        waiting = asyncio.ensure_future(event)
+        try:
+            await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+            elif self._following.exception() is None:
+                raise ProtocolError(f"{self.peer} sent a second question before the answer to its first")
+            else:
+                raise UnreachableError(f"{self.peer} went away")
+        finally:
+            waiting.cancel()
+
+
+Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]
+
+
+async def serve_exchanges(
+    stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch
+) -> None:
+    """Answers exchanges on one incoming stream until the other side closes it or breaks the protocol.
+
+    `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is asked
+    anew for each.
+    """
+    channel = Channel(stream, meter)
+    following = asyncio.ensure_future(channel.receive(max_payload()))
+    try:
+        while True:
+            try:
+                body, payload = await following
+                following = asyncio.ensure_future(channel.receive(max_payload()))
+                await dispatch(Incoming(channel, following), body, payload)
+            except WireError as error:
+                await channel.send(pb.Refused(reason=pb.MALFORMED, detail=str(error)))
+                return
+    except UnreachableError:
+        return
+    finally:
+        following.cancel()
+        stream.close()

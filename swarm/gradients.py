@@ -1,0 +1,87 @@
+"""What a stage has learned from each microbatch and not yet given to an update.
+
+Gradients are kept apart per microbatch, within a memory budget; beyond it they are summed, and taking one back drops the
+sum. Accepting a Reduce freezes the contribution to exactly the set that the trainer credits: what is held beyond it is
+taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from .backend import Gradient, StageBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A contribution: the sum over `indices`, None if there are none; or what it lacks. `taken_back` counts drops."""
+
+    indices: tuple[int, ...]
+    gradient: Gradient | None
+    lacking: tuple[int, ...]
+
+
+@dataclass
+class _Step:
+    apart: dict[int, Gradient] = field(default_factory=dict)
+    summed: Gradient | None = None
+    summed_indices: tuple[int, ...] = ()
+    taken_back: int = 0
+
+
+class GradientStore:
+    """Gradients of the open steps of one stage. `budget` is in bytes over all of them."""
+
+    def __init__(self, backend: StageBackend, budget: int) -> None:
+        self._backend = backend
+        self._budget = budget
+        self._steps: dict[tuple[int, int], _Step] = {}
+
+    def holds(self, epoch: int, step: int, index: int) -> bool:
+        entry = self._steps.get((epoch, step))
+        return entry is not None and (index in entry.apart or index in entry.summed_indices)
+
+    def add(self, epoch: int, step: int, index: int, gradient: Gradient) -> None:
+        """Adds the gradient of one microbatch; one that is held already stays as it is."""
+        if self.holds(epoch, step, index):
+            return
+        entry = self._steps.setdefault((epoch, step), _Step())
+        held = sum(len(other.apart) + (other.summed is not None) for other in self._steps.values())
+        if (held + 1) * self._backend.gradient_bytes <= self._budget:
+            entry.apart[index] = gradient
+            return
+        addends = [gradient] if entry.summed is None else [entry.summed, gradient]
+        entry.summed = self._backend.add(addends)
+        entry.summed_indices = (*entry.summed_indices, index)
+
+    def freeze(self, epoch: int, step: int, credited: Sequence[int]) -> Frozen:
+        """Takes back everything beyond `credited` and sums the rest in ascending index.
+
+        If something is lacking, nothing is summed and `lacking` names it.
+        """
+        entry = self._steps.setdefault((epoch, step), _Step())
+        self._take_back(entry, frozenset(credited))
+        lacking = tuple(index for index in credited if not self.holds(epoch, step, index))
+        if lacking:
+            return Frozen(tuple(credited), None, lacking)
+        addends = [entry.apart[index] for index in sorted(entry.apart)]
+        if entry.summed is not None:
+            addends.insert(0, entry.summed)
+        return Frozen(tuple(credited), self._backend.add(addends) if addends else None, ())
+
+    def _take_back(self, entry: _Step, credited: Collection[int]) -> None:
+        for index in [index for index in entry.apart if index not in credited]:
+            del entry.apart[index]
+            entry.taken_back += 1
+        if any(index not in credited for index in entry.summed_indices):
+            entry.taken_back += len(entry.summed_indices)
+            entry.summed, entry.summed_indices = None, ()
+
+    def taken_back(self, epoch: int, step: int) -> int:
+        """Stage-visits removed so far from the sum of a step."""
+        entry = self._steps.get((epoch, step))
+        return entry.taken_back if entry else 0
+
+    def close(self, epoch: int, closed: int) -> None:
+        """Lets go of the steps below `closed`."""
+        for key in [key for key in self._steps if key < (epoch, closed)]:
+            del self._steps[key]

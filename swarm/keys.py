@@ -1,0 +1,185 @@
+"""Keys and what they prove: identities, the signed manifest, the trainer's delegation and term.
+
+One Ed25519 key is a peer's identity everywhere: for libp2p (its peer id *is* the public key), for its directory records,
+and for a trainer's terms. The organizer's key signs the manifest and the delegation of each trainer. Every signature covers
+a domain, so that one can never stand for another.
+
+Errors: `TrustError`.
+"""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import base58
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..errors import TrustError
+from .manifest import Manifest, parse_manifest
+
+_LIBP2P_PRIVATE = b"\x08\x01\x12\x40"
+_LIBP2P_PUBLIC = b"\x08\x01\x12\x20"
+_IDENTITY_MULTIHASH = b"\x00\x24"
+
+MANIFEST_DOMAIN = "manifest"
+DELEGATION_DOMAIN = "delegation"
+TERM_DOMAIN = "term"
+
+
+def state_folder() -> Path:
+    """Where keys and the runs of this machine are kept: $SWARM_PEER_STATE, else the user's state folder."""
+    chosen = os.environ.get("SWARM_PEER_STATE")
+    return Path(chosen) if chosen else Path.home() / ".local" / "state" / "swarm-peer"
+
+
+def _covered(domain: str, data: bytes) -> bytes:
+    return f"swarm-peer/1/{domain}\0".encode() + data
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A private key."""
+
+    private: bytes
+
+    @classmethod
+    def generate(cls) -> "Identity":
+        return cls(Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @classmethod
+    def from_seed(cls, seed: str) -> "Identity":
+        """An identity that anyone can make again: for simulations and tests only."""
+        return cls(hashlib.sha256(seed.encode()).digest())
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> "Identity":
+        """Reads a key file, or makes one (mode 0600). Raises `TrustError` if others may read it, or it is no key."""
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return cls._create(path)
+        if stat.S_IMODE(mode) & 0o077:
+            raise TrustError(f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); run chmod 600 on it")
+        private = path.read_bytes()
+        if len(private) != 32:
+            raise TrustError(f"{path} holds {len(private)} bytes; an Ed25519 private key has 32")
+        return cls(private)
+
+    @classmethod
+    def _create(cls, path: Path) -> "Identity":
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        identity = cls.generate()
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(identity.private)
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return cls.load_or_create(path)
+        finally:
+            unfinished.unlink()
+        return identity
+
+    @property
+    def _key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.private)
+
+    @property
+    def public_hex(self) -> str:
+        return self._key.public_key().public_bytes_raw().hex()
+
+    @property
+    def peer_id(self) -> str:
+        return peer_id_of(self.public_hex)
+
+    def sign(self, domain: str, data: bytes) -> bytes:
+        return self._key.sign(_covered(domain, data))
+
+    def libp2p_private_key(self) -> bytes:
+        """The key in libp2p's protobuf form."""
+        return _LIBP2P_PRIVATE + self.private + bytes.fromhex(self.public_hex)
+
+
+def verify(public_hex: str, domain: str, data: bytes, signature: bytes) -> None:
+    """Raises `TrustError` unless `signature` was made by this key over this domain and data."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
+        key.verify(signature, _covered(domain, data))
+    except (InvalidSignature, ValueError) as error:
+        raise TrustError(f"the {domain} is not signed by key {public_hex[:16]}...") from error
+
+
+def peer_id_of(public_hex: str) -> str:
+    """libp2p's text form of a public key: base58 of the identity multihash of its protobuf."""
+    return base58.b58encode(_IDENTITY_MULTIHASH + _LIBP2P_PUBLIC + bytes.fromhex(public_hex)).decode("ascii")
+
+
+def public_key_of(peer_id: str) -> str:
+    """The public key (hex) that a peer id is. Raises `TrustError` if it is not an Ed25519 one."""
+    prefix = _IDENTITY_MULTIHASH + _LIBP2P_PUBLIC
+    try:
+        raw = base58.b58decode(peer_id)
+    except ValueError as error:
+        raise TrustError(f"{peer_id!r} is not a peer id") from error
+    if not raw.startswith(prefix) or len(raw) != len(prefix) + 32:
+        raise TrustError(f"{peer_id!r} is not the peer id of an Ed25519 key")
+    return raw[len(prefix) :].hex()
+
+
+@dataclass(frozen=True, slots=True)
+class SignedManifest:
+    """Canonical bytes of a manifest and the organizer's signature over them."""
+
+    canonical: bytes
+    signature: bytes
+
+
+def sign_manifest(organizer: Identity, manifest: Manifest) -> SignedManifest:
+    """Raises `TrustError` if the manifest names another organizer."""
+    if manifest.organizer != organizer.public_hex:
+        raise TrustError("the manifest names another organizer's key")
+    canonical = manifest.canonical()
+    return SignedManifest(canonical, organizer.sign(MANIFEST_DOMAIN, canonical))
+
+
+def check_signed_manifest(canonical: bytes, signature: bytes, run_id: str | None) -> Manifest:
+    """The manifest, proven to be the run's. Raises `TrustError`, `ManifestError`."""
+    manifest = parse_manifest(canonical)
+    if run_id is not None and manifest.run_id != run_id:
+        raise TrustError(f"the manifest is that of run {manifest.run_id}, not of run {run_id}")
+    verify(manifest.organizer, MANIFEST_DOMAIN, canonical, signature)
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTerm:
+    """A trainer's claim to lead: `delegation` is the organizer's signature, `signature` the trainer's own."""
+
+    number: int
+    trainer: str
+    delegation: bytes
+    signature: bytes
+
+
+def _delegated(run_id: str, trainer: str) -> bytes:
+    return f"{run_id}/{trainer}".encode()
+
+
+def delegate(organizer: Identity, run_id: str, trainer: str) -> bytes:
+    """The organizer's signature that lets a trainer (public key, hex) lead a run."""
+    return organizer.sign(DELEGATION_DOMAIN, _delegated(run_id, trainer))
+
+
+def sign_term(trainer: Identity, run_id: str, number: int, delegation: bytes) -> SignedTerm:
+    signature = trainer.sign(TERM_DOMAIN, f"{run_id}/{number}".encode())
+    return SignedTerm(number, trainer.public_hex, delegation, signature)
+
+
+def check_term(manifest: Manifest, term: SignedTerm) -> None:
+    """Raises `TrustError` unless the organizer delegated the run to this trainer and the trainer signed the number."""
+    run_id = manifest.run_id
+    verify(manifest.organizer, DELEGATION_DOMAIN, _delegated(run_id, term.trainer), term.delegation)
+    verify(term.trainer, TERM_DOMAIN, f"{run_id}/{term.number}".encode(), term.signature)

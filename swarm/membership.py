@@ -1,0 +1,181 @@
+"""A peer's membership in a run: its control stream to the trainer, from Hello to Finish.
+
+Owns the order of things on that stream: Reduce (a new attempt cancels the one before it), Commit (applied one after the
+other, each into a new version), Closed, Heartbeat. Talks to the stage host and its reducer. It ends when the trainer says
+Finish (returns the reason), or with `UnreachableError` when the stream ends.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError
+from ..protos import swarm_pb2 as pb
+from .authority import Authority, to_term
+from .backend import Update
+from .compute import BACKGROUND
+from .exchange import Channel, Meter
+from .host import Moment, StageHost
+from .keys import check_signed_manifest, check_term, public_key_of
+from .manifest import PROTOCOL_VERSION, Manifest
+from .messages import Body, from_scalar
+from .reduction import Reducer
+
+HEARTBEAT_SECONDS = 1.0
+JOIN_SECONDS = 30.0
+PULL_RETRY_SECONDS = 0.5
+MAX_COMMITS_AHEAD = 4
+
+
+async def say_hello(
+    channel: Channel, run_id: str, wanted_stage: int | None, addresses: tuple[str, ...]
+) -> tuple[Manifest, pb.Welcome]:
+    """Asks the trainer for a place in the run: the checked manifest and the Welcome.
+
+    Raises `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`,
+    `UnreachableError`.
+    """
+    wanted = 0 if wanted_stage is None else wanted_stage + 1
+    hello = pb.Hello(run=run_id, protocol=PROTOCOL_VERSION, wanted_stage=wanted, addresses=addresses)
+    try:
+        async with asyncio.timeout(JOIN_SECONDS):
+            await channel.send(hello)
+            reply, _ = await channel.receive(0)
+    except TimeoutError as error:
+        raise UnreachableError(f"the trainer did not answer within {JOIN_SECONDS:.0f} s") from error
+    if isinstance(reply, pb.Refused):
+        raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, "the trainer")
+    if not isinstance(reply, pb.Welcome):
+        raise ProtocolError(f"the trainer answered a Hello with {reply.DESCRIPTOR.name}")
+    manifest = check_signed_manifest(reply.manifest, reply.signature, run_id)
+    term = to_term(reply.term)
+    check_term(manifest, term)
+    if term.trainer != public_key_of(channel.peer):
+        raise TrustError(f"{channel.peer} shows the term of another trainer")
+    if reply.stage >= manifest.stages:
+        raise ProtocolError(f"the trainer assigns stage {reply.stage} of {manifest.stages}")
+    return manifest, reply
+
+
+@dataclass
+class Membership:
+    """One member's control stream. `meter` is what this peer has sent, reported in heartbeats."""
+
+    channel: Channel
+    authority: Authority
+    host: StageHost
+    reducer: Reducer
+    meter: Meter
+    _commits: dict[int, pb.Commit] = field(default_factory=dict)
+    _attempts: dict[int, "asyncio.Task[Any]"] = field(default_factory=dict)
+    _sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> str:
+        """Serves the run to its end; the trainer's last word. Raises `UnreachableError`, `RefusedError`."""
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
+            await self._say(pb.Ready(digest=self.host.versions.digest(0)))
+            try:
+                detail = await self._listen(tasks)
+                await self._say(self._heartbeat())
+            finally:
+                for task in (*helpers, *self._attempts.values()):
+                    task.cancel()
+        return detail
+
+    async def _listen(self, tasks: asyncio.TaskGroup) -> str:
+        while True:
+            body, _ = await self.channel.receive(0)
+            if isinstance(body, pb.Finish):
+                return body.detail
+            if isinstance(body, pb.Reduce):
+                self._lead(body.term, body.closed)
+                earlier = self._attempts.pop(body.step, None)
+                if earlier is not None:
+                    earlier.cancel()
+                self._attempts[body.step] = tasks.create_task(self._reduce(body))
+            elif isinstance(body, pb.Commit):
+                self._lead(body.term, body.closed)
+                await self._take_commit(body)
+            elif isinstance(body, pb.Closed):
+                self._lead(body.term, body.closed)
+            elif not isinstance(body, pb.Heartbeat):
+                raise ProtocolError(f"the trainer sent {body.DESCRIPTOR.name} on the control stream")
+
+    def _lead(self, term: pb.Term, closed: int) -> None:
+        """Checks that the message is the trainer's own, and follows its closed marker."""
+        proven = self.authority.admit(term, self.channel.peer)
+        if proven.trainer != public_key_of(self.channel.peer):
+            raise TrustError(f"{self.channel.peer} speaks in the name of another trainer")
+        self.host.close(closed)
+        self.reducer.close(closed)
+        for step in [step for step in self._attempts if step < closed]:
+            del self._attempts[step]
+
+    async def _reduce(self, reduce: pb.Reduce) -> None:
+        await self._say(await self.reducer.take_part(reduce))
+
+    async def _take_commit(self, commit: pb.Commit) -> None:
+        """Queues a Commit for its turn; one sent again replaces the one before, or is answered at once."""
+        self.host.observe(Moment("commit", self.host.stage, commit.step))
+        if commit.step < self.host.versions.latest:
+            await self._say(self._applied(commit.step + 1))
+            return
+        if not 0 <= commit.step - self.host.versions.latest < MAX_COMMITS_AHEAD:
+            raise ProtocolError(f"the trainer commits step {commit.step}; this peer is at {self.host.versions.latest}")
+        self._commits[commit.step] = commit
+        self._wake.set()
+
+    async def _apply_commits(self) -> None:
+        """Makes one version after the other, as their Commits come."""
+        while True:
+            step = self.host.versions.latest
+            commit = self._commits.get(step)
+            if commit is None:
+                self._wake.clear()
+                await self._wake.wait()
+            elif await self._apply(commit):
+                del self._commits[step]
+                await self._say(self._applied(step + 1))
+            else:
+                await asyncio.sleep(PULL_RETRY_SECONDS)
+
+    async def _apply(self, commit: pb.Commit) -> bool:
+        """Makes version step+1; pulls the reduction if it was missed. False if nobody gave it yet."""
+        host = self.host
+        state = host.versions.get(commit.step)
+        choices = [choice for choice in commit.choices if choice.stage == host.stage]
+        if len(choices) != 1:
+            raise ProtocolError(f"the Commit of step {commit.step} names {len(choices)} reductions of stage {host.stage}")
+        try:
+            parts = await self.reducer.chosen(commit, choices[0])
+        except UnreachableError:
+            return False
+        factor = from_scalar(commit.factor, "factor", "the trainer")
+        update = Update(factor, commit.learning_rate, commit.bias_correction1, commit.bias_correction2)
+        made = await host.device.run(BACKGROUND, lambda: host.backend.apply(state, parts, update))
+        digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(made))
+        host.versions.put(commit.step + 1, made, digest)
+        host.observe(Moment("applied", host.stage, commit.step))
+        return True
+
+    def _applied(self, version: int) -> pb.Applied:
+        return pb.Applied(version=version, digest=self.host.versions.digest(version))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._say(self._heartbeat())
+
+    def _heartbeat(self) -> pb.Heartbeat:
+        return pb.Heartbeat(
+            open_visits=self.host.visits.open,
+            activation_bytes=self.meter.activation,
+            gradient_bytes=self.meter.gradient,
+            reduce_bytes=self.meter.reduce,
+        )
+
+    async def _say(self, body: Body) -> None:
+        async with self._sending:
+            await self.channel.send(body)

@@ -1,0 +1,108 @@
+"""Frames: packing and checking the messages of `protos/swarm.proto`.
+
+A frame is one serialized `Envelope`. Nothing that came from the wire is used before `unpack` has parsed it and the checks
+here have bounded its fields. Errors: `WireError` for what does not parse, `ProtocolError` for a field out of its bounds.
+"""
+
+import math
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError, Message
+
+from ..errors import ProtocolError, WireError
+from ..protos import swarm_pb2 as pb
+from .backend import Scalar
+
+Body: TypeAlias = (
+    pb.Run
+    | pb.Fetch
+    | pb.Part
+    | pb.Hello
+    | pb.Accepted
+    | pb.Busy
+    | pb.Refused
+    | pb.Progress
+    | pb.Done
+    | pb.Failed
+    | pb.Fetched
+    | pb.PartResult
+    | pb.Chunk
+    | pb.Welcome
+    | pb.Reduce
+    | pb.Commit
+    | pb.Closed
+    | pb.Finish
+    | pb.Ready
+    | pb.Reduced
+    | pb.ReduceFailed
+    | pb.Applied
+    | pb.Heartbeat
+)
+
+_FIELD_OF_TYPE = {field.message_type.name: field.name for field in pb.Envelope.DESCRIPTOR.fields}
+
+MAX_STAGES = 1024
+MAX_INDEX = 1 << 24
+
+
+def pack(body: Body) -> bytes:
+    """One frame."""
+    envelope = pb.Envelope()
+    getattr(envelope, _FIELD_OF_TYPE[body.DESCRIPTOR.name]).CopyFrom(body)
+    return envelope.SerializeToString(deterministic=True)
+
+
+def unpack(frame: bytes, sender: str) -> Body:
+    """The message of a frame. Raises `WireError`."""
+    envelope = pb.Envelope()
+    try:
+        envelope.ParseFromString(frame)
+    except DecodeError as error:
+        raise WireError(f"{sender} sent {len(frame)} bytes that are no message of this protocol") from error
+    name = envelope.WhichOneof("body")
+    if name is None:
+        raise WireError(f"{sender} sent a message of a kind unknown to protocol version 1")
+    body: Body = getattr(envelope, name)
+    return body
+
+
+def payload_length(body: Message) -> int:
+    """How many payload bytes follow this message as chunks."""
+    return int(getattr(body, "payload", 0))
+
+
+def to_scalar(value: Scalar) -> pb.Scalar:
+    return pb.Scalar(real=value) if isinstance(value, float) else pb.Scalar(residue=value)
+
+
+def from_scalar(message: pb.Scalar, what: str, sender: str) -> Scalar:
+    """Raises `ProtocolError` if there is no value or it is not finite."""
+    kind = message.WhichOneof("value")
+    if kind is None:
+        raise ProtocolError(f"{sender} sent no {what}")
+    value: Scalar = message.real if kind == "real" else message.residue
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProtocolError(f"{sender} sent {what} = {value}; it must be finite")
+    return value
+
+
+def check_run(run: pb.Run, stages: int, microbatches: int, sender: str) -> None:
+    """Bounds of a Run that do not depend on the receiver's state. Raises `ProtocolError`."""
+    if not run.first <= run.last < stages:
+        raise ProtocolError(f"{sender} asks for stages {run.first}..{run.last} of {stages}")
+    if run.mode == pb.TRAIN and run.index >= microbatches:
+        raise ProtocolError(f"{sender} asks for microbatch {run.index} of {microbatches}")
+    if run.index >= MAX_INDEX or not 1 <= run.samples < MAX_INDEX:
+        raise ProtocolError(f"{sender} asks for microbatch {run.index} of {run.samples} samples")
+    if not 1 <= len(run.order) <= MAX_STAGES:
+        raise ProtocolError(f"{sender} sent an order of {len(run.order)} entries; 1 to {MAX_STAGES} are allowed")
+    if len(run.hint) > stages:
+        raise ProtocolError(f"{sender} sent {len(run.hint)} hints for {stages} stages")
+
+
+def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> None:
+    """Indices of a step: ascending, distinct, in range. Raises `ProtocolError`."""
+    if any(left >= right for left, right in zip(indices, indices[1:], strict=False)):
+        raise ProtocolError(f"{sender} sent indices that are not ascending")
+    if indices and indices[-1] >= microbatches:
+        raise ProtocolError(f"{sender} sent index {indices[-1]} of {microbatches}")

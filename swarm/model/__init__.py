@@ -1,0 +1,1 @@
+"""The model: a Llama-family decoder cut by layer into pure stages."""

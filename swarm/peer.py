@@ -1,0 +1,202 @@
+"""A peer of a run, whole: it finds the trainer, takes its stage, publishes itself and serves until the run ends.
+
+Owns the tasks of everything below it: incoming streams, visits, announcements, the control stream. The seams are passed in,
+so the same class is a volunteer's process (libp2p, DHT, torch) and a simulated peer (memory, virtual time, integers).
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UnreachableError
+from ..protos import swarm_pb2 as pb
+from .authority import Authority
+from .backend import Arithmetic, StageBackend
+from .compute import BACKGROUND, Device
+from .directory import TRAINER_STAGE, Directory, Record
+from .exchange import Channel, Incoming, Meter, Pool, serve_exchanges
+from .host import Observe, StageHost
+from .manifest import PROTOCOL_VERSION, Manifest
+from .membership import Membership, say_hello
+from .messages import Body
+from .neighbours import Neighbours
+from .reduction import Reducer
+from .transport import Stream, Transport
+
+ANNOUNCE_SECONDS = 2.0
+RECORD_SECONDS = 15.0
+FIND_TRAINER_SECONDS = 30.0
+FIRST_PAYLOAD_LIMIT = 1 << 20
+"""Payload accepted before the manifest, which sets the limit, is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run's manifest is turned into on this machine: the numbers of one stage, and the trainer's scalars."""
+
+    backend: Callable[[Manifest, int], StageBackend]
+    arithmetic: Callable[[Manifest], Arithmetic]
+
+
+@dataclass
+class Peer:
+    """One peer process. `tell` receives a line for people whenever something worth knowing happens."""
+
+    transport: Transport
+    directory: Directory
+    device: Device
+    parts: Parts
+    observe: Observe = field(default=lambda moment: None)
+    tell: Callable[[str], None] = field(default=lambda line: None)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter()
+        self.pool = Pool(self.transport, self.meter)
+        self.host: StageHost | None = None
+        self._reducer: Reducer | None = None
+        self._tasks: asyncio.TaskGroup
+
+    async def run(self, run_id: str, stage: int | None = None) -> str:
+        """Takes part in a run to its end; the trainer's last word.
+
+        Raises `RefusedError` (no place in the run), `TrustError`, `ModelError`, `UnreachableError` (no trainer found, or
+        its stream ended).
+        """
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                await self.transport.serve(self._serve)
+                detail = await self._take_part(run_id, stage)
+                raise _Finished(detail)
+        except* _Finished as finished:
+            last_word = str(finished.exceptions[0])
+        except* Exception as problems:
+            raise _innermost(problems) from None
+        finally:
+            self.pool.close()
+        return last_word
+
+    async def _take_part(self, run_id: str, stage: int | None) -> str:
+        trainer = await self._find_trainer(run_id)
+        stream = await self.transport.open(trainer.peer, trainer.addresses)
+        control_meter = Meter()
+        channel = Channel(stream, control_meter)
+        manifest, welcome = await say_hello(channel, run_id, stage, self.transport.addresses)
+        self.tell(f"hosting stage {welcome.stage} of {manifest.stages} as member {welcome.member}")
+        authority = Authority(manifest, self.transport.peer_id)
+        authority.admit(welcome.term, trainer.peer)
+        host = await self._build_host(manifest, authority, welcome)
+        self._tasks.create_task(self._announce(manifest, host))
+        self._tasks.create_task(self._look_ahead(manifest, host))
+        assert self._reducer is not None
+        self.tell("ready")
+        return await Membership(channel, authority, host, self._reducer, self.meter).run()
+
+    async def _find_trainer(self, run_id: str) -> Record:
+        try:
+            async with asyncio.timeout(FIND_TRAINER_SECONDS):
+                while True:
+                    try:
+                        found = await self.directory.read(run_id, TRAINER_STAGE)
+                    except UnreachableError:
+                        found = ()
+                    if found:
+                        return max(found, key=lambda record: record.sequence)
+                    await asyncio.sleep(0.2)
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"no trainer of run {run_id[:12]} is in the directory after {FIND_TRAINER_SECONDS:.0f} s; "
+                "check the run id and the initial peers"
+            ) from error
+
+    async def _build_host(self, manifest: Manifest, authority: Authority, welcome: pb.Welcome) -> StageHost:
+        stage = welcome.stage
+        backend = await self.device.run(BACKGROUND, lambda: self.parts.backend(manifest, stage))
+        state = await self.device.run(BACKGROUND, backend.initial_state)
+        digest = await self.device.run(BACKGROUND, lambda: backend.digest(state))
+        run_id = manifest.run_id
+        seed = int.from_bytes(hashlib.sha256(f"{manifest.settings.seed}/{welcome.member}".encode()).digest()[:8])
+        neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, random.Random(seed))
+        host = StageHost(
+            manifest=manifest,
+            authority=authority,
+            stage=stage,
+            member=welcome.member,
+            peer_id=self.transport.peer_id,
+            backend=backend,
+            device=self.device,
+            pool=self.pool,
+            neighbours=neighbours,
+            spawn=self._spawn,
+            observe=self.observe,
+        )
+        host.versions.put(0, state, digest)
+        self._reducer = Reducer(host, self.parts.arithmetic(manifest))
+        self.host = host
+        return host
+
+    def _spawn(self, work: Any) -> Any:
+        return self._tasks.create_task(work)
+
+    async def _announce(self, manifest: Manifest, host: StageHost) -> None:
+        """Publishes this peer's record again and again; one that fails is tried again with the next."""
+        sequence = 0
+        while True:
+            sequence += 1
+            record = Record(
+                run=manifest.run_id,
+                stage=host.stage,
+                peer=self.transport.peer_id,
+                addresses=self.transport.addresses,
+                sequence=sequence,
+                protocol=PROTOCOL_VERSION,
+                queue=host.visits.open,
+                versions=(host.versions.oldest, host.versions.latest),
+            )
+            try:
+                await self.directory.publish(record, RECORD_SECONDS)
+            except UnreachableError as error:
+                self.tell(f"cannot announce myself: {error}")
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def _look_ahead(self, manifest: Manifest, host: StageHost) -> None:
+        """Keeps the snapshot of the next stage's replicas fresh."""
+        while host.stage + 1 < manifest.stages:
+            await host.neighbours.refresh(host.stage + 1)
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    # ---- incoming streams
+
+    async def _serve(self, stream: Stream) -> None:
+        await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch)
+
+    def _payload_limit(self) -> int:
+        return FIRST_PAYLOAD_LIMIT if self.host is None else self.host.manifest.settings.limits.payload_bytes
+
+    async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
+        if self.host is None or self._reducer is None:
+            await incoming.channel.send(pb.Refused(reason=pb.NOT_READY, detail="this peer has no stage yet"))
+        elif isinstance(body, pb.Run):
+            await self.host.serve_run(incoming, body, payload)
+        elif isinstance(body, pb.Fetch):
+            serving = self._reducer if body.kind == pb.Fetch.REDUCTION else self.host
+            await serving.serve_fetch(incoming, body)
+        elif isinstance(body, pb.Part):
+            await self._reducer.serve_part(incoming, body, payload)
+        else:
+            detail = f"a peer serves Run, Fetch and Part, not {body.DESCRIPTOR.name}"
+            await incoming.channel.send(pb.Refused(reason=pb.MALFORMED, detail=detail))
+
+
+class _Finished(Exception):  # noqa: N818
+    """Carries the trainer's last word out of the task group, which then cancels what still runs."""
+
+
+def _innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that ended the group, for a caller who expects a typed one."""
+    first = problems.exceptions[0]
+    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
+
+

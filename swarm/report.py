@@ -1,0 +1,76 @@
+"""The report of a run: a JSON document of what happened, documented field by field in the README of this folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .backend import Scalar
+from .exchange import Meter
+from .faults import FaultLog
+from .manifest import Manifest
+from .roster import Roster
+from .steps import Step
+
+
+def make_report(
+    manifest: Manifest,
+    steps: Mapping[int, Step],
+    roster: Roster,
+    faults: FaultLog,
+    heldout: Mapping[str, Scalar | None],
+    trainer: Meter,
+) -> dict[str, Any]:
+    """The report. `faults[].rerouted_s` counts from the loss as the trainer saw it; whoever killed the peer knows better."""
+    committed = [step for step in steps.values() if step.committed]
+    totals = [step.totals(manifest.stages, manifest.microbatches) for step in committed]
+    beats = [member.beat for member in roster.everyone()]
+    staleness = manifest.settings.pipeline.staleness
+    return {
+        "run_id": manifest.run_id,
+        "steps": [
+            {
+                "step": step.number,
+                "loss": step.loss,
+                "grad_norm": step.grad_norm,
+                "tokens": step.tokens,
+                "seconds": step.seconds,
+                "version": max(0, step.number - staleness),
+            }
+            for step in committed
+        ],
+        "heldout": dict(heldout),
+        "ledger": {
+            "microbatches": sum(total.microbatches for total in totals),
+            "lost": sum(total.lost for total in totals),
+            "duplicated": sum(total.duplicated for total in totals),
+            "reissued": sum(total.reissued for total in totals),
+            "taken_back": sum(total.taken_back for total in totals),
+        },
+        "faults": [
+            {
+                "kind": "lost",
+                "why": fault.why,
+                "stage": fault.stage,
+                "peer": fault.peer,
+                "at_step": fault.at_step,
+                "rerouted_s": None if fault.rerouted_at is None else fault.rerouted_at - fault.lost_at,
+            }
+            for fault in faults.faults
+        ],
+        "replicas": [
+            {
+                "stage": stage,
+                "version": max((member.version for member in roster.live(stage)), default=-1),
+                "digests": {
+                    member.peer: member.digests[member.version].hex() for member in roster.live(stage) if member.digests
+                },
+            }
+            for stage in range(manifest.stages)
+        ],
+        "wire": {
+            "activation_bytes": sum(beat.activation_bytes for beat in beats),
+            "gradient_bytes": sum(beat.gradient_bytes for beat in beats),
+            "reduce_bytes": sum(beat.reduce_bytes for beat in beats),
+            "trainer_bytes": trainer.sent + trainer.received,
+            "tokens": sum(step.tokens for step in committed),
+        },
+    }

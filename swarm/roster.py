@@ -1,0 +1,96 @@
+"""Who is in the run, as the trainer knows it: members, their stages, and what each has said of itself.
+
+A member number names one incarnation of a peer and is never given twice. Pure bookkeeping; the streams are
+`admission.py`'s.
+"""
+
+from dataclasses import dataclass, field
+
+from ..protos import swarm_pb2 as pb
+from .directory import Record
+from .manifest import PROTOCOL_VERSION
+
+
+@dataclass(eq=False)
+class Member:
+    """One incarnation of a peer. `digests`: of its state, by version; `version`: the newest it has."""
+
+    number: int
+    peer: str
+    stage: int
+    addresses: tuple[str, ...]
+    live: bool = True
+    ready: bool = False
+    digests: dict[int, bytes] = field(default_factory=dict)
+    beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
+
+    @property
+    def version(self) -> int:
+        return max(self.digests, default=-1)
+
+    def to_message(self) -> pb.Member:
+        return pb.Member(member=self.number, peer=self.peer, addresses=self.addresses)
+
+
+class Roster:
+    """All members of a run of `stages` stages, live and lost."""
+
+    def __init__(self, run_id: str, stages: int) -> None:
+        self.run_id = run_id
+        self.stages = stages
+        self._members: dict[int, Member] = {}
+
+    def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None) -> Member:
+        """A new member: on the wanted stage, else where there are fewest replicas (ties: the lowest stage)."""
+        stage = wanted
+        if stage is None:
+            stage = min(range(self.stages), key=lambda at: len(self.live(at)))
+        member = Member(len(self._members) + 1, peer, stage, addresses)
+        self._members[member.number] = member
+        return member
+
+    def get(self, number: int) -> Member | None:
+        return self._members.get(number)
+
+    def by_peer(self, peer: str) -> Member | None:
+        """The live member that is this peer."""
+        return next((member for member in self._members.values() if member.live and member.peer == peer), None)
+
+    def live(self, stage: int | None = None) -> list[Member]:
+        """Live members (of a stage), by ascending number."""
+        return [member for member in self._members.values() if member.live and stage in (None, member.stage)]
+
+    def ready(self, stage: int) -> list[Member]:
+        return [member for member in self.live(stage) if member.ready]
+
+    def everyone(self) -> list[Member]:
+        return list(self._members.values())
+
+    def is_live(self, number: int) -> bool:
+        member = self._members.get(number)
+        return member is not None and member.live
+
+    def narrowest(self) -> int:
+        """The number of replicas of the stage that has fewest."""
+        return min(len(self.ready(stage)) for stage in range(self.stages))
+
+    def dissenters(self, stage: int, version: int) -> list[Member]:
+        """Live replicas whose digest of `version` is not the one that most replicas have.
+
+        Ties go to the digest that the lowest member number has.
+        """
+        voters = [member for member in self.live(stage) if version in member.digests]
+        votes: dict[bytes, int] = {}
+        for member in voters:
+            votes[member.digests[version]] = votes.get(member.digests[version], 0) + 1
+        if len(votes) < 2:
+            return []
+        winner = max(votes, key=lambda digest: votes[digest])
+        return [member for member in voters if member.digests[version] != winner]
+
+    async def records(self, stage: int) -> tuple[Record, ...]:
+        """The ready replicas of a stage in the form of directory records."""
+        return tuple(
+            Record(self.run_id, stage, member.peer, member.addresses, member.number, PROTOCOL_VERSION)
+            for member in self.ready(stage)
+        )

@@ -1,0 +1,213 @@
+"""`StageBackend` on torch: one stage of a Llama-family model on one device.
+
+Owns the stage's frozen base (LoRA) and nothing else that lasts: states, contexts and gradients belong to the caller.
+Talks to the pure stage (`model/`), the codecs (`compression`) and the optimizer (`optimizer.py`). What two machines
+must agree on bit for bit (initial values, updates, digests) uses correctly rounded operations only; the forward and
+backward pass need not, since every replica applies the same reduced bytes.
+
+Errors: `WireError` and `CodecError` for input that does not fit, `NonFiniteError` for NaN or infinity in input,
+output, loss or gradient, `ProtocolError` for slices and parts that do not fit a group, `ModelError` for a base that
+does not fit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..compression import CodecSpec, decode, encode
+from ..errors import ModelError, NonFiniteError, ProtocolError, WireError
+from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
+from .data import tokens_from_bytes
+from .initial import lora_tensor
+from .manifest import Manifest
+from .model.names import EMBEDDING, stage_base_shapes, trainable_shapes
+from .model.stage import stage_forward
+from .optimizer import StageState, adamw, fresh_state, state_digest
+
+StageGradient = Mapping[str, Tensor]
+"""Gradient of the token-summed loss by tensor name, fp32."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What a forward pass keeps: leaves and root of its graph. Serves one backward pass, which frees the graph."""
+
+    trainables: Mapping[str, Tensor]
+    inputs: Tensor | None
+    root: Tensor
+
+
+class TorchBackend:
+    """One stage of a run. `base`: the stage's base tensors by name (`model.weights.stage_base`)."""
+
+    def __init__(self, manifest: Manifest, stage: int, base: Mapping[str, Tensor], device: str = "cpu") -> None:
+        settings = manifest.settings
+        self._manifest = manifest
+        self._stage = stage
+        self._device = torch.device(device)
+        self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
+        self._dtype = _DTYPES[settings.model.compute_dtype]
+        self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
+        self._activations = CodecSpec(settings.codecs.activations, settings.codecs.block)
+        self._gradients = CodecSpec(settings.codecs.gradients, settings.codecs.block)
+        self._reduce = CodecSpec(settings.codecs.reduce, settings.codecs.block)
+        for name, shape in stage_base_shapes(manifest, stage).items():
+            if name not in base or tuple(base[name].shape) != shape:
+                came = tuple(base[name].shape) if name in base else "missing"
+                raise ModelError(f"stage {stage}: {name} is {came}; wanted {shape}")
+        self._full = settings.train.mode == "full"
+        dtype = torch.float32 if self._full else self._dtype
+        self._base = {name: tensor.to(self._device, dtype) for name, tensor in base.items()}
+        self._shapes = trainable_shapes(manifest, stage)
+        self._sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+        tied = [EMBEDDING] if manifest.tied and EMBEDDING in self._shapes else []
+        self._groups = {"stage": sorted(set(self._shapes) - set(tied))} | ({"tied": tied} if tied else {})
+        self._lengths = {group: sum(self._sizes[name] for name in names) for group, names in self._groups.items()}
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        return self._lengths
+
+    @property
+    def gradient_bytes(self) -> int:
+        return 4 * sum(self._lengths.values())
+
+    def initial_state(self) -> StageState:
+        if self._full:
+            return fresh_state(self._base)
+        seed = self._manifest.settings.seed
+        return fresh_state(
+            {name: lora_tensor(seed, name, size).to(self._device) for name, size in self._shapes.items()}
+        )
+
+    def forward(self, state: StageState, visit: StageInput, *, train: bool) -> ForwardResult:
+        """See `StageBackend.forward`. Hidden states travel as the flattened [samples, sequence_length, hidden_size]."""
+        if visit.samples < 1:
+            raise WireError(f"stage {self._stage}: {visit.samples} samples; wanted at least one")
+        trainables = {name: tensor.detach().requires_grad_(train) for name, tensor in state.parameters.items()}
+        inputs = self._inputs(visit)
+        if not self._is_first:
+            inputs.requires_grad_(train)
+        with torch.set_grad_enabled(train):
+            root = stage_forward(
+                trainables if self._full else {**self._base, **trainables},
+                self._manifest.shape,
+                self._manifest.layers(self._stage),
+                is_first=self._is_first,
+                is_last=self._is_last,
+                inputs=inputs,
+                labels=self._labels(visit) if self._is_last else None,
+                lora_scale=self._lora_scale,
+                compute_dtype=self._dtype,
+            )
+        context = StageContext(trainables, None if self._is_first else inputs, root) if train else None
+        if not self._is_last:
+            return ForwardResult(encode(root.detach().float(), self._activations), None, context)
+        loss = float(root.detach())
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"stage {self._stage}: the loss of microbatch ({visit.step}, {visit.index}) is {loss}")
+        return ForwardResult(None, loss, context)
+
+    def backward(self, state: StageState, context: StageContext, output_gradient: bytes | None) -> BackwardResult:
+        """See `StageBackend.backward`. A context serves once: its graph is freed as the pass goes."""
+        seeds = None
+        if not self._is_last:
+            if output_gradient is None:
+                raise WireError(f"stage {self._stage}: no output gradient came; only the last stage does without")
+            shape = tuple(context.root.shape)
+            seeds = [decode(output_gradient, self._gradients, shape=shape, device=self._device).to(context.root.dtype)]
+        names = list(context.trainables)
+        leaves = [context.trainables[name] for name in names]
+        if context.inputs is not None:
+            leaves.append(context.inputs)
+        found = torch.autograd.grad([context.root], leaves, seeds)
+        gradient = dict(zip(names, found, strict=False))
+        for name, tensor in gradient.items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"stage {self._stage}: the gradient of {name} holds NaN or infinity")
+        coded = None if context.inputs is None else encode(found[-1], self._gradients)
+        return BackwardResult(coded, gradient)
+
+    def add(self, gradients: Sequence[StageGradient]) -> StageGradient:
+        total = dict(gradients[0])
+        for gradient in gradients[1:]:
+            total = {name: torch.add(tensor, gradient[name]) for name, tensor in total.items()}
+        return total
+
+    def slice(self, gradient: StageGradient | None, group: str, first: int, last: int) -> bytes:
+        """See `StageBackend.slice`. Only the tensors that the range touches are read."""
+        length = self._length(group)
+        if not 0 <= first <= last <= length:
+            raise ProtocolError(f"group {group!r}: [{first}, {last}) is not within its {length} elements")
+        if gradient is None:
+            return encode(torch.zeros(last - first, device=self._device), self._reduce)
+        pieces: list[Tensor] = []
+        start = 0
+        for name in self._groups[group]:
+            low, high = max(first - start, 0), min(last - start, self._sizes[name])
+            if low < high:
+                pieces.append(gradient[name].reshape(-1)[low:high])
+            start += self._sizes[name]
+        flat = torch.cat(pieces) if pieces else torch.zeros(0, device=self._device)
+        return encode(flat, self._reduce)
+
+    def reduce(self, group: str, slices: Sequence[bytes], length: int) -> tuple[bytes, Scalar]:
+        if not slices or not 0 <= length <= self._length(group):
+            raise ProtocolError(f"group {group!r}: {len(slices)} slices of {length} of {self._length(group)} elements")
+        total = self._decode_part(slices[0], length)
+        for part in slices[1:]:
+            total = torch.add(total, self._decode_part(part, length))
+        coded = encode(total, self._reduce)
+        return coded, float(self._decode_part(coded, length).double().square().sum())
+
+    def apply(self, state: StageState, reductions: Mapping[str, Sequence[bytes]], update: Update) -> StageState:
+        gradients: dict[str, Tensor] = {}
+        for group, names in self._groups.items():
+            if group not in reductions:
+                raise ProtocolError(f"stage {self._stage}: no reduction of group {group!r}; came {sorted(reductions)}")
+            flat = self._join(group, reductions[group])
+            pieces = torch.split(flat, [self._sizes[name] for name in names])
+            gradients |= {name: piece.view(self._shapes[name]) for name, piece in zip(names, pieces, strict=True)}
+        return adamw(state, gradients, update, self._manifest.settings.optimizer)
+
+    def digest(self, state: StageState) -> bytes:
+        return state_digest(state)
+
+    def _inputs(self, visit: StageInput) -> Tensor:
+        samples, length = visit.samples, self._manifest.settings.data.sequence_length
+        if self._is_first:
+            return self._tokens(visit.data, samples)
+        shape = (samples, length, self._manifest.shape.hidden_size)
+        return decode(visit.data, self._activations, shape=shape, device=self._device)
+
+    def _labels(self, visit: StageInput) -> Tensor:
+        if visit.labels is None:
+            raise WireError(f"stage {self._stage}: no labels came; the last stage needs them")
+        return self._tokens(visit.labels, visit.samples)
+
+    def _tokens(self, data: bytes, samples: int) -> Tensor:
+        length, vocabulary = self._manifest.settings.data.sequence_length, self._manifest.shape.vocab_size
+        tokens = tokens_from_bytes(data, samples, length, vocabulary)
+        return torch.from_numpy(np.array(tokens, dtype=np.int64)).to(self._device)
+
+    def _length(self, group: str) -> int:
+        if group not in self._lengths:
+            raise ProtocolError(f"stage {self._stage} has no group {group!r}; it has {sorted(self._lengths)}")
+        return self._lengths[group]
+
+    def _decode_part(self, part: bytes, length: int) -> Tensor:
+        return decode(part, self._reduce, shape=(length,), device=self._device)
+
+    def _join(self, group: str, parts: Sequence[bytes]) -> Tensor:
+        """The group's flat reduced gradient; part i of n holds elements [length * i // n, length * (i + 1) // n)."""
+        length, count = self._length(group), len(parts)
+        if not count:
+            raise ProtocolError(f"group {group!r}: no parts came")
+        sizes = [length * (i + 1) // count - length * i // count for i in range(count)]
+        return torch.cat([self._decode_part(part, size) for part, size in zip(parts, sizes, strict=True)])

@@ -1,0 +1,157 @@
+"""The visits of one stage: what each is, who waits for it, and how many may be open.
+
+A visit is one microbatch's work at one stage, known by (epoch, mode, step, index). It runs once, to its end, and outlives
+the stream that started it; a caller attaches to it, and a caller of higher order takes it from one of lower order. What it
+sent is kept until its step is closed. Knows no socket, clock or tensor.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import FailedError
+from ..protos import swarm_pb2 as pb
+from .backend import Scalar
+
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VisitKey:
+    epoch: int
+    mode: int
+    step: int
+    index: int
+
+
+def key_of(run: pb.Run) -> VisitKey:
+    return VisitKey(run.epoch, run.mode, run.step, run.index)
+
+
+class Attachment:
+    """One caller waiting for a visit, and what it has not been told yet."""
+
+    def __init__(self, order: Order, known: Iterable[pb.PathEntry]) -> None:
+        self.order = order
+        self.superseded = False
+        self._untold = {entry.stage: entry for entry in known}
+        self._wake = asyncio.Event()
+
+    def tell(self, entries: Sequence[pb.PathEntry] = ()) -> None:
+        """Queues changes of the path (only the latest of a stage is kept) and wakes the waiting exchange."""
+        self._untold.update((entry.stage, entry) for entry in entries)
+        self._wake.set()
+
+    def take(self) -> list[pb.PathEntry]:
+        """What the caller has not been told, and now is."""
+        untold = [self._untold[stage] for stage in sorted(self._untold)]
+        self._untold.clear()
+        self._wake.clear()
+        return untold
+
+    async def changed(self) -> bool:
+        return await self._wake.wait()
+
+
+@dataclass(eq=False)
+class Visit:
+    """One visit. `own` is this stage's path entry, `below` the entries that the stages below have reported."""
+
+    key: VisitKey
+    own: pb.PathEntry
+    run: pb.Run
+    data: bytes
+    order: Order = ()
+    attachment: Attachment | None = None
+    below: dict[int, pb.PathEntry] = field(default_factory=dict)
+    output: bytes | None = None
+    input_gradient: bytes | None = None
+    loss: Scalar | None = None
+    finished: bool = False
+    failure: FailedError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.finished or self.failure is not None
+
+    @property
+    def orphaned(self) -> bool:
+        return self.attachment is None
+
+    def attach(self, order: Order) -> Attachment:
+        """Hands the visit to a caller of higher order; the earlier one is told that it is superseded."""
+        if self.attachment is not None:
+            self.attachment.superseded = True
+            self.attachment.tell()
+        self.order = order
+        self.attachment = Attachment(order, self.path())
+        self.attachment.tell()
+        return self.attachment
+
+    def detach(self, attachment: Attachment) -> None:
+        if self.attachment is attachment:
+            self.attachment = None
+
+    def enter(self, phase: pb.Phase.ValueType) -> None:
+        """Moves this stage's part to its next phase and tells the caller."""
+        self.own = pb.PathEntry(
+            stage=self.own.stage, member=self.own.member, peer=self.own.peer, begun=self.own.begun, phase=phase
+        )
+        if self.attachment:
+            self.attachment.tell([self.own])
+
+    def hear(self, entries: Iterable[pb.PathEntry]) -> None:
+        """Takes in what the stages below report; entries that are not below this stage are ignored."""
+        news = [entry for entry in entries if self.own.stage < entry.stage <= self.run.last]
+        self.below.update((entry.stage, entry) for entry in news)
+        if self.attachment and news:
+            self.attachment.tell(news)
+
+    def end(self, failure: FailedError | None = None) -> None:
+        self.finished = failure is None
+        self.failure = failure
+        self.data = b""
+        if self.attachment:
+            self.attachment.tell()
+
+    def path(self) -> list[pb.PathEntry]:
+        return [self.own, *(self.below[stage] for stage in sorted(self.below))]
+
+
+class VisitTable:
+    """All visits of one stage on one peer. `slots` bounds the open ones; with more than one, the last is reserved for the
+    oldest open step, so that a re-run always finds room beside newer work."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._visits: dict[VisitKey, Visit] = {}
+        self._begun: dict[VisitKey, int] = {}
+
+    def get(self, key: VisitKey) -> Visit | None:
+        return self._visits.get(key)
+
+    @property
+    def open(self) -> int:
+        return sum(not visit.ended for visit in self._visits.values())
+
+    def has_room(self, step: int, oldest: int) -> bool:
+        reserved = 1 if self.slots > 1 and step > oldest else 0
+        return self.open < self.slots - reserved
+
+    def add(self, visit: Visit) -> None:
+        """Adds a visit that begins; its own entry says how many times this stage-visit has begun here."""
+        self._visits[visit.key] = visit
+        self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
+
+    def remove(self, visit: Visit) -> None:
+        """Forgets a visit that ended without a result."""
+        if self._visits.get(visit.key) is visit:
+            del self._visits[visit.key]
+
+    def close(self, epoch: int, closed: int) -> None:
+        """Lets go of the finished visits of steps below `closed`, and of everything of older epochs."""
+        for key, visit in list(self._visits.items()):
+            if (key.epoch, key.step) < (epoch, closed) and visit.ended:
+                del self._visits[key]
+        for key in [key for key in self._begun if (key.epoch, key.step) < (epoch, closed)]:
+            del self._begun[key]

@@ -1,0 +1,135 @@
+"""AdamW against torch's, the same bits at every CPU capability, and the trainer's scalars."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from swarm_peer.errors import NonFiniteError
+from swarm_peer.swarm.arithmetic import RealArithmetic, learning_rate
+from swarm_peer.swarm.backend import Update
+from swarm_peer.swarm.manifest import Manifest, ModelSettings, OptimizerSettings, Settings, TrainSettings, freeze
+from swarm_peer.swarm.model.config import TINY
+from swarm_peer.swarm.optimizer import adamw, fresh_state, state_digest
+
+DIGESTS = """
+import torch
+from swarm_peer.swarm.backend import Update
+from swarm_peer.swarm.initial import uniform
+from swarm_peer.swarm.manifest import OptimizerSettings
+from swarm_peer.swarm.optimizer import adamw, fresh_state, state_digest
+torch.set_num_threads(1)
+state = fresh_state({"w": uniform(0, "w", (67, 93), -1, 1), "n": uniform(0, "n", (129,), -1, 1)})
+settings = OptimizerSettings(weight_decay=0.1)
+for step in range(5):
+    gradients = {n: uniform(step, "g" + n, p.shape, -1, 1) for n, p in state.parameters.items()}
+    update = Update(0.1 / 3, 1e-3, 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1))
+    state = adamw(state, gradients, update, settings)
+print(torch.backends.cpu.get_cpu_capability(), state_digest(state).hex())
+"""
+
+
+def manifest(optimizer: OptimizerSettings, steps: int = 10) -> Manifest:
+    return freeze(
+        settings=Settings(model=ModelSettings(name="tiny"), train=TrainSettings(steps=steps), optimizer=optimizer),
+        shape=TINY,
+        texts_sha256=("0" * 64,),
+        heldout_sha256=("0" * 64,),
+        organizer="0" * 64,
+        nonce="0" * 32,
+    )
+
+
+def test_follows_torch_adamw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        "matrix": torch.randn(33, 17, generator=generator, dtype=torch.float32),
+        "norm": torch.randn(17, generator=generator, dtype=torch.float32),
+    }
+    settings = OptimizerSettings(learning_rate=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    state = fresh_state(start)
+    theirs = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    groups = [{"params": [theirs["matrix"]], "weight_decay": 0.1}, {"params": [theirs["norm"]], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(20):
+        gradients = {name: torch.randn(t.shape, generator=generator) for name, t in start.items()}
+        state = adamw(state, gradients, Update(0.5, 0.01, 1 - 0.9 ** (step + 1), 1 - 0.95 ** (step + 1)), settings)
+        for name, tensor in theirs.items():
+            tensor.grad = gradients[name] * 0.5
+        optimizer.step()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(state.parameters[name], tensor.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_leaves_the_state_that_it_was_given_alone() -> None:
+    state = fresh_state({"w": torch.ones(4, 4)})
+    before = state_digest(state)
+    after = adamw(state, {"w": torch.ones(4, 4)}, Update(1.0, 0.1, 0.1, 0.001), OptimizerSettings())
+    assert state_digest(state) == before
+    assert state_digest(after) != before
+
+
+def test_the_digest_covers_moments_shapes_and_names() -> None:
+    zero, one = {"w": torch.zeros(2, 2)}, {"w": torch.ones(2, 2)}
+    base = fresh_state(zero)
+    others = [
+        type(base)(zero, one, zero),
+        type(base)(zero, zero, one),
+        fresh_state({"w": torch.zeros(4, 1)}),
+        fresh_state({"v": torch.zeros(2, 2)}),
+    ]
+    assert len({state_digest(state) for state in [base, *others]}) == 5
+
+
+def run_at(capability: str) -> tuple[str, str]:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DIGESTS]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    name, digest = output.split()
+    return name, digest
+
+
+def test_the_same_bits_at_every_cpu_capability() -> None:
+    plain, plain_digest = run_at("default")
+    wide, wide_digest = run_at("avx2")
+    if plain == wide:
+        pytest.skip(f"this machine has only one CPU capability ({plain})")
+    assert plain_digest == wide_digest
+    # The same bits as on the machine where this test was written.
+    assert plain_digest == "90891c6be90e31ef79b8da28f4b5d4cf19b22bf0bfa5055580e8d1319be655aa"
+
+
+def test_warm_up_then_decay() -> None:
+    flat = manifest(OptimizerSettings(learning_rate=1.0, warmup_steps=4))
+    assert [learning_rate(flat, step) for step in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    linear = manifest(OptimizerSettings(learning_rate=1.0, schedule="linear", warmup_steps=2))
+    rates = [learning_rate(linear, step) for step in range(2, 11)]
+    assert rates == [1 - i / 8 for i in range(9)]
+    cosine = manifest(OptimizerSettings(learning_rate=1.0, schedule="cosine"))
+    assert learning_rate(cosine, 5) == pytest.approx(0.5)
+    assert 0 < learning_rate(cosine, 9) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("squared_norm", "factor"),
+    [(0.0, 1 / 64), (64.0**2, 1 / 64), (128.0**2, 0.5 / 64), (32.0**2, 1 / 64)],
+)
+def test_clipping_bounds_the_norm_per_token(squared_norm: float, factor: float) -> None:
+    update = RealArithmetic(manifest(OptimizerSettings(clip_norm=1.0))).update(0, squared_norm, 64)
+    assert update.factor == pytest.approx(factor)
+
+
+def test_the_scalars_of_a_commit_are_fp32_values() -> None:
+    update = RealArithmetic(manifest(OptimizerSettings(learning_rate=1e-3, schedule="cosine"))).update(2, 123.456, 100)
+    for value in (update.factor, update.learning_rate, update.bias_correction1, update.bias_correction2):
+        assert value == torch.tensor(value, dtype=torch.float32).item()
+    assert update.bias_correction1 == pytest.approx(1 - 0.9**3)
+    assert update.bias_correction2 == pytest.approx(1 - 0.999**3)
+
+
+@pytest.mark.parametrize("squared_norm", [math.nan, math.inf, -1.0])
+def test_a_norm_that_is_no_norm_is_refused(squared_norm: float) -> None:
+    with pytest.raises(NonFiniteError, match="step 3"):
+        RealArithmetic(manifest(OptimizerSettings())).update(3, squared_norm, 10)
