@@ -6,6 +6,7 @@ expire.
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -35,7 +36,8 @@ class MemoryStream:
         if len(frame) > MAX_FRAME_BYTES:
             raise WireError(f"a frame of {len(frame)} bytes is above the limit of {MAX_FRAME_BYTES}")
         loop = asyncio.get_running_loop()
-        self._arrival = max(self._arrival, loop.time() + self._latency())
+        # Strictly later than the frame before: the loop's timers keep no order among equals.
+        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time() + self._latency())
         loop.call_at(self._arrival, self.other._arrive, frame)
         await asyncio.sleep(0)
 
@@ -63,7 +65,8 @@ class MemoryStream:
         self._wake.set()
         # What is already on its way still arrives; then the other side sees the end.
         loop = asyncio.get_running_loop()
-        loop.call_at(max(self._arrival, loop.time()), self.other._arrive, None)
+        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time())
+        loop.call_at(self._arrival, self.other._arrive, None)
 
 
 @dataclass

@@ -98,6 +98,10 @@ class SimulatedSwarm:
             self.killed.append(peer)
             asyncio.get_running_loop().call_soon(self.network.nodes[peer].kill)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Calls after `seconds` of virtual time."""
+        asyncio.get_running_loop().call_later(seconds, call)
+
     def live_at(self, stage: int) -> list[str]:
         """The peers of a stage that have not been killed, by member number."""
         return [

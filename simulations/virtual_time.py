@@ -64,6 +64,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if self._now > self._limit:
             raise Stuck(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
 
+    def lift_limit(self) -> None:
+        """Lets the tasks that are being cancelled come to their end."""
+        self._limit = float("inf")
+
     def call_at(self, when: float, *arguments: Any, **keywords: Any) -> asyncio.TimerHandle:
         # A timer a hair beyond the clock would leave select() with a timeout that rounds to no progress.
         return super().call_at(max(when, self._now), *arguments, **keywords)
@@ -84,8 +88,8 @@ def run(main: Coroutine[Any, Any, T], *, limit: float = 1e6) -> T:
 
 
 def _cancel_all(loop: VirtualTimeLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
+    loop.lift_limit()
+    while tasks := asyncio.all_tasks(loop):
+        for task in tasks:
+            task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

@@ -5,6 +5,7 @@ those two as one. Its reduction is atomic: attempt follows attempt until one has
 A Commit names one attempt of each stage; it is sent until every live replica has applied it.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from .roster import Member, Roster
 from .steps import Step
 
 Outcome = pb.Reduced | pb.ReduceFailed
+
+GRACE_SECONDS = 1.0
+"""How long the other members of a failed attempt may take to say how far they got."""
 
 DISAGREEMENTS = 2
 """After this many attempts whose digests disagree, the replicas in the minority are lost."""
@@ -77,9 +81,7 @@ class Closing:
             self._attempts[step.number, unit] = attempt
             members = [member for stage in unit.stages for member in self.roster.live(stage)]
             await self._ask(step, unit, attempt, members)
-            await self.signal.wait_for(
-                lambda: all(self._outcome(step, attempt, member) or not member.live for member in members)
-            )
+            await self._answers(step, attempt, members)
             outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
             if self._void(step, outcomes) or any(outcome is None for _, outcome in outcomes):
                 continue
@@ -98,6 +100,36 @@ class Closing:
                 step.held[member.stage, member.number] = tuple(outcome.indices)
             self.ledger.settle(step.number, unit.stages)
             return [self._choice(stage, attempt, reduced) for stage in unit.stages]
+
+    async def _answers(self, step: Step, attempt: int, members: Sequence[Member]) -> None:
+        """Waits until every member has answered, or the attempt has failed for good.
+
+        It has when a member is lost before it answered or lacks what it is credited with; after any other failure the
+        others get a moment to finish, for what one of them holds complete can still be chosen.
+        """
+
+        def answered() -> bool:
+            return all(self._outcome(step, attempt, member) for member in members)
+
+        def failed() -> bool:
+            outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
+            return any(isinstance(outcome, pb.ReduceFailed) for _, outcome in outcomes) or any(
+                outcome is None and not member.live for member, outcome in outcomes
+            )
+
+        await self.signal.wait_for(lambda: answered() or failed())
+        hopeless = any(
+            (outcome is None and not member.live) or (isinstance(outcome, pb.ReduceFailed) and outcome.lacking)
+            for member in members
+            for outcome in [self._outcome(step, attempt, member)]
+        )
+        if hopeless or answered():
+            return
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self.signal.wait_for(answered)
+        except TimeoutError:
+            return
 
     async def _ask(self, step: Step, unit: Unit, attempt: int, members: Sequence[Member]) -> None:
         indices = {

@@ -81,6 +81,7 @@ class Hop:
             if isinstance(reply, pb.Busy):
                 if len(tried) >= self.neighbours.usable(stage):
                     tried.clear()
+                    await self.neighbours.refresh(stage)
                     await asyncio.sleep(max(BUSY_PAUSE_SECONDS, min(reply.retry_after_ms, 1000) / 1000))
                 continue
             error = self._judge(stage, peer, reply)

@@ -35,8 +35,8 @@ FETCH_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Something that just happened on this peer; fault injection hooks in here. `name`: forward, below, backward, held,
-    reduce, part, reduced, commit, applied."""
+    """Something that just happened on this peer; fault injection hooks in here. `name`: queued, forward, below, backward,
+    held, reduce, part, reduced, commit, applied."""
 
     name: str
     stage: int
@@ -144,6 +144,7 @@ class StageHost:
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)
         self.visits.add(visit)
+        self.observe(Moment("queued", self.stage, key.step, key.index))
         self.spawn(self._work(visit))
         return visit
 

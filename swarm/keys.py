@@ -2,15 +2,18 @@
 
 One Ed25519 key is a peer's identity everywhere: for libp2p (its peer id *is* the public key), for its directory records,
 and for a trainer's terms. The organizer's key signs the manifest and the delegation of each trainer. Every signature covers
-a domain, so that one can never stand for another.
+a domain, so that one can never stand for another. A key has one text form (64 lower-case hex digits) and a peer id has
+one, so that neither can pass for somebody else in a table.
 
-Errors: `TrustError`.
+Errors: `TrustError`; `ManifestError` for a manifest that cannot be read.
 """
 
 import hashlib
 import os
+import re
+import secrets
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import base58
@@ -28,6 +31,10 @@ MANIFEST_DOMAIN = "manifest"
 DELEGATION_DOMAIN = "delegation"
 TERM_DOMAIN = "term"
 
+_PUBLIC_HEX = re.compile(r"[0-9a-f]{64}")
+_PEER_ID_CHARACTERS = 52
+"""Every Ed25519 peer id has this many; base58 takes quadratic time, so longer texts are not even decoded."""
+
 
 def state_folder() -> Path:
     """Where keys and the runs of this machine are kept: $SWARM_PEER_STATE, else the user's state folder."""
@@ -41,9 +48,9 @@ def _covered(domain: str, data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A private key."""
+    """A private key (32 bytes), which no `repr` shows."""
 
-    private: bytes
+    private: bytes = field(repr=False)
 
     @classmethod
     def generate(cls) -> "Identity":
@@ -58,29 +65,39 @@ class Identity:
     def load_or_create(cls, path: Path) -> "Identity":
         """Reads a key file, or makes one (mode 0600). Raises `TrustError` if others may read it, or it is no key."""
         try:
-            mode = path.stat().st_mode
+            file = path.open("rb")
         except FileNotFoundError:
             return cls._create(path)
-        if stat.S_IMODE(mode) & 0o077:
-            raise TrustError(f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); run chmod 600 on it")
-        private = path.read_bytes()
+        except OSError as error:
+            raise TrustError(f"the key file {path} cannot be read: {error}") from error
+        with file:
+            # Asked of the open file, not of the path, so that what is checked is what is read.
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise TrustError(f"{path} can be read or written by others (mode {mode:o}); run chmod 600 on it")
+            private = file.read(33)
         if len(private) != 32:
-            raise TrustError(f"{path} holds {len(private)} bytes; an Ed25519 private key has 32")
+            raise TrustError(f"{path} is not a key file: an Ed25519 private key has exactly 32 bytes")
         return cls(private)
 
     @classmethod
     def _create(cls, path: Path) -> "Identity":
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         identity = cls.generate()
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(identity.private)
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(identity.private)
+                file.flush()
+                os.fsync(file.fileno())
+            # A link, unlike a rename, never replaces a key that another process has just made: the first one stays.
             os.link(unfinished, path)
         except FileExistsError:
             return cls.load_or_create(path)
+        except OSError as error:
+            raise TrustError(f"the key file {path} cannot be made: {error}") from error
         finally:
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
         return identity
 
     @property
@@ -103,29 +120,35 @@ class Identity:
         return _LIBP2P_PRIVATE + self.private + bytes.fromhex(self.public_hex)
 
 
+def _public_bytes(public_hex: str) -> bytes:
+    if not _PUBLIC_HEX.fullmatch(public_hex):
+        raise TrustError(f"{public_hex[:80]!r} is not a public key: expected 64 lower-case hex digits")
+    return bytes.fromhex(public_hex)
+
+
 def verify(public_hex: str, domain: str, data: bytes, signature: bytes) -> None:
     """Raises `TrustError` unless `signature` was made by this key over this domain and data."""
+    public = _public_bytes(public_hex)
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
-        key.verify(signature, _covered(domain, data))
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _covered(domain, data))
     except (InvalidSignature, ValueError) as error:
         raise TrustError(f"the {domain} is not signed by key {public_hex[:16]}...") from error
 
 
 def peer_id_of(public_hex: str) -> str:
-    """libp2p's text form of a public key: base58 of the identity multihash of its protobuf."""
-    return base58.b58encode(_IDENTITY_MULTIHASH + _LIBP2P_PUBLIC + bytes.fromhex(public_hex)).decode("ascii")
+    """libp2p's text form of a public key: base58 of the identity multihash of its protobuf. Raises `TrustError`."""
+    return base58.b58encode(_IDENTITY_MULTIHASH + _LIBP2P_PUBLIC + _public_bytes(public_hex)).decode("ascii")
 
 
 def public_key_of(peer_id: str) -> str:
     """The public key (hex) that a peer id is. Raises `TrustError` if it is not an Ed25519 one."""
     prefix = _IDENTITY_MULTIHASH + _LIBP2P_PUBLIC
     try:
-        raw = base58.b58decode(peer_id)
+        raw = base58.b58decode(peer_id) if len(peer_id) == _PEER_ID_CHARACTERS else b""
     except ValueError as error:
         raise TrustError(f"{peer_id!r} is not a peer id") from error
     if not raw.startswith(prefix) or len(raw) != len(prefix) + 32:
-        raise TrustError(f"{peer_id!r} is not the peer id of an Ed25519 key")
+        raise TrustError(f"{peer_id[:80]!r} is not the peer id of an Ed25519 key")
     return raw[len(prefix) :].hex()
 
 
@@ -155,6 +178,31 @@ def check_signed_manifest(canonical: bytes, signature: bytes, run_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
+class Delegation:
+    """The organizer's word that the trainer with this public key (hex) may lead this run."""
+
+    run: str
+    trainer: str
+    signature: bytes
+
+
+def _delegated(run_id: str, trainer: str) -> bytes:
+    return f"{run_id}/{trainer}".encode()
+
+
+def delegate(organizer: Identity, run_id: str, trainer: str) -> bytes:
+    """The signature of a `Delegation`: it lets a trainer (public key, hex) lead a run."""
+    return organizer.sign(DELEGATION_DOMAIN, _delegated(run_id, trainer))
+
+
+def check_delegation(manifest: Manifest, delegation: Delegation) -> None:
+    """Raises `TrustError` unless the manifest's organizer let this trainer lead this run."""
+    if delegation.run != manifest.run_id:
+        raise TrustError(f"the delegation is for run {delegation.run[:80]}, not for run {manifest.run_id}")
+    verify(manifest.organizer, DELEGATION_DOMAIN, _delegated(delegation.run, delegation.trainer), delegation.signature)
+
+
+@dataclass(frozen=True, slots=True)
 class SignedTerm:
     """A trainer's claim to lead: `delegation` is the organizer's signature, `signature` the trainer's own."""
 
@@ -164,22 +212,35 @@ class SignedTerm:
     signature: bytes
 
 
-def _delegated(run_id: str, trainer: str) -> bytes:
-    return f"{run_id}/{trainer}".encode()
-
-
-def delegate(organizer: Identity, run_id: str, trainer: str) -> bytes:
-    """The organizer's signature that lets a trainer (public key, hex) lead a run."""
-    return organizer.sign(DELEGATION_DOMAIN, _delegated(run_id, trainer))
+def _numbered(run_id: str, number: int) -> bytes:
+    return f"{run_id}/{number}".encode()
 
 
 def sign_term(trainer: Identity, run_id: str, number: int, delegation: bytes) -> SignedTerm:
-    signature = trainer.sign(TERM_DOMAIN, f"{run_id}/{number}".encode())
-    return SignedTerm(number, trainer.public_hex, delegation, signature)
+    return SignedTerm(number, trainer.public_hex, delegation, trainer.sign(TERM_DOMAIN, _numbered(run_id, number)))
 
 
 def check_term(manifest: Manifest, term: SignedTerm) -> None:
     """Raises `TrustError` unless the organizer delegated the run to this trainer and the trainer signed the number."""
     run_id = manifest.run_id
-    verify(manifest.organizer, DELEGATION_DOMAIN, _delegated(run_id, term.trainer), term.delegation)
-    verify(term.trainer, TERM_DOMAIN, f"{run_id}/{term.number}".encode(), term.signature)
+    check_delegation(manifest, Delegation(run_id, term.trainer, term.delegation))
+    verify(term.trainer, TERM_DOMAIN, _numbered(run_id, term.number), term.signature)
+
+
+class ProvenTerms:
+    """Remembers the terms of one run that passed `check_term`: every message of a trainer carries one. At most `limit`
+    are kept, the oldest goes first; what fails is never remembered."""
+
+    def __init__(self, manifest: Manifest, limit: int = 64) -> None:
+        self._manifest = manifest
+        self._limit = limit
+        self._proven: dict[SignedTerm, None] = {}
+
+    def check(self, term: SignedTerm) -> None:
+        """As `check_term`; a term that passed before costs one look-up. Raises `TrustError`."""
+        if term in self._proven:
+            return
+        check_term(self._manifest, term)
+        if len(self._proven) >= self._limit:
+            del self._proven[next(iter(self._proven))]
+        self._proven[term] = None

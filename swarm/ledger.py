@@ -34,16 +34,16 @@ class Ledger:
         credits[index] = member
         return True
 
-    def lose(self, member: int) -> list[tuple[int, int, int]]:
-        """Takes every open credit from a lost member: the (step, stage, index) that must be re-run."""
-        lost: list[tuple[int, int, int]] = []
+    def lose(self, member: int) -> list[tuple[int, int]]:
+        """Takes every open credit from a lost member: the (step, index) of which a stage must be re-run."""
+        lost: list[tuple[int, int]] = []
         for (step, stage), credits in self._credits.items():
             if (step, stage) in self._settled:
                 continue
             indices = [index for index, holder in credits.items() if holder == member]
             for index in indices:
                 del credits[index]
-            lost += [(step, stage, index) for index in indices]
+            lost += [(step, index) for index in indices]
         return lost
 
     def settle(self, step: int, stages: Iterable[int]) -> None:

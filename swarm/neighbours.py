@@ -4,6 +4,7 @@ Reads come from the directory (peers) or from the roster (trainer); when one fai
 the pure policy of `routing.py`.
 """
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection
 
@@ -11,6 +12,9 @@ from ..errors import UnreachableError
 from . import routing
 from .directory import Record
 from .exchange import Pool
+
+REFRESH_SECONDS = 0.25
+"""The directory is not read more often than this, a stage."""
 
 ReadStage = Callable[[int], Awaitable[tuple[Record, ...]]]
 
@@ -24,9 +28,14 @@ class Neighbours:
         self._draw = draw
         self._records: dict[int, dict[str, Record]] = {}
         self._wirings: dict[int, routing.Wiring] = {}
+        self._read_at: dict[int, float] = {}
 
     async def refresh(self, stage: int) -> None:
-        """Reads a stage again; keeps the last snapshot if that fails."""
+        """Reads a stage again, unless that was just done; keeps the last snapshot if that fails."""
+        now = asyncio.get_running_loop().time()
+        if now - self._read_at.get(stage, -REFRESH_SECONDS) < REFRESH_SECONDS:
+            return
+        self._read_at[stage] = now
         try:
             records = await self._read(stage)
         except UnreachableError:

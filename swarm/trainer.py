@@ -250,14 +250,14 @@ class Trainer:
             return
         self.neighbours.failed(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
-        affected = {(step, index) for step, index, _ in uncredited} | self.driver.open_at(member.number)
+        affected = set(uncredited) | self.driver.open_at(member.number)
         now = asyncio.get_running_loop().time()
         at_step = max(self.steps, default=0)
         self.faults.add(
             Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected))
         )
         self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
-        for step, index, _ in uncredited:
+        for step, index in uncredited:
             self._rerun(step, index)
         self.signal.notify()
 
