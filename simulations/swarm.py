@@ -98,6 +98,11 @@ class SimulatedSwarm:
             self.killed.append(peer)
             asyncio.get_running_loop().call_soon(self.network.nodes[peer].kill)
 
+    @property
+    def now(self) -> float:
+        """Virtual time, in seconds."""
+        return asyncio.get_running_loop().time()
+
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Calls after `seconds` of virtual time."""
         asyncio.get_running_loop().call_later(seconds, call)
