@@ -1,0 +1,6 @@
+"""Wire codecs: a tensor as bytes that say what they are, and back, whoever sent them."""
+
+from .codec import decode, encode, encoded_bytes
+from .spec import CodecSpec
+
+__all__ = ["CodecSpec", "decode", "encode", "encoded_bytes"]

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..compression import CodecSpec, decode, encode
 from ..errors import ModelError, NonFiniteError
-from ..swarm.data import Corpus
+from ..swarm.data import Corpus, TokenArray, TrainingOrder, heldout_batches
 from ..swarm.initial import base_tensor, lora_tensor
 from ..swarm.manifest import Manifest
 
@@ -183,6 +183,15 @@ class _Reference:
         return loss / tokens
 
 
+def _tensors(batch: tuple[TokenArray, TokenArray]) -> Microbatch:
+    tokens, labels = batch
+    return torch.from_numpy(tokens).long(), torch.from_numpy(labels).long()
+
+
+def _microbatches(manifest: Manifest, order: TrainingOrder, step: int) -> list[Microbatch]:
+    return [_tensors(order.sample(step, index)) for index in range(manifest.microbatches)]
+
+
 def _rate(manifest: Manifest, step: int) -> float:
     settings, steps = manifest.settings.optimizer, manifest.settings.train.steps
     if step < settings.warmup_steps:
@@ -206,12 +215,14 @@ def run_reference(
     gradient per token before clipping, `seconds` of each step, `version` the one that its gradient was computed at.
     """
     reference = _Reference(manifest, base_folder)
-    before = reference.heldout(_heldout(heldout_corpus))
+    held = [_tensors(batch) for batch in heldout_batches(manifest, heldout_corpus)]
+    order = TrainingOrder(manifest, corpus)
+    before = reference.heldout(held)
     steps: list[Step] = []
     for step in range(manifest.settings.train.steps):
-        entry = reference.step(step, _microbatches(manifest, corpus, step))
+        entry = reference.step(step, _microbatches(manifest, order, step))
         steps.append(entry)
         if progress is not None:
             progress(entry)
-    after = reference.heldout(_heldout(heldout_corpus))
+    after = reference.heldout(held)
     return {"run_id": manifest.run_id, "steps": steps, "heldout": {"before": before, "after": after}}

@@ -49,6 +49,12 @@ class RealArithmetic:
     def add(self, left: Scalar, right: Scalar) -> Scalar:
         return left + right
 
+    def mean(self, total: Scalar, tokens: int) -> Scalar:
+        return total / tokens
+
+    def norm(self, squared_norm: Scalar, tokens: int) -> Scalar:
+        return math.sqrt(squared_norm) / tokens
+
     def update(self, step: int, squared_norm: Scalar, tokens: int) -> Update:
         """The numbers of Commit(step).
 

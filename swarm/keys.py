@@ -1,9 +1,9 @@
 """Keys and what they prove: identities, the signed manifest, the trainer's delegation and term.
 
-One Ed25519 key is a peer's identity everywhere: for libp2p (its peer id *is* the public key), for its directory records,
-and for a trainer's terms. The organizer's key signs the manifest and the delegation of each trainer. Every signature covers
-a domain, so that one can never stand for another. A key has one text form (64 lower-case hex digits) and a peer id has
-one, so that neither can pass for somebody else in a table.
+One Ed25519 key is a peer's identity everywhere: for libp2p (its peer id *is* the public key), for its directory
+records, and for a trainer's terms. The organizer's key signs the manifest and the delegation of each trainer. Every
+signature covers a domain, so that one can never stand for another. A key has one text form (64 lower-case hex digits)
+and a peer id has one, so that neither can pass for somebody else in a table. Nothing here talks to anybody.
 
 Errors: `TrustError`; `ManifestError` for a manifest that cannot be read.
 """

@@ -5,8 +5,8 @@ Talks to the pure stage (`model/`), the codecs (`compression`) and the optimizer
 must agree on bit for bit (initial values, updates, digests) uses correctly rounded operations only; the forward and
 backward pass need not, since every replica applies the same reduced bytes.
 
-Errors: `WireError` and `CodecError` for input that does not fit, `NonFiniteError` for NaN or infinity in input,
-output, loss or gradient, `ProtocolError` for slices and parts that do not fit a group, `ModelError` for a base that
+Errors: `WireError` for input that does not fit or is not finite, `NonFiniteError` for NaN or infinity in output, loss or
+gradient, `CodecError` for slices and parts that do not decode, `ProtocolError` for slices and parts that do not fit a group, `ModelError` for a base that
 does not fit.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..compression import CodecSpec, decode, encode
-from ..errors import ModelError, NonFiniteError, ProtocolError, WireError
+from ..errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
 from .data import tokens_from_bytes
 from .initial import lora_tensor
@@ -121,7 +121,7 @@ class TorchBackend:
             if output_gradient is None:
                 raise WireError(f"stage {self._stage}: no output gradient came; only the last stage does without")
             shape = tuple(context.root.shape)
-            seeds = [decode(output_gradient, self._gradients, shape=shape, device=self._device).to(context.root.dtype)]
+            seeds = [self._received(output_gradient, self._gradients, shape).to(context.root.dtype)]
         names = list(context.trainables)
         leaves = [context.trainables[name] for name in names]
         if context.inputs is not None:
@@ -184,7 +184,14 @@ class TorchBackend:
         if self._is_first:
             return self._tokens(visit.data, samples)
         shape = (samples, length, self._manifest.shape.hidden_size)
-        return decode(visit.data, self._activations, shape=shape, device=self._device)
+        return self._received(visit.data, self._activations, shape)
+
+    def _received(self, data: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> Tensor:
+        """What a neighbour sent; whatever is wrong with it is the neighbour's, not this stage's."""
+        try:
+            return decode(data, spec, shape=shape, device=self._device)
+        except CodecError as error:
+            raise WireError(f"stage {self._stage}: what came does not decode: {error}") from error
 
     def _labels(self, visit: StageInput) -> Tensor:
         if visit.labels is None:

@@ -13,7 +13,8 @@ from swarm_peer.errors import ModelError
 from swarm_peer.peer.reference import run_reference
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.backend import StageInput
-from swarm_peer.swarm.data import Corpus, tokens_to_bytes
+from swarm_peer.swarm.data import Corpus, TrainingOrder, heldout_batches, tokens_to_bytes
+from swarm_peer.swarm.tokenizer import ByteTokenizer
 from swarm_peer.swarm.manifest import (
     CodecSettings,
     DataSettings,
@@ -122,10 +123,19 @@ class Pipeline:
         return {"loss": total / tokens, "grad_norm": squared**0.5 / tokens, "tokens": tokens, "version": version}
 
 
+def corpora() -> tuple[Corpus, Corpus]:
+    tokenizer = ByteTokenizer()
+    return Corpus(tokenizer.encode(TEXT.decode())), Corpus(tokenizer.encode(HELDOUT.decode()))
+
+
+def step_batches(run: Manifest, corpus: Corpus, step: int) -> list[Any]:
+    return [TrainingOrder(run, corpus).sample(step, index) for index in range(run.microbatches)]
+
+
 def compare(run: Manifest, tolerance: float, folder: Path | None = None) -> dict[str, Any]:
     """Runs both; asserts that they agree in every step and on held-out text; returns the reference's report."""
     torch.set_num_threads(1)
-    corpus, heldout = corpora(run)
+    corpus, heldout = corpora()
     seen: list[Any] = []
     report = run_reference(run, corpus, heldout, folder, progress=seen.append)
     assert seen == report["steps"]
@@ -175,7 +185,7 @@ def test_lossy_codecs_change_the_numbers() -> None:
     reports = []
     for codecs in (FP32, EIGHT_BIT):
         run = manifest("full", 0, codecs, steps=2)
-        reports.append(run_reference(run, *corpora(run), None)["steps"])
+        reports.append(run_reference(run, *corpora(), None)["steps"])
     assert reports[0][0]["loss"] != reports[1][0]["loss"]
     assert reports[0][0]["loss"] == pytest.approx(reports[1][0]["loss"], rel=0.01)
     assert reports[0][0]["grad_norm"] != reports[1][0]["grad_norm"]
@@ -197,4 +207,4 @@ def test_a_checkpoint_as_transformers_saves_it(tmp_path: Path, mode: str) -> Non
 def test_a_folder_without_a_checkpoint_is_a_model_error(tmp_path: Path) -> None:
     run = manifest("lora", 1, FP32, weights_sha256="0" * 64)
     with pytest.raises(ModelError, match="cannot load"):
-        run_reference(run, *corpora(run), tmp_path)
+        run_reference(run, *corpora(), tmp_path)

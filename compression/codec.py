@@ -1,0 +1,113 @@
+"""Tensors as bytes: a self-describing header, the scales, the codes.
+
+Deterministic: the same values give the same bytes on every machine. Nothing in a buffer is trusted: the receiver says which
+codec and shape are due, every length follows from those, and a header that says otherwise is refused before anything is
+allocated. Errors: `CodecError` for a buffer that is not what is due, `NonFiniteError` for NaN or infinity in either direction.
+"""
+
+import math
+import struct
+import zlib
+
+import torch
+from torch import Tensor
+
+from ..errors import CodecError, NonFiniteError
+from ..kernels import blockwise
+from .spec import NAMES, CodecSpec
+
+MAGIC = b"SPT"
+FORMAT_VERSION = 1
+MAX_DIMENSIONS = 8
+
+_FIXED = struct.Struct("<3sBBBxxIQI")
+"""Magic, format version, codec id, number of dimensions, block, payload bytes, crc32 of the payload."""
+
+_SCALE_BYTES = {"fp32": 0, "int8": 2, "dynamic8": 4}
+_ELEMENT_BYTES = {"fp32": 4, "int8": 1, "dynamic8": 1}
+
+
+def encoded_bytes(shape: tuple[int, ...], spec: CodecSpec) -> int:
+    """The exact size of an encoded tensor of this shape, in bytes."""
+    return _FIXED.size + 4 * len(shape) + _payload_bytes(math.prod(shape), spec)
+
+
+def _payload_bytes(elements: int, spec: CodecSpec) -> int:
+    blocks = -(-elements // spec.block)
+    return elements * _ELEMENT_BYTES[spec.name] + blocks * _SCALE_BYTES[spec.name]
+
+
+def encode(tensor: Tensor, spec: CodecSpec) -> bytes:
+    """A floating-point tensor of any layout as bytes. Raises `CodecError`, `NonFiniteError`."""
+    if not tensor.is_floating_point() or tensor.dim() > MAX_DIMENSIONS:
+        raise CodecError(f"a tensor of {tensor.dtype} with {tensor.dim()} dimensions cannot be encoded")
+    flat = tensor.detach().to(torch.float32).contiguous().view(-1)
+    if spec.name == "fp32":
+        _require_finite(flat)
+        payload = _to_bytes(flat)
+    elif spec.name == "int8":
+        codes, scales = blockwise.quantize_linear(flat, spec.block)
+        payload = _to_bytes(scales) + _to_bytes(codes)
+    else:
+        codes, scales = blockwise.quantize_dynamic(flat, spec.block)
+        payload = _to_bytes(scales) + _to_bytes(codes)
+    return _header(tuple(tensor.shape), spec, payload) + payload
+
+
+def decode(
+    buffer: bytes | memoryview, spec: CodecSpec, *, shape: tuple[int, ...], device: str | torch.device = "cpu"
+) -> Tensor:
+    """The tensor of this shape, float32 on `device`. Raises `CodecError`, `NonFiniteError`."""
+    view = memoryview(buffer)
+    wanted = encoded_bytes(shape, spec)
+    if len(view) != wanted:
+        raise CodecError(f"expected {wanted} bytes for {spec.name} of shape {shape}, got {len(view)}")
+    start = wanted - _payload_bytes(math.prod(shape), spec)
+    payload = view[start:]
+    if bytes(view[:start]) != _header(shape, spec, payload):
+        raise CodecError(f"the header is not that of {spec.name}, block {spec.block}, shape {shape}, or the checksum is wrong")
+    elements = math.prod(shape)
+    if spec.name == "fp32":
+        flat = _from_bytes(payload, torch.float32, elements, device)
+        _require_finite(flat)
+        return flat.view(shape)
+    blocks = -(-elements // spec.block)
+    scale_bytes = blocks * _SCALE_BYTES[spec.name]
+    linear = spec.name == "int8"
+    scales = _from_bytes(payload[:scale_bytes], torch.bfloat16 if linear else torch.float32, blocks, device)
+    codes = _from_bytes(payload[scale_bytes:], torch.int8 if linear else torch.uint8, elements, device)
+    _require_finite(scales)
+    dequantize = blockwise.dequantize_linear if linear else blockwise.dequantize_dynamic
+    flat = dequantize(codes, scales, spec.block)
+    # A finite scale times a code can still leave the range of float32.
+    _require_finite(flat)
+    return flat.reshape(shape)
+
+
+def _header(shape: tuple[int, ...], spec: CodecSpec, payload: bytes | memoryview) -> bytes:
+    fixed = _FIXED.pack(
+        MAGIC,
+        FORMAT_VERSION,
+        NAMES.index(spec.name),
+        len(shape),
+        spec.block if _SCALE_BYTES[spec.name] else 0,
+        len(payload),
+        zlib.crc32(payload),
+    )
+    return fixed + struct.pack(f"<{len(shape)}I", *shape)
+
+
+def _to_bytes(flat: Tensor) -> bytes:
+    return flat.cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _from_bytes(data: memoryview, dtype: torch.dtype, elements: int, device: str | torch.device) -> Tensor:
+    if not elements:
+        return torch.empty(0, dtype=dtype, device=device)
+    return torch.frombuffer(bytearray(data), dtype=dtype, count=elements).to(device)
+
+
+def _require_finite(flat: Tensor) -> None:
+    finite = torch.isfinite(flat)
+    if not bool(finite.all()):
+        raise NonFiniteError(f"{int((~finite).sum())} of {flat.numel()} elements are NaN or infinite")

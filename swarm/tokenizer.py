@@ -1,0 +1,64 @@
+"""Text to token ids. Errors: `DataError` for a tokenizer file that cannot be read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from ..errors import DataError
+
+CHUNK_CHARACTERS = 1 << 18
+"""A long text is tokenized in pieces of about this size, cut at line ends, so that memory stays bounded."""
+
+
+class Tokenizer(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Token ids [n], without special tokens."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a UTF-8 byte; the tokenizer of `tiny`."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+
+
+class FileTokenizer:
+    """A Hugging Face `tokenizer.json`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = HuggingFaceTokenizer.from_file(str(path))
+        # The library raises bare Exception for whatever is wrong with the file.
+        except Exception as error:
+            raise DataError(f"{path}: cannot be read as a tokenizer.json: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        pieces = [
+            np.asarray(self._tokenizer.encode(chunk, add_special_tokens=False).ids, dtype=np.int32)
+            for chunk in _chunks(text)
+        ]
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+
+def _chunks(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = min(len(text), start + CHUNK_CHARACTERS)
+        if end < len(text):
+            end = max(text.rfind("\n", start, end) + 1, start + 1) if "\n" in text[start:end] else end
+        yield text[start:end]
+        start = end
