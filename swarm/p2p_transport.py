@@ -39,6 +39,9 @@ STARTUP_SECONDS = 60.0
 DIAL_SECONDS = 10.0
 """Limit of one `open` or `connect`, the search for the peer's addresses included."""
 
+SEARCH_SECONDS = 5.0
+_NOBODY_TO_ASK = "failed to find any peer in table"
+
 CLOSE_SECONDS = 2.0
 """How long a closed stream may go on handing over what was sent before it is cut."""
 
@@ -197,6 +200,25 @@ class P2PTransport:
         if len(failures) == len(initial_peers):
             reasons = "\n".join(f"  {failure}" for failure in failures)
             raise UnreachableError(f"none of the {len(failures)} initial peers answers:\n{reasons}")
+        await self._can_search()
+
+    async def _can_search(self) -> None:
+        """Waits until libp2p can look for addresses: it counts on a new connection only after an exchange of its own,
+        of which nothing tells. After `SEARCH_SECONDS` it is left at that: an initial peer may serve no searches."""
+        search = p2pd_pb2.DHTRequest(type=p2pd_pb2.DHTRequest.FIND_PEER, peer=_peer_bytes(self._peer_id))
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=search)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEARCH_SECONDS):
+                while True:
+                    try:
+                        _, _, writer = await self._ask(request, "no search")
+                    except UnreachableError as error:
+                        if _NOBODY_TO_ASK not in str(error):
+                            return
+                        await asyncio.sleep(0.02)
+                    else:
+                        writer.transport.abort()
+                        return
 
     @property
     def peer_id(self) -> str:

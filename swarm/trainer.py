@@ -106,7 +106,8 @@ class Trainer:
                 background = [self._tasks.create_task(self._announce()), self._tasks.create_task(self._watch_stages())]
                 await self.transport.serve(self.admission.serve)
                 await self._train()
-                report = await self._finish("the run is finished")
+                await self._say_farewell("the run is finished")
+                report = self.report()
                 for task in background:
                     task.cancel()
         except* Exception as problems:
@@ -291,8 +292,8 @@ class Trainer:
             await self.directory.publish(record, RECORD_SECONDS)
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
-    async def _finish(self, detail: str) -> dict[str, object]:
-        await self._say_farewell(detail)
+    def report(self) -> dict[str, object]:
+        """What has happened so far (`report.py`)."""
         return make_report(self.manifest, self.steps, self.roster, self.faults, self.heldout, self.meter)
 
     async def _say_farewell(self, detail: str) -> None:

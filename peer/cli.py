@@ -1,0 +1,120 @@
+"""`swarm-peer`: the volunteer's program. Exit codes: 0 done, 1 an error that the message names, 2 a wrong command line,
+3 the run stopped and cannot go on, 130 interrupted."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import StoppedError, SwarmError, UsageError
+from .settings import add_run_flags
+
+EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    commands = {"demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch}
+    try:
+        return commands[options.command](options)
+    except UsageError as error:
+        print(f"swarm-peer: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except StoppedError as error:
+        print(f"swarm-peer: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    except SwarmError as error:
+        print(f"swarm-peer: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="swarm-peer", description="Train one language model with many volunteers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="a whole swarm of processes on this machine")
+    add_run_flags(demo)
+    demo.add_argument("--kill", action="append", metavar="STAGE@STEP", help="SIGKILL a peer there (repeatable)")
+    demo.add_argument("--report", type=Path, help="write the report here, JSON")
+
+    join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")
+    join.add_argument("--model", required=True, help="the model to host: a fetched name, a folder, or tiny")
+    join.add_argument("--run", help="run id")
+    join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
+    join.add_argument("--stage", type=int, help="the stage to host (default: where peers are fewest)")
+    join.add_argument("--listen", nargs="+", default=["/ip4/0.0.0.0/tcp/0"], metavar="MULTIADDR")
+    join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
+    join.add_argument("--threads", type=int, help="compute threads (default: all cores)")
+    join.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    join.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    join.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
+
+    reference = commands.add_parser("reference", help="the same training in one process, to compare with")
+    add_run_flags(reference)
+    reference.add_argument("--manifest", type=Path, help="settings, TOML, in place of the flags")
+    reference.add_argument("--kill", action="append", help="ignored: nobody to kill")
+    reference.add_argument("--report", type=Path, help="write the report here, JSON")
+
+    fetch = commands.add_parser("fetch", help="fetch models and texts into the cache")
+    fetch.add_argument("names", nargs="+")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    return run_demo(options)
+
+
+def _join(options: argparse.Namespace) -> int:
+    from ..swarm.process import Interrupted, run_process
+    from .join import join, shared_folder
+
+    folder = shared_folder(options.folder)
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        tell(run_process(join(options, folder, tell), watch_parent=options.watch_parent))
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    finally:
+        folder.leave()
+    return 0
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..swarm.freezing import prepare
+    from ..swarm.manifest import load_settings
+    from .reference import Step, run_reference
+    from .settings import settings_of
+
+    settings = load_settings(options.manifest) if options.manifest else settings_of(options)
+    prepared = prepare(settings, organizer="0" * 64, nonce="0" * 32)
+    console = Console()
+
+    def show(step: Step) -> None:
+        console.print(f"step {step['step']}: loss {step['loss']:.4f}, gradient norm {step['grad_norm']:.4f}")
+
+    report = run_reference(prepared.manifest, prepared.corpus, prepared.heldout, prepared.folder, progress=show)
+    before, after = report["heldout"]["before"], report["heldout"]["after"]
+    console.print(f"held-out loss {before:.4f} -> {after:.4f}")
+    if options.report:
+        options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from .fetch import main as fetch
+
+    return fetch(options.names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

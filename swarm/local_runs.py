@@ -1,0 +1,69 @@
+"""The runs that coordinators on this machine lead: one small file each, so that `join` finds them without an address.
+
+A file whose process is gone is removed by whoever sees it. Errors: none; what cannot be read is not there.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .keys import state_folder
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRun:
+    """`addresses`: the coordinator's multiaddrs."""
+
+    run_id: str
+    model: str
+    addresses: tuple[str, ...]
+    pid: int
+
+
+def _folder() -> Path:
+    return state_folder() / "runs"
+
+
+@contextmanager
+def advertised(run: LocalRun) -> Iterator[None]:
+    """Keeps a run findable on this machine while the block lasts."""
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{run.run_id}.json"
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    unfinished.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def local_runs(model: str) -> list[LocalRun]:
+    """The runs of a model (or of any, for an empty name), newest first."""
+    found: list[tuple[float, LocalRun]] = []
+    for path in _folder().glob("*.json") if _folder().is_dir() else ():
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            run = LocalRun(fields["run_id"], fields["model"], tuple(fields["addresses"]), int(fields["pid"]))
+            age = path.stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not _is_alive(run.pid):
+            path.unlink(missing_ok=True)
+        elif not model or Path(run.model).name == Path(model).name:
+            found.append((age, run))
+    return [run for _, run in sorted(found, key=lambda entry: -entry[0])]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

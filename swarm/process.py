@@ -1,0 +1,108 @@
+"""What every long-lived process of a run needs: a loop that ends cleanly, a node of the network, and no orphans.
+
+`run_process` runs a coroutine on uvloop until it ends, a signal comes, or the parent (whose pipe is our standard input)
+is gone. `SharedFolder` is a run's folder of sockets: whoever leaves it last removes it.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from .dht_directory import DHTDirectory
+from .keys import Identity
+from .p2p_transport import P2PTransport
+
+T = TypeVar("T")
+
+LOCK_NAME = "in-use"
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The process was told to end, by a signal or by losing its parent."""
+
+
+def run_process(main: Coroutine[Any, Any, T], *, watch_parent: bool = False) -> T:
+    """Runs `main` to its end. Raises what it raises, or `Interrupted` after it has been cancelled."""
+    return uvloop.run(_run(main, watch_parent))
+
+
+async def _run(main: Coroutine[Any, Any, T], watch_parent: bool) -> T:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(main)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    def parent_spoke() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            loop.remove_reader(sys.stdin.fileno())
+            stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    if watch_parent:
+        loop.add_reader(sys.stdin.fileno(), parent_spoke)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if stopped:
+            raise Interrupted from None
+        raise
+
+
+class SharedFolder:
+    """A folder that several processes use, each holding a shared lock; the last one out removes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    @classmethod
+    def temporary(cls) -> "SharedFolder":
+        return cls(Path(tempfile.mkdtemp(prefix="swarm-")))
+
+    def leave(self) -> None:
+        """Gives up the lock and removes the folder if nobody else holds it. Idempotent."""
+        if self._lock < 0:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.path, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(self._lock)
+            self._lock = -1
+
+
+@asynccontextmanager
+async def network_node(
+    identity: Identity, folder: Path, listen: Sequence[str], initial_peers: Sequence[str]
+) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
+    """A libp2p node and its part of the directory, closed at the end of the block. Raises `UnreachableError`."""
+    transport = await P2PTransport.create(
+        identity, socket_folder=folder, listen=listen, initial_peers=initial_peers
+    )
+    try:
+        directory = await DHTDirectory.create(transport, identity, initial_peers=initial_peers)
+        try:
+            yield transport, directory
+        finally:
+            await directory.close()
+    finally:
+        await transport.close()

@@ -1,0 +1,32 @@
+"""Events as lines for people: what a coordinator prints when nobody reads its JSON."""
+
+from .coordinator import Ended, Listening
+from .events import Event, Evaluated, Joined, Lost, Ready, Rerouted, Stepped, Waiting
+
+
+def line_of(event: Event) -> str | None:
+    """One line, or None for events that are too fine to print."""
+    match event:
+        case Listening():
+            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n"
+        case Joined():
+            return f"peer {event.peer[-8:]} joins stage {event.stage}"
+        case Ready():
+            return f"peer {event.peer[-8:]} is ready at stage {event.stage}"
+        case Evaluated():
+            return f"held-out loss at version {event.version}: {event.loss:.4f}"
+        case Stepped():
+            peers = " ".join(str(count) for count in event.replicas)
+            rate = event.tokens / event.seconds if event.seconds else 0.0
+            return f"step {event.step}: loss {event.loss:.4f}, {rate:.0f} tokens/s, peers a stage: {peers}"
+        case Lost():
+            return f"peer {event.peer[-8:]} of stage {event.stage} is lost at step {event.at_step}: {event.why}"
+        case Rerouted():
+            return f"microbatch {event.index} of step {event.step} is done without {event.peer[-8:]}"
+        case Waiting():
+            return f"waiting for stage {event.stage}: it has no replica"
+        case Ended():
+            ledger = event.report["ledger"]
+            counts = f"lost {ledger['lost']}, duplicated {ledger['duplicated']}"
+            return f"{event.error or 'the run is finished'} ({ledger['microbatches']} microbatches, {counts})"
+    return None
