@@ -248,6 +248,10 @@ class P2PTransport:
         except SwarmError as error:
             # How the other side behaved is its affair; any other exception is ours, and asyncio reports it.
             logger.debug("the stream from %s ended: %s", peer, error)
+        except asyncio.CancelledError:
+            # asyncio would report the end of a cancelled handler as an error; when we close it is none.
+            if not self._closed:
+                raise
         finally:
             stream.close()
             self._serving.discard(task)

@@ -1,0 +1,51 @@
+# Everything runs in the virtual environment that is active, or else in .venv, which is made on first use.
+# The stamp file says what was installed there last: it is installed again when pyproject.toml or constraints.txt change.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+ifeq ($(VIRTUAL_ENV),)
+VENV := .venv
+else
+VENV := $(VIRTUAL_ENV)
+endif
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.swarm-peer-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+ARGS ?=
+WORKERS ?= 2
+
+# mypy finds a package by its folder's name, and the folder of this one may have any.
+TYPED := .mypy_cache/package
+MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
+
+.PHONY: install demo test test-slow check bench
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(PIP) $$(grep -E '^torch==' constraints.txt)
+	$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m swarm_peer.peer.fetch smollm2-135m shakespeare hamlet
+	$(BIN)/swarm-peer demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	if test -x tests/protobuf_matrix.sh; then PATH="$(abspath $(BIN)):$$PATH" tests/protobuf_matrix.sh; fi
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p $(TYPED) && ln -sfn ../.. $(TYPED)/swarm_peer
+	$(MYPY) -m swarm_peer -m swarm_peer.errors $(foreach part,swarm peer compression kernels protos simulations,-p swarm_peer.$(part))
+	$(BIN)/python protos/generate.py --check
+
+bench: $(STAMP)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
