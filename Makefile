@@ -25,7 +25,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(PIP) $$(grep -E '^torch==' constraints.txt)
+	$(PIP) -c constraints.txt $$(grep -E '^torch==' constraints.txt)
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 

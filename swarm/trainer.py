@@ -243,12 +243,10 @@ class Trainer:
 
     def lost(self, member: Member, why: str) -> None:
         """Declares a member lost: its open credits are re-run at once."""
-        if not member.live:
+        if not member.live or self._finishing:
             return
         member.live = False
         self.admission.drop(member)
-        if self._finishing:
-            return
         self.neighbours.failed(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
         affected = set(uncredited) | self.driver.open_at(member.number)

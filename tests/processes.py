@@ -1,0 +1,116 @@
+"""Real processes for tests: the programs as a user runs them, in a home of their own, and what they leave behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import HELDOUT, TEXT
+
+LIMIT_SECONDS = 300.0
+"""Longest a program may take before the test fails; no test depends on how fast it is."""
+
+CLEAN_SECONDS = 30.0
+"""How long the remains of a killed program are given to go; the promise is 5 s on a machine that is not overloaded."""
+
+
+class Home:
+    """A home with small texts; temporary folders of programs started from it lie in `temporary`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder / "t"
+        for name in ("t", "c/texts", "s"):
+            (folder / name).mkdir(parents=True)
+        (folder / "c/texts/shakespeare.txt").write_text(TEXT, encoding="utf-8")
+        (folder / "c/texts/hamlet.txt").write_text(HELDOUT * 2, encoding="utf-8")
+        self.environment = {
+            **os.environ,
+            "SWARM_PEER_HOME": str(folder / "c"),
+            "SWARM_PEER_STATE": str(folder / "s"),
+            "TMPDIR": str(self.temporary),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self, program: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+        module = {"swarm-peer": "swarm_peer.peer.cli", "swarm-coordinator": "swarm_peer.swarm.coordinator_cli"}[program]
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def run(self, program: str, *arguments: str) -> tuple[int, str]:
+        """Runs a program to its end: (exit code, what it printed)."""
+        process = self.start(program, *arguments)
+        try:
+            output, _ = process.communicate(timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return process.returncode, output
+
+    def report(self, command: str, *arguments: str) -> dict[str, Any]:
+        """Runs `swarm-peer demo` or `reference` on tiny; its report."""
+        path = self.folder / f"{command}.json"
+        code, output = self.run("swarm-peer", command, "--model", "tiny", *arguments, "--report", str(path))
+        assert code == 0, output
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report
+
+    def processes(self) -> list[str]:
+        """Command lines of living processes that were started from this home."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if str(self.temporary) in command:
+                    found.append(command)
+        return found
+
+    def remains(self) -> list[str]:
+        """What is left: processes, and files in the temporary folder."""
+        return self.processes() + [str(path) for path in self.temporary.iterdir()]
+
+    def wait_until_clean(self) -> list[str]:
+        """The remains, once there are none or the time is up."""
+        deadline = time.monotonic() + CLEAN_SECONDS
+        while (left := self.remains()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+
+@contextmanager
+def home() -> Iterator[Home]:
+    """A home with a short path: Unix sockets allow no long one."""
+    folder = Path(tempfile.mkdtemp(prefix="h"))
+    made = Home(folder)
+    try:
+        yield made
+    finally:
+        for line in made.processes():
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdecimal() and _command(entry) == line:
+                    os.kill(int(entry.name), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command(entry: Path) -> str:
+    try:
+        return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
