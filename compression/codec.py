@@ -1,8 +1,9 @@
 """Tensors as bytes: a self-describing header, the scales, the codes.
 
-Deterministic: the same values give the same bytes on every machine. Nothing in a buffer is trusted: the receiver says which
-codec and shape are due, every length follows from those, and a header that says otherwise is refused before anything is
-allocated. Errors: `CodecError` for a buffer that is not what is due, `NonFiniteError` for NaN or infinity in either direction.
+Deterministic: the same values give the same bytes on every machine. Nothing in a buffer is trusted: the receiver says
+which codec and shape are due, every length follows from those, and a header that says otherwise is refused before
+anything is allocated. Errors: `CodecError` for a buffer that is not what is due, `NonFiniteError` for NaN or infinity
+in either direction.
 """
 
 import math
@@ -65,7 +66,9 @@ def decode(
     start = wanted - _payload_bytes(math.prod(shape), spec)
     payload = view[start:]
     if bytes(view[:start]) != _header(shape, spec, payload):
-        raise CodecError(f"the header is not that of {spec.name}, block {spec.block}, shape {shape}, or the checksum is wrong")
+        raise CodecError(
+            f"the header is not that of {spec.name}, block {spec.block}, shape {shape}, or the checksum is wrong"
+        )
     elements = math.prod(shape)
     if spec.name == "fp32":
         flat = _from_bytes(payload, torch.float32, elements, device)

@@ -2,13 +2,15 @@
 
 A flat tensor is cut into blocks of `block` elements (the last may be shorter); each block has one scale. Two codes:
 
-- linear int8: scale = absmax / 127 as bfloat16, rounded up so that nothing clips; code = x / scale, rounded half to even.
+- linear int8: scale = absmax / 127 as bfloat16, rounded up so that nothing clips; code = x / scale, rounded half to
+  even.
 - dynamic: 256 levels in [-1, 1] whose resolution follows their magnitude (Dettmers 2015, "8-Bit Approximations for
   Parallelism in Deep Learning", arXiv 1511.04561); scale = absmax as float32; the nearest level, the smaller one in
   magnitude on ties.
 
-Zero decodes to zero, and a block of zeros has scale 0. Device-neutral: tensors stay where they are. Each element depends on
-its block alone, so the number of threads changes nothing. Errors: `NonFiniteError`, saying how many elements it found.
+Zero decodes to zero, and a block of zeros has scale 0. Device-neutral: tensors stay where they are. Each element
+depends on its block alone, so the number of threads changes nothing. Errors: `NonFiniteError`, saying how many
+elements it found.
 """
 
 from functools import cache
@@ -24,8 +26,9 @@ LINEAR_MAX = 127
 def dynamic_levels() -> list[float]:
     """The 256 levels of the signed dynamic code, ascending.
 
-    One sign bit, then a run of zeros that sets the decade, an indicator bit, and a linear fraction in what is left: with
-    n zeros the magnitude is 10^-n times one of 2^(6-n) means of equal intervals of [0.1, 1]. Zero and one are added.
+    One sign bit, then a run of zeros that sets the decade, an indicator bit, and a linear fraction in what is left:
+    with n zeros the magnitude is 10^-n times one of 2^(6-n) means of equal intervals of [0.1, 1]. Zero and one are
+    added.
     """
     magnitudes: list[float] = []
     for zeros in range(7):
@@ -41,8 +44,9 @@ def dynamic_levels() -> list[float]:
 def _dynamic_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """(levels [256], thresholds [255]): the code of x is how many thresholds lie below it.
 
-    A threshold is the largest float32 that still belongs to the lower level, so that one comparison decides exactly what
-    the nearest level is; thresholds of negative levels leave the tie to the upper level, which is the smaller magnitude.
+    A threshold is the largest float32 that still belongs to the lower level, so that one comparison decides exactly
+    what the nearest level is; thresholds of negative levels leave the tie to the upper level, which is the smaller
+    magnitude.
     """
     levels = torch.tensor(dynamic_levels(), dtype=torch.float64).float().double()
     middles = (levels[:-1] + levels[1:]) / 2

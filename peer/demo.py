@@ -1,7 +1,7 @@
 """`swarm-peer demo`: a whole swarm on this machine, each peer a process of its own, with kills.
 
-Starts a coordinator and the peers, follows the coordinator's events, SIGKILLs peers as told, shows progress and writes the
-report. Children end when their standard input closes, so nothing outlives this process, however it ends.
+Starts a coordinator and the peers, follows the coordinator's events, SIGKILLs peers as told, shows progress and
+writes the report. Children end when their standard input closes, so nothing outlives this process, however it ends.
 """
 
 import argparse
@@ -131,7 +131,10 @@ class Swarm:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """Runs the demo; the exit code. Raises `UsageError`, `StoppedError` (with the report written), `UnreachableError`."""
+    """Runs the demo; the exit code.
+
+    Raises `UsageError`, `StoppedError` (after the report is written), `UnreachableError`.
+    """
     settings = settings_of(options)
     kills = parse_kills(options.kill, settings, options.replicas)
     model_path(options.model)
@@ -167,6 +170,3 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-

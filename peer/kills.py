@@ -1,7 +1,8 @@
 """`--kill STAGE@STEP`: which peer the demo kills, and when.
 
-At the moment when the first visit of STEP begins computing at STAGE, the live peer of that stage with the most open visits
-of that step dies (ties: the lowest peer id). Errors: `UsageError` for a kill that would empty a stage or never come.
+At the moment when the first visit of STEP begins computing at STAGE, the live peer of that stage with the most open
+visits of that step dies (ties: the lowest peer id). Errors: `UsageError` for a kill that would empty a stage or never
+come.
 """
 
 from collections import Counter

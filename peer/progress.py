@@ -29,7 +29,11 @@ class Progress:
         self._notes: deque[str] = deque(maxlen=4)
         self._status = "starting the coordinator"
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
         )
         self._task = self._bar.add_task("steps", total=settings.train.steps)
         self._live: Live | None = None

@@ -1,4 +1,5 @@
-"""The flags that `demo` and `reference` share, and the settings that they mean. Errors: `UsageError`, `ManifestError`."""
+"""The flags that `demo` and `reference` share, and the settings that they mean. Errors: `UsageError`,
+`ManifestError`."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,5 @@
-"""Regenerates `swarm_pb2.py` and `swarm_pb2.pyi` from `swarm.proto`; with `--check`, says whether that would change them.
+"""Regenerates `swarm_pb2.py` and `swarm_pb2.pyi` from `swarm.proto`; with `--check`, says whether that would change
+them.
 
 The compiler is pinned and lives in a throwaway folder: code that it generates carries the oldest protobuf runtime that
 may read it, and ours is 5.29, while the newest tools want a newer one.

@@ -1,8 +1,8 @@
 """A network and a directory in memory, on the running loop's time: streams with latency, peers that can be killed.
 
-Implements the seams `swarm.transport.Transport` and `swarm.directory.Directory`. Frames keep their order within a stream.
-Killing a peer ends its streams and cancels everything that it runs, as SIGKILL does; its directory records stay until they
-expire.
+Implements the seams `swarm.transport.Transport` and `swarm.directory.Directory`. Frames keep their order within a
+stream. Killing a peer ends its streams and cancels everything that it runs, as SIGKILL does; its directory records
+stay until they expire.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A whole swarm in one process on virtual time: the real trainer and peers over a simulated network.
 
-`SimulatedSwarm.run` builds everything from a manifest, trains, and gives the report. Peers can be killed at any moment; a
-`Watcher` sees every `Moment` of every peer and decides.
+`SimulatedSwarm.run` builds everything from a manifest, trains, and gives the report. Peers can be killed at any
+moment; a `Watcher` sees every `Moment` of every peer and decides.
 """
 
 import asyncio
@@ -109,8 +109,4 @@ class SimulatedSwarm:
 
     def live_at(self, stage: int) -> list[str]:
         """The peers of a stage that have not been killed, by member number."""
-        return [
-            member.peer
-            for member in self.trainer.roster.live(stage)
-            if member.peer not in self.killed
-        ]
+        return [member.peer for member in self.trainer.roster.live(stage) if member.peer not in self.killed]

@@ -1,7 +1,7 @@
 """An asyncio event loop on virtual time: sleeping costs nothing, and the same program runs the same way every time.
 
-The loop owns the clock: when nothing is ready, time jumps to the next timer. There is no I/O. A program that waits with no
-timer pending can never go on; that raises `Stuck` at once instead of hanging.
+The loop owns the clock: when nothing is ready, time jumps to the next timer. There is no I/O. A program that waits
+with no timer pending can never go on; that raises `StuckError` at once instead of hanging.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from ..errors import SwarmError
 T = TypeVar("T")
 
 
-class Stuck(SwarmError):
+class StuckError(SwarmError):
     """Every task waits and no timer is pending, or virtual time ran past its limit."""
 
 
@@ -27,7 +27,7 @@ class _NoIO(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise Stuck(f"at virtual time {self._loop.time():.6f} every task waits and no timer is pending")
+            raise StuckError(f"at virtual time {self._loop.time():.6f} every task waits and no timer is pending")
         self._loop.advance(timeout)
         return []
 
@@ -58,19 +58,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Moves the clock forward. Raises `Stuck` beyond the limit."""
+        """Moves the clock forward. Raises `StuckError` beyond the limit."""
         if seconds > 0:
             self._now += seconds
         if self._now > self._limit:
-            raise Stuck(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
+            raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
 
     def lift_limit(self) -> None:
         """Lets the tasks that are being cancelled come to their end."""
         self._limit = float("inf")
-
-    def call_at(self, when: float, *arguments: Any, **keywords: Any) -> asyncio.TimerHandle:
-        # A timer a hair beyond the clock would leave select() with a timeout that rounds to no progress.
-        return super().call_at(max(when, self._now), *arguments, **keywords)
 
 
 def run(main: Coroutine[Any, Any, T], *, limit: float = 1e6) -> T:

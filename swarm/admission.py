@@ -1,7 +1,7 @@
 """The trainer's end of the control streams: who comes in, and what members say.
 
-Answers Hello with Welcome or Refused{reason}, then listens until the stream ends, which means that the member is lost. What
-members say is checked here and handed on as plain calls (`Listener`).
+Answers Hello with Welcome or Refused{reason}, then listens until the stream ends, which means that the member is
+lost. What members say is checked here and handed on as plain calls (`Listener`).
 """
 
 from collections.abc import Callable
@@ -74,7 +74,9 @@ class Admission:
         if not isinstance(hello, pb.Hello):
             return pb.Refused(reason=pb.MALFORMED, detail=f"expected Hello, got {hello.DESCRIPTOR.name}")
         if hello.protocol != PROTOCOL_VERSION:
-            detail = f"this run speaks protocol {PROTOCOL_VERSION}, you speak {hello.protocol}: install the same version"
+            detail = (
+                f"this run speaks protocol {PROTOCOL_VERSION}, you speak {hello.protocol}: install the same version"
+            )
             return pb.Refused(reason=pb.WRONG_PROTOCOL, detail=detail)
         if hello.run != self.manifest.run_id:
             return pb.Refused(reason=pb.WRONG_RUN, detail=f"this is run {self.manifest.run_id}, not {hello.run[:64]!r}")

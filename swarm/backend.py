@@ -76,8 +76,8 @@ class StageBackend(Protocol):
     """One stage of the model on one machine.
 
     Trainables belong to reduce groups: `"stage"` holds those of this stage alone; `"tied"` (full training of a model
-    with tied embeddings, stages 0 and S-1 only) the tensor that two stages share. `lengths` maps each group of this stage
-    to its number of elements (flattened, tensors in sorted name order).
+    with tied embeddings, stages 0 and S-1 only) the tensor that two stages share. `lengths` maps each group of this
+    stage to its number of elements (flattened, tensors in sorted name order).
     """
 
     @property

@@ -1,14 +1,15 @@
 """Closing a step: Reduce every unit, Commit what was reduced, wait until it is applied (DESIGN §5).
 
 A unit is the set of stages that must succeed together: each stage alone, or, when stages 0 and S-1 train a tied tensor,
-those two as one. Its reduction is atomic: attempt follows attempt until one has succeeded with every credited index in it.
-A Commit names one attempt of each stage; it is sent until every live replica has applied it.
+those two as one. Its reduction is atomic: attempt follows attempt until one has succeeded with every credited index
+in it. A Commit names one attempt of each stage; it is sent until every live replica has applied it.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..protos import swarm_pb2 as pb
 from .backend import Arithmetic, Scalar
@@ -74,8 +75,10 @@ class Closing:
         disagreements = 0
         while True:
             await self.signal.wait_for(
-                lambda: self.ledger.complete(step.number, unit.stages)
-                and all(self.roster.live(stage) for stage in unit.stages)
+                lambda: (
+                    self.ledger.complete(step.number, unit.stages)
+                    and all(self.roster.live(stage) for stage in unit.stages)
+                )
             )
             attempt = self._attempts.get((step.number, unit), 0) + 1
             self._attempts[step.number, unit] = attempt
@@ -132,9 +135,7 @@ class Closing:
             return
 
     async def _ask(self, step: Step, unit: Unit, attempt: int, members: Sequence[Member]) -> None:
-        indices = {
-            member.number: self.ledger.indices(step.number, member.stage, member.number) for member in members
-        }
+        indices = {member.number: self.ledger.indices(step.number, member.stage, member.number) for member in members}
         roster = hashlib.sha256(
             repr([(member.number, member.peer, member.stage, indices[member.number]) for member in members]).encode()
         ).digest()
@@ -255,9 +256,7 @@ class Closing:
         version = step.number + 1
         while True:
             await self.signal.wait_for(
-                lambda: all(member.version >= version for member in self.roster.live())
-                and all(self.roster.live(stage) for unit in units for stage in unit.stages)
-                or any(self._gone(unit, commit, version) for unit in units)
+                partial(lambda sent: self._applied(version, units) or self._any_gone(units, sent, version), commit)
             )
             gone = [unit for unit in units if self._gone(unit, commit, version)]
             if not gone:
@@ -273,14 +272,24 @@ class Closing:
             await self.tell(member, pb.Closed(term=self.term, closed=self.closed))
         self.signal.notify()
 
+    def _applied(self, version: int, units: Sequence[Unit]) -> bool:
+        """Whether every stage has live replicas and all of them have a version."""
+        stages = [stage for unit in units for stage in unit.stages]
+        return all(self.roster.live(stage) for stage in stages) and all(
+            member.version >= version for member in self.roster.live()
+        )
+
+    def _any_gone(self, units: Sequence[Unit], commit: pb.Commit, version: int) -> bool:
+        return any(self._gone(unit, commit, version) for unit in units)
+
     def _gone(self, unit: Unit, commit: pb.Commit, version: int) -> bool:
         """Whether a stage of the unit has live replicas, but none that holds the chosen reduction or its result."""
         for choice in commit.choices:
             replicas = self.roster.live(choice.stage)
             holders = {holder.member for holder in choice.holders}
-            if choice.stage in unit.stages and replicas:
-                if not any(member.number in holders or member.version >= version for member in replicas):
-                    return True
+            holding = any(member.number in holders or member.version >= version for member in replicas)
+            if choice.stage in unit.stages and replicas and not holding:
+                return True
         return False
 
     async def _redo(self, step: Step, commit: pb.Commit, unit: Unit) -> pb.Commit:

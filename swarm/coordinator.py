@@ -1,7 +1,7 @@
 """The coordinator: the organizer's process. Bootstrap node of the directory and trainer of one run.
 
-Owns the organizer's signature: it freezes the settings into a manifest, signs it, and delegates the run to itself as its
-trainer. What happens goes out as events (`events.py`); how they are shown is the command line's.
+Owns the organizer's signature: it freezes the settings into a manifest, signs it, and delegates the run to itself as
+its trainer. What happens goes out as events (`events.py`); how they are shown is the command line's.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Text as tokens, tokens as samples: which sample a microbatch holds is a pure function of (seed, step, index).
 
 The tokens of all texts stand one after the other in one array. A window is T+1 tokens that start at a multiple of T
-(T = `data.sequence_length`): T inputs and the T that follow them. Each pass over the data visits every window once, in an
-order keyed by the seed and the number of the pass, so that any process can say what (step, index) is without having seen
-the steps before it.
+(T = `data.sequence_length`): T inputs and the T that follow them. Each pass over the data visits every window once,
+in an order keyed by the seed and the number of the pass, so that any process can say what (step, index) is without
+having seen the steps before it.
 
 Errors: `DataError` for a text that is missing or too short, `WireError` for token bytes that are not what is due.
 """
@@ -99,8 +99,8 @@ class TrainingOrder:
 
 
 def heldout_batches(manifest: Manifest, corpus: Corpus) -> list[tuple[TokenArray, TokenArray]]:
-    """The held-out microbatches: consecutive windows from the start of the text, `heldout_tokens` labels in all, rounded
-    down to whole windows (at least one). Raises `DataError`."""
+    """The held-out microbatches: consecutive windows from the start of the text, `heldout_tokens` labels in all,
+    rounded down to whole windows (at least one). Raises `DataError`."""
     settings = manifest.settings
     length = settings.data.sequence_length
     windows = max(1, settings.data.heldout_tokens // length)
@@ -122,7 +122,7 @@ def tokens_to_bytes(tokens: TokenArray) -> bytes:
 
 
 def tokens_from_bytes(data: bytes, samples: int, length: int, vocab_size: int) -> TokenArray:
-    """The array [samples, length] of such bytes. Raises `WireError` for a wrong length or an id outside the vocabulary."""
+    """The array [samples, length] of such bytes. Raises `WireError` for a wrong length or an unknown id."""
     if len(data) != 4 * samples * length:
         raise WireError(f"{len(data)} bytes of token ids came; [{samples}, {length}] takes {4 * samples * length}")
     tokens = np.frombuffer(data, dtype="<i4").reshape(samples, length)

@@ -1,9 +1,9 @@
 """Driving microbatches: one at a time per (step, index), until every stage is credited with it.
 
-A drive sends the lowest range of stages that lack a credit; a fresh microbatch is the range of all stages. When only stages
-in the middle are missing, the range pulls its input and its output gradient from the credited neighbours; a neighbour
-that is gone widens the range by its stage, which then runs uncounted. Credits come from the path of Done, and only from
-members that are live when it arrives.
+A drive sends the lowest range of stages that lack a credit; a fresh microbatch is the range of all stages. When only
+stages in the middle are missing, the range pulls its input and its output gradient from the credited neighbours; a
+neighbour that is gone widens the range by its stage, which then runs uncounted. Credits come from the path of Done,
+and only from members that are live when it arrives.
 """
 
 import asyncio
@@ -151,7 +151,7 @@ class Driver:
         self._credit(step, index, done, last)
 
     def _request(
-        self, mode: pb.Mode.ValueType, step: int, index: int, version: int, batch: Microbatch, first: int, last: int
+        self, mode: pb.Mode, step: int, index: int, version: int, batch: Microbatch, first: int, last: int
     ) -> pb.Run:
         return pb.Run(
             run=self.roster.run_id,

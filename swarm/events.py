@@ -1,7 +1,7 @@
 """What a trainer tells those who watch a run: frozen, flat, and ready for JSON.
 
-The report is made of the same facts (`report.py`); events are for the moment they happen. `at` is the event loop's time in
-seconds (the monotonic clock in a real process).
+The report is made of the same facts (`report.py`); events are for the moment they happen. `at` is the event loop's
+time in seconds (the monotonic clock in a real process).
 """
 
 from dataclasses import asdict, dataclass

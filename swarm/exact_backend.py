@@ -1,8 +1,8 @@
 """The exact backend: a stage whose numbers are integers modulo a prime.
 
-Lost or doubled work cannot hide behind rounding here: two runs agree to the last bit or they differ. A stage is a weight
-vector w of `WIDTH` residues and the nonlinear polynomial y_k = x_k + w_k * x_{k+1}^2 + c_k(step, index), whose derivative is
-exact; the loss adds up y_k^3. The update is w <- w - lr * sum(g). Everything is modulo p = 2^61 - 1.
+Lost or doubled work cannot hide behind rounding here: two runs agree to the last bit or they differ. A stage is a
+weight vector w of `WIDTH` residues and the nonlinear polynomial y_k = x_k + w_k * x_{k+1}^2 + c_k(step, index), whose
+derivative is exact; the loss adds up y_k^3. The update is w <- w - lr * sum(g). Everything is modulo p = 2^61 - 1.
 """
 
 import hashlib
@@ -64,10 +64,7 @@ class ExactBackend:
         return ExactState(0, tuple(residues(self.seed, "weights", self.stage)))
 
     def forward(self, state: ExactState, visit: StageInput, *, train: bool) -> ForwardResult:
-        if self.stage == 0:
-            inputs = residues(self.seed, "input", visit.data)
-        else:
-            inputs = _decode(visit.data, WIDTH)
+        inputs = _decode(visit.data, WIDTH) if self.stage else residues(self.seed, "input", visit.data)
         constants = residues(self.seed, "constant", self.stage, visit.step, visit.index)
         outputs = [
             (inputs[k] + state.weights[k] * inputs[(k + 1) % WIDTH] ** 2 + constants[k]) % PRIME for k in range(WIDTH)

@@ -1,8 +1,8 @@
 """Exchanges: one question and its answers on a stream that outlives it.
 
-`Channel` sends and receives messages with their payloads, in chunks, bounded. `Pool` keeps idle streams per peer, so that
-an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers exchange
-after exchange on one incoming stream. Every byte is metered.
+`Channel` sends and receives messages with their payloads, in chunks, bounded. `Pool` keeps idle streams per peer, so
+that an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers
+exchange after exchange on one incoming stream. Every byte is metered.
 
 Errors: `UnreachableError`, `WireError`; a stream on which anything went wrong is closed, never reused.
 """
@@ -167,13 +167,11 @@ class Incoming:
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]
 
 
-async def serve_exchanges(
-    stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch
-) -> None:
+async def serve_exchanges(stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch) -> None:
     """Answers exchanges on one incoming stream until the other side closes it or breaks the protocol.
 
-    `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is asked
-    anew for each.
+    `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is
+    asked anew for each.
     """
     channel = Channel(stream, meter)
     following = asyncio.ensure_future(channel.receive(max_payload()))

@@ -1,8 +1,8 @@
 """What a stage has learned from each microbatch and not yet given to an update.
 
-Gradients are kept apart per microbatch, within a memory budget; beyond it they are summed, and taking one back drops the
-sum. Accepting a Reduce freezes the contribution to exactly the set that the trainer credits: what is held beyond it is
-taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
+Gradients are kept apart per microbatch, within a memory budget; beyond it they are summed, and taking one back drops
+the sum. Accepting a Reduce freezes the contribution to exactly the set that the trainer credits: what is held beyond
+it is taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
 """
 
 from collections.abc import Collection, Sequence

@@ -1,4 +1,5 @@
-"""The caller's side of a hop: find a peer of the next stage that does the rest of a microbatch, whoever fails on the way.
+"""The caller's side of a hop: find a peer of the next stage that does the rest of a microbatch, whoever fails on the
+way.
 
 Retry is local: a hop that fails is retried here, by the caller that still holds the coded tensor, at another replica;
 hints lead past a dead peer to what is done below it. A failure of a stage further down is passed up unchanged, and
@@ -46,8 +47,8 @@ class Hop:
     ) -> tuple[pb.Done, bytes]:
         """Has stages `request.first`..`last` done: (Done, its payload).
 
-        `order()` is the caller's own order, None once it is orphaned; `hint()` what it knows of the stages below; `hear`
-        is told of every change.
+        `order()` is the caller's own order, None once it is orphaned; `hint()` what it knows of the stages below;
+        `hear` is told of every change.
         """
         stage = request.first
         tried: dict[str, None] = {}

@@ -1,11 +1,11 @@
 """The stage host: serves the visits of one stage on one peer.
 
 It owns the stage's visits, its gradients and its versions, and drives the pure parts (`visits.py`, `gradients.py`,
-`routing.py`) between two seams: the transport (exchanges, `exchange.py`) and the backend on its device (`compute.py`). It
-calls the next stage itself (`hop.py`), and talks to no trainer: that is `membership.py`'s.
+`routing.py`) between two seams: the transport (exchanges, `exchange.py`) and the backend on its device
+(`compute.py`). It calls the next stage itself (`hop.py`), and talks to no trainer: that is `membership.py`'s.
 
-A visit that cannot be taken is answered at once: Busy for want of a slot or a version, Refused{reason} for what must not
-be. A visit that fails ends in Failed{stage, reason}, and its next Run starts it afresh.
+A visit that cannot be taken is answered at once: Busy for want of a slot or a version, Refused{reason} for what must
+not be. A visit that fails ends in Failed{stage, reason}, and its next Run starts it afresh.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ FETCH_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Something that just happened on this peer; fault injection hooks in here. `name`: queued, forward, below, backward,
-    held, reduce, part, reduced, commit, applied."""
+    """Something that just happened on this peer; fault injection hooks in here. `name`: queued, forward, below,
+    backward, held, reduce, part, reduced, commit, applied."""
 
     name: str
     stage: int
@@ -79,7 +79,7 @@ class StageHost:
         try:
             visit = await self._admit(run, payload, incoming.peer)
         except RefusedError as refusal:
-            await incoming.channel.send(pb.Refused(reason=pb.Reason.Value(refusal.reason), detail=refusal.detail))
+            await incoming.channel.send(pb.Refused(reason=refusal.reason, detail=refusal.detail))
             return
         if isinstance(visit, pb.Busy):
             await incoming.channel.send(visit)
@@ -107,8 +107,8 @@ class StageHost:
     async def _tell_end(self, incoming: Incoming, visit: Visit, wants_gradient: bool) -> None:
         if visit.failure is not None:
             failure = visit.failure
-            reason = pb.Reason.Value(failure.reason)
-            await incoming.channel.send(pb.Failed(stage=failure.stage, reason=reason, detail=failure.detail))
+            told = pb.Failed(stage=failure.stage, reason=failure.reason, detail=failure.detail)
+            await incoming.channel.send(told)
             return
         done = pb.Done(path=visit.path())
         if visit.loss is not None:
@@ -216,7 +216,9 @@ class StageHost:
             output_gradient = await self._call_below(visit)
         elif not self._last_stage:
             below = self.stage + 1
-            output_gradient = await self._pull(run, pb.Fetch.INPUT_GRADIENT, below, run.gradient_holder, "GRADIENT_GONE")
+            output_gradient = await self._pull(
+                run, pb.Fetch.INPUT_GRADIENT, below, run.gradient_holder, "GRADIENT_GONE"
+            )
         if not train:
             return
         backward: BackwardResult = await self.queue.run(
@@ -251,7 +253,7 @@ class StageHost:
             visit.loss = from_scalar(done.loss, "loss", "the stage below")
         return payload if visit.key.mode == pb.TRAIN else None
 
-    async def _pull(self, run: pb.Run, kind: pb.Fetch.Kind.ValueType, stage: int, holder: str, gone: str) -> bytes:
+    async def _pull(self, run: pb.Run, kind: pb.Fetch.Kind, stage: int, holder: str, gone: str) -> bytes:
         """Reads from a neighbour what it sent for this microbatch. Raises `FailedError(gone)` if it is not there."""
         fetch = pb.Fetch(run=run.run, kind=kind, epoch=run.epoch, step=run.step, stage=stage, index=run.index)
         await self.neighbours.locate(stage, holder)
@@ -260,7 +262,7 @@ class StageHost:
         except (UnreachableError, RefusedError, WireError) as error:
             raise FailedError(self.stage, gone, str(error)) from error
 
-    def _enter(self, visit: Visit, phase: pb.Phase.ValueType, name: str) -> None:
+    def _enter(self, visit: Visit, phase: pb.Phase, name: str) -> None:
         visit.enter(phase)
         self.observe(Moment(name, self.stage, visit.key.step, visit.key.index))
 

@@ -1,7 +1,7 @@
 """The manifest: one training job, frozen, in canonical bytes whose digest is the run id.
 
-An organizer writes `Settings` in TOML. `Manifest` adds what the organizer's machine resolves once: the model's shape, the
-digests of weights and texts, the organizer's public key and a nonce. Every peer gets the canonical bytes and a
+An organizer writes `Settings` in TOML. `Manifest` adds what the organizer's machine resolves once: the model's shape,
+the digests of weights and texts, the organizer's public key and a nonce. Every peer gets the canonical bytes and a
 signature (`keys.py`), checks both, and derives everything else from them. Nothing here reads the network.
 
 Errors: `ManifestError`, which names the field, what it got and what it wants.
@@ -141,7 +141,7 @@ class Settings(_Frozen):
 class Manifest(_Frozen):
     """One run, resolved and frozen. `weights_sha256` and `tokenizer_sha256` are None where none exist (tiny)."""
 
-    protocol: Literal[1] = PROTOCOL_VERSION
+    protocol: Literal[1] = 1
     settings: Settings
     shape: LlamaShape
     weights_sha256: Sha256 | None = None

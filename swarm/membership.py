@@ -1,8 +1,8 @@
 """A peer's membership in a run: its control stream to the trainer, from Hello to Finish.
 
 Owns the order of things on that stream: Reduce (a new attempt cancels the one before it), Commit (applied one after the
-other, each into a new version), Closed, Heartbeat. Talks to the stage host and its reducer. It ends when the trainer says
-Finish (returns the reason), or with `UnreachableError` when the stream ends.
+other, each into a new version), Closed, Heartbeat. Talks to the stage host and its reducer. It ends when the trainer
+says Finish (returns the reason), or with `UnreachableError` when the stream ends.
 """
 
 import asyncio
@@ -147,7 +147,9 @@ class Membership:
         state = host.versions.get(commit.step)
         choices = [choice for choice in commit.choices if choice.stage == host.stage]
         if len(choices) != 1:
-            raise ProtocolError(f"the Commit of step {commit.step} names {len(choices)} reductions of stage {host.stage}")
+            raise ProtocolError(
+                f"the Commit of step {commit.step} names {len(choices)} reductions of stage {host.stage}"
+            )
         try:
             parts = await self.reducer.chosen(commit, choices[0])
         except UnreachableError:

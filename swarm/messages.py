@@ -1,10 +1,12 @@
 """Frames: packing and checking the messages of `protos/swarm.proto`.
 
-A frame is one serialized `Envelope`. Nothing that came from the wire is used before `unpack` has parsed it and the checks
-here have bounded its fields. Errors: `WireError` for what does not parse, `ProtocolError` for a field out of its bounds.
+A frame is one serialized `Envelope`. Nothing that came from the wire is used before `unpack` has parsed it and the
+checks here have bounded its fields. Errors: `WireError` for what does not parse, `ProtocolError` for a field out of
+its bounds.
 """
 
 import math
+from itertools import pairwise
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError, Message
@@ -39,7 +41,9 @@ Body: TypeAlias = (
     | pb.Heartbeat
 )
 
-_FIELD_OF_TYPE = {field.message_type.name: field.name for field in pb.Envelope.DESCRIPTOR.fields}
+_FIELD_OF_TYPE = {
+    field.message_type.name: field.name for field in pb.Envelope.DESCRIPTOR.fields if field.message_type is not None
+}
 
 MAX_STAGES = 1024
 MAX_INDEX = 1 << 24
@@ -49,7 +53,8 @@ def pack(body: Body) -> bytes:
     """One frame."""
     envelope = pb.Envelope()
     getattr(envelope, _FIELD_OF_TYPE[body.DESCRIPTOR.name]).CopyFrom(body)
-    return envelope.SerializeToString(deterministic=True)
+    frame: bytes = envelope.SerializeToString(deterministic=True)
+    return frame
 
 
 def unpack(frame: bytes, sender: str) -> Body:
@@ -102,7 +107,7 @@ def check_run(run: pb.Run, stages: int, microbatches: int, sender: str) -> None:
 
 def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> None:
     """Indices of a step: ascending, distinct, in range. Raises `ProtocolError`."""
-    if any(left >= right for left, right in zip(indices, indices[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(indices)):
         raise ProtocolError(f"{sender} sent indices that are not ascending")
     if indices and indices[-1] >= microbatches:
         raise ProtocolError(f"{sender} sent index {indices[-1]} of {microbatches}")

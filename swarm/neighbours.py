@@ -49,9 +49,7 @@ class Neighbours:
     async def choose(self, stage: int, excluded: Collection[str]) -> str | None:
         if stage not in self._wirings:
             await self.refresh(stage)
-        peer, self._wirings[stage] = routing.choose(
-            self._wirings.get(stage, routing.Wiring()), excluded, self._draw
-        )
+        peer, self._wirings[stage] = routing.choose(self._wirings.get(stage, routing.Wiring()), excluded, self._draw)
         return peer
 
     def usable(self, stage: int) -> int:

@@ -1,7 +1,8 @@
 """A peer of a run, whole: it finds the trainer, takes its stage, publishes itself and serves until the run ends.
 
-Owns the tasks of everything below it: incoming streams, visits, announcements, the control stream. The seams are passed in,
-so the same class is a volunteer's process (libp2p, DHT, torch) and a simulated peer (memory, virtual time, integers).
+Owns the tasks of everything below it: incoming streams, visits, announcements, the control stream. The seams are
+passed in, so the same class is a volunteer's process (libp2p, DHT, torch) and a simulated peer (memory, virtual time,
+integers).
 """
 
 import asyncio
@@ -62,8 +63,8 @@ class Peer:
     async def run(self, run_id: str, stage: int | None = None) -> str:
         """Takes part in a run to its end; the trainer's last word.
 
-        Raises `RefusedError` (no place in the run), `TrustError`, `ModelError`, `UnreachableError` (no trainer found, or
-        its stream ended).
+        Raises `RefusedError` (no place in the run), `TrustError`, `ModelError`, `UnreachableError` (no trainer found,
+        or its stream ended).
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -198,5 +199,3 @@ def _innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one error that ended the group, for a caller who expects a typed one."""
     first = problems.exceptions[0]
     return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
-
-

@@ -95,9 +95,7 @@ async def network_node(
     identity: Identity, folder: Path, listen: Sequence[str], initial_peers: Sequence[str]
 ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
     """A libp2p node and its part of the directory, closed at the end of the block. Raises `UnreachableError`."""
-    transport = await P2PTransport.create(
-        identity, socket_folder=folder, listen=listen, initial_peers=initial_peers
-    )
+    transport = await P2PTransport.create(identity, socket_folder=folder, listen=listen, initial_peers=initial_peers)
     try:
         directory = await DHTDirectory.create(transport, identity, initial_peers=initial_peers)
         try:

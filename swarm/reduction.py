@@ -1,9 +1,10 @@
-"""The all-reduce of one stage's gradients among its replicas, as a member takes part in it, and the reductions it keeps.
+"""The all-reduce of one stage's gradients among its replicas, as a member takes part in it, and the reductions it
+keeps.
 
 Butterfly: the flat gradient of a reduce group is cut into as many parts as there are members; each member sends every
-other one its slice of that one's part, adds up what it gets for its own part in roster order, and answers each sender with
-the same coded bytes. So the result is bit-identical everywhere. Atomic: a Reduce freezes the contribution first, and either
-every part arrives or the attempt has failed; results of all attempts are kept until their step is closed.
+other one its slice of that one's part, adds up what it gets for its own part in roster order, and answers each sender
+with the same coded bytes. So the result is bit-identical everywhere. Atomic: a Reduce freezes the contribution first,
+and either every part arrives or the attempt has failed; results of all attempts are kept until their step is closed.
 
 Errors end an attempt, not the peer: the answer is then `ReduceFailed`.
 """

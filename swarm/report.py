@@ -19,7 +19,7 @@ def make_report(
     heldout: Mapping[str, Scalar | None],
     trainer: Meter,
 ) -> dict[str, Any]:
-    """The report. `faults[].rerouted_s` counts from the loss as the trainer saw it; whoever killed the peer knows better."""
+    """The report. `faults[].rerouted_s` counts from the loss as the trainer saw it; a killer knows better."""
     committed = [step for step in steps.values() if step.committed]
     totals = [step.totals(manifest.stages, manifest.microbatches) for step in committed]
     beats = [member.beat for member in roster.everyone()]

@@ -1,9 +1,9 @@
 """Stochastic wiring: which replica of the next stage gets the next microbatch.
 
 SWARM's interleaved weighted round-robin (Ryabinin et al. 2023, arXiv 2301.11913, §3.2), as pure functions over a frozen
-state: each peer carries the time that the work given to it is expected to take; the next microbatch goes to the peer that
-carries least, ties at random. The expectation is a smoothed mean of measured exchange times. A peer that failed is left
-out until its directory record shows that it has spoken again. Knows no socket and no clock.
+state: each peer carries the time that the work given to it is expected to take; the next microbatch goes to the peer
+that carries least, ties at random. The expectation is a smoothed mean of measured exchange times. A peer that failed
+is left out until its directory record shows that it has spoken again. Knows no socket and no clock.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Events as lines for people: what a coordinator prints when nobody reads its JSON."""
 
 from .coordinator import Ended, Listening
-from .events import Event, Evaluated, Joined, Lost, Ready, Rerouted, Stepped, Waiting
+from .events import Evaluated, Event, Joined, Lost, Ready, Rerouted, Stepped, Waiting
 
 
 def line_of(event: Event) -> str | None:

@@ -5,9 +5,9 @@ Talks to the pure stage (`model/`), the codecs (`compression`) and the optimizer
 must agree on bit for bit (initial values, updates, digests) uses correctly rounded operations only; the forward and
 backward pass need not, since every replica applies the same reduced bytes.
 
-Errors: `WireError` for input that does not fit or is not finite, `NonFiniteError` for NaN or infinity in output, loss or
-gradient, `CodecError` for slices and parts that do not decode, `ProtocolError` for slices and parts that do not fit a group, `ModelError` for a base that
-does not fit.
+Errors: `WireError` for input that does not fit or is not finite, `NonFiniteError` for NaN or infinity in output, loss
+or gradient, `CodecError` for slices and parts that do not decode, `ProtocolError` for slices and parts that do not
+fit a group, `ModelError` for a base that does not fit.
 """
 
 import math

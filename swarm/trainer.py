@@ -1,8 +1,8 @@
 """The trainer: feeds microbatches in at the first stage, keeps the ledger, closes the steps.
 
-It moves token ids and control messages only. Owns the roster (`roster.py`), the ledger (`ledger.py`), pacing and the window
-of microbatches in flight; `driving.py` sends them, `admission.py` holds the control streams, `closing.py` reduces and
-commits. Only the trainer declares a peer lost: when its control stream ends, or when its digests are wrong.
+It moves token ids and control messages only. Owns the roster (`roster.py`), the ledger (`ledger.py`), pacing and the
+window of microbatches in flight; `driving.py` sends them, `admission.py` holds the control streams, `closing.py`
+reduces and commits. Only the trainer declares a peer lost: when its control stream ends, or when its digests are wrong.
 
 Errors: `StoppedError` when the run cannot go on.
 """
@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import StoppedError
 from ..protos import swarm_pb2 as pb
@@ -128,7 +129,7 @@ class Trainer:
         self.heldout["before"] = await self._evaluate(0)
         closing: asyncio.Task[None] | None = None
         for number in range(settings.train.steps):
-            await self.signal.wait_for(lambda needed=self._version_of(number): self._reached(needed))  # type: ignore[misc]
+            await self.signal.wait_for(partial(self._reached, self._version_of(number)))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
@@ -244,6 +245,7 @@ class Trainer:
     def lost(self, member: Member, why: str) -> None:
         """Declares a member lost: its open credits are re-run at once."""
         if not member.live or self._finishing:
+            self.signal.notify()
             return
         member.live = False
         self.admission.drop(member)
@@ -252,9 +254,7 @@ class Trainer:
         affected = set(uncredited) | self.driver.open_at(member.number)
         now = asyncio.get_running_loop().time()
         at_step = max(self.steps, default=0)
-        self.faults.add(
-            Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected))
-        )
+        self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
         self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
         for step, index in uncredited:
             self._rerun(step, index)
@@ -301,7 +301,6 @@ class Trainer:
             await self.admission.tell(member, pb.Finish(detail=detail))
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
-                while self.admission.connected:
-                    await asyncio.sleep(0.05)
+                await self.signal.wait_for(lambda: not self.admission.connected)
         except TimeoutError:
             return

@@ -1,8 +1,8 @@
 """The visits of one stage: what each is, who waits for it, and how many may be open.
 
-A visit is one microbatch's work at one stage, known by (epoch, mode, step, index). It runs once, to its end, and outlives
-the stream that started it; a caller attaches to it, and a caller of higher order takes it from one of lower order. What it
-sent is kept until its step is closed. Knows no socket, clock or tensor.
+A visit is one microbatch's work at one stage, known by (epoch, mode, step, index). It runs once, to its end, and
+outlives the stream that started it; a caller attaches to it, and a caller of higher order takes it from one of lower
+order. What it sent is kept until its step is closed. Knows no socket, clock or tensor.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Visit:
         if self.attachment is attachment:
             self.attachment = None
 
-    def enter(self, phase: pb.Phase.ValueType) -> None:
+    def enter(self, phase: pb.Phase) -> None:
         """Moves this stage's part to its next phase and tells the caller."""
         self.own = pb.PathEntry(
             stage=self.own.stage, member=self.own.member, peer=self.own.peer, begun=self.own.begun, phase=phase
@@ -119,8 +119,8 @@ class Visit:
 
 
 class VisitTable:
-    """All visits of one stage on one peer. `slots` bounds the open ones; with more than one, the last is reserved for the
-    oldest open step, so that a re-run always finds room beside newer work."""
+    """All visits of one stage on one peer. `slots` bounds the open ones; with more than one, the last is reserved for
+    the oldest open step, so that a re-run always finds room beside newer work."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

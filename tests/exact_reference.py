@@ -1,4 +1,5 @@
-"""The exact run as one loop: no host, no trainer, no transport; its own arithmetic. What the swarm must equal to the bit."""
+"""The exact run as one loop: no host, no trainer, no transport; its own arithmetic. What the swarm must equal to the
+bit."""
 
 import hashlib
 import struct

@@ -1,7 +1,7 @@
 """The swarm against the single-process reference: every step's loss and gradient norm, with and without kills.
 
-In memory, on virtual time, with the real trainer, hosts and torch backend. Tolerances: 1e-4 relative with lossless codecs,
-1e-3 with the 8-bit ones.
+In memory, on virtual time, with the real trainer, hosts and torch backend. Tolerances: 1e-4 relative with lossless
+codecs, 1e-3 with the 8-bit ones.
 """
 
 from functools import cache
@@ -9,10 +9,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-
 from swarm_peer.peer.reference import run_reference
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.manifest import Manifest
+
 from tests.chaos.schedules import Kill, Schedule
 from tests.tiny import corpora, tiny_manifest, tiny_swarm
 
@@ -51,7 +51,7 @@ def assert_clean(report: dict[str, Any], steps: int) -> None:
 @pytest.mark.parametrize(("mode", "staleness", "codecs"), list(product(("lora", "full"), (0, 1), CODECS)))
 def test_loss_and_norm_of_every_step_equal_the_reference(mode: str, staleness: int, codecs: str) -> None:
     activations, gradients, tolerance = CODECS[codecs]
-    manifest = tiny_manifest(mode=mode, staleness=staleness, activations=activations, gradients=gradients)  # type: ignore[arg-type]
+    manifest = tiny_manifest(mode=mode, staleness=staleness, activations=activations, gradients=gradients)
     expected = reference_of(manifest)
     for kills in KILLS.values():
         report = swarm_report(manifest, kills)

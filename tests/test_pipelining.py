@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from swarm_peer.swarm.host import Moment
+
 from tests.exact import exact_manifest, exact_swarm
 
 LONG_REDUCE = {FORWARD: 0.05, BACKWARD: 0.1, BACKGROUND: 2.0}

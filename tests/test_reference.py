@@ -14,7 +14,6 @@ from swarm_peer.peer.reference import run_reference
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.backend import StageInput
 from swarm_peer.swarm.data import Corpus, TrainingOrder, heldout_batches, tokens_to_bytes
-from swarm_peer.swarm.tokenizer import ByteTokenizer
 from swarm_peer.swarm.manifest import (
     CodecSettings,
     DataSettings,
@@ -29,6 +28,7 @@ from swarm_peer.swarm.manifest import (
 )
 from swarm_peer.swarm.model.config import TINY
 from swarm_peer.swarm.model.weights import stage_base, weights_digest
+from swarm_peer.swarm.tokenizer import ByteTokenizer
 from swarm_peer.swarm.torch_backend import TorchBackend
 
 LENGTH = 32
@@ -43,7 +43,9 @@ def manifest(mode: Any, staleness: Any, codecs: CodecSettings, **changes: Any) -
         "settings": Settings(
             seed=3,
             model=ModelSettings(name="tiny", stages=changes.pop("stages", 3)),
-            train=TrainSettings(mode=mode, steps=changes.pop("steps", 12), batch=4, microbatch=changes.pop("microbatch", 2)),
+            train=TrainSettings(
+                mode=mode, steps=changes.pop("steps", 12), batch=4, microbatch=changes.pop("microbatch", 2)
+            ),
             data=DataSettings(sequence_length=LENGTH, heldout_tokens=128),
             pipeline=PipelineSettings(staleness=staleness),
             optimizer=changes.pop("optimizer", OptimizerSettings(learning_rate=1e-3)),
@@ -194,7 +196,9 @@ def test_lossy_codecs_change_the_numbers() -> None:
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_checkpoint_as_transformers_saves_it(tmp_path: Path, mode: str) -> None:
     transformers = pytest.importorskip("transformers")
-    shape = LlamaShape(**{**TINY.model_dump(), "tie_word_embeddings": False, "num_hidden_layers": 3, "rope_theta": 777.0})
+    shape = LlamaShape(
+        **{**TINY.model_dump(), "tie_word_embeddings": False, "num_hidden_layers": 3, "rope_theta": 777.0}
+    )
     values = shape.model_dump()
     rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     torch.manual_seed(0)

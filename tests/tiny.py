@@ -7,7 +7,6 @@ from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.data import Corpus, CorpusSamples
 from swarm_peer.swarm.keys import Identity, delegate, sign_manifest, sign_term
 from swarm_peer.swarm.manifest import (
-    CodecName,
     CodecSettings,
     DataSettings,
     Manifest,
@@ -34,8 +33,8 @@ def tiny_manifest(
     *,
     mode: Any = "lora",
     staleness: Any = 1,
-    activations: CodecName = "fp32",
-    gradients: CodecName = "fp32",
+    activations: Any = "fp32",
+    gradients: Any = "fp32",
     stages: int = 3,
     replicas: int = 2,
     steps: int = 12,

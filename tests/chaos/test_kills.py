@@ -4,8 +4,8 @@ import random
 from typing import Any
 
 import pytest
-
 from swarm_peer.simulations.virtual_time import run
+
 from tests.chaos.schedules import MOMENTS, Kill, Schedule, kill_schedule
 from tests.exact import exact_manifest, exact_swarm
 from tests.exact_reference import reference

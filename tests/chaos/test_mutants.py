@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.simulations.virtual_time import Stuck
+from swarm_peer.simulations.virtual_time import StuckError
 from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import GradientStore
 from swarm_peer.swarm.host import StageHost
 from swarm_peer.swarm.visits import Visit, VisitKey
+
 from tests.chaos.schedules import kill_schedule
 from tests.chaos.test_kills import BATCH, STAGES, STEPS, check, simulate
 
@@ -22,7 +22,7 @@ def caught_by() -> int | None:
         schedule = kill_schedule(seed, stages=STAGES, steps=STEPS, batch=BATCH)
         try:
             check(simulate(schedule, seed % 2, seed, replicas=3), seed % 2)
-        except (AssertionError, Stuck):
+        except (AssertionError, StuckError):
             return seed
     return None
 
