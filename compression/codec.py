@@ -24,6 +24,8 @@ MAX_DIMENSIONS = 8
 _FIXED = struct.Struct("<3sBBBxxIQI")
 """Magic, format version, codec id, number of dimensions, block, payload bytes, crc32 of the payload."""
 
+_FIELDS = ("magic", "format version", "codec id", "number of dimensions", "block", "payload length", "payload crc32")
+
 _SCALE_BYTES = {"fp32": 0, "int8": 2, "dynamic8": 4}
 _ELEMENT_BYTES = {"fp32": 4, "int8": 1, "dynamic8": 1}
 
@@ -65,10 +67,9 @@ def decode(
         raise CodecError(f"expected {wanted} bytes for {spec.name} of shape {shape}, got {len(view)}")
     start = wanted - _payload_bytes(math.prod(shape), spec)
     payload = view[start:]
-    if bytes(view[:start]) != _header(shape, spec, payload):
-        raise CodecError(
-            f"the header is not that of {spec.name}, block {spec.block}, shape {shape}, or the checksum is wrong"
-        )
+    header = _header(shape, spec, payload)
+    if view[:start] != header:
+        raise CodecError(_difference(bytes(view[:start]), header, spec, shape))
     elements = math.prod(shape)
     if spec.name == "fp32":
         flat = _from_bytes(payload, torch.float32, elements, device)
@@ -100,7 +101,19 @@ def _header(shape: tuple[int, ...], spec: CodecSpec, payload: bytes | memoryview
     return fixed + struct.pack(f"<{len(shape)}I", *shape)
 
 
+def _difference(came: bytes, wanted: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> str:
+    """What a header says otherwise than the one that is due, by the name of its first field that differs."""
+    due = f"{spec.name} of shape {shape}"
+    for name, said, meant in zip(_FIELDS, _FIXED.unpack_from(came), _FIXED.unpack_from(wanted), strict=True):
+        if said != meant:
+            return f"{name} is {said!r}; expected {meant!r} for {due}"
+    sizes = struct.unpack_from(f"<{len(shape)}I", came, _FIXED.size)
+    return f"shape is {sizes}; expected {due}" if sizes != shape else f"padding is not zero; expected {due}"
+
+
 def _to_bytes(flat: Tensor) -> bytes:
+    if not flat.numel():  # an empty tensor may have strides that no view of bytes accepts
+        return b""
     return flat.cpu().view(torch.uint8).numpy().tobytes()
 
 

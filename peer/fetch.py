@@ -10,6 +10,7 @@ content that is not what is pinned.
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -91,7 +92,7 @@ TEXTS: dict[str, Text] = {
     ),
     "brown": Text(
         _BROWN,
-        lambda name: len(name) == len("package/ca01") and name[8:10].isalpha(),
+        lambda name: re.fullmatch(r"package/c[a-r]\d\d", name) is not None,
         "607ad18fc70508d058028cabaeb94436e6207b09a77cb286d8b82540633fbb7f",
         tagged=True,
     ),

@@ -52,7 +52,7 @@ def test_the_dynamic_code_keeps_small_values_beside_large_ones() -> None:
     for name in NAMES[1:]:
         back = round_trip(values, CodecSpec(name, 256))
         relative[name] = ((back - values).abs() / values.abs()).median().item()
-    assert relative["dynamic8"] < 0.05 < relative["int8"]
+    assert relative["dynamic8"] < 0.1 < 0.9 < relative["int8"]
 
 
 def test_fp32_is_exact() -> None:
@@ -245,6 +245,30 @@ def test_another_shape_is_refused(name: Any, shape: tuple[int, ...]) -> None:
         decode(coded, CodecSpec(name), shape=shape)
 
 
+@pytest.mark.parametrize(
+    ("at", "field"),
+    [
+        (0, "magic is b'RPT'; expected b'SPT'"),
+        (3, "format version is 0; expected 1"),
+        (4, "codec id is 0; expected 1"),
+        (5, "number of dimensions is 3; expected 2"),
+        (6, "padding"),
+        (8, "block is 65; expected 64"),
+        (12, "payload length is 157; expected 156"),
+        (20, "payload crc32"),
+        (24, r"shape is \(2, 50\); expected int8 of shape \(3, 50\)"),
+        (32, "payload crc32"),
+        (-1, "payload crc32"),
+    ],
+)
+def test_the_error_names_the_field_that_differs(at: int, field: str) -> None:
+    spec = CodecSpec("int8", 64)
+    coded = bytearray(encode(normal(3, 50), spec))
+    coded[at] ^= 1
+    with pytest.raises(CodecError, match=field):
+        decode(bytes(coded), spec, shape=(3, 50))
+
+
 def test_another_block_is_refused() -> None:
     """Equal in length: 100 elements are one block of 128 and one of 256."""
     coded = encode(normal(100), CodecSpec("int8", 128))
@@ -331,7 +355,11 @@ def test_bytes_do_not_depend_on_the_number_of_threads(name: Any) -> None:
     assert len(digests) == 1
 
 
-GOLDEN = {"fp32": "?fp32", "int8": "?int8", "dynamic8": "?dynamic8"}
+GOLDEN = {
+    "fp32": "32a12156f1bf0b43ac3d85cf5e53ccdc6193dd692bc0d3dbe86f3ae3b11763dc",
+    "int8": "12c9b981352cb77bc52e6747fa3a4c3ce871e1cbfbd3bcbc13f0caf78ece7e64",
+    "dynamic8": "d7f47aee7b92237d176261f9527b3c93ebc51cb9b97f3f146f3070092479a1fb",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -339,6 +367,6 @@ def test_the_bytes_of_a_fixed_tensor_never_change(name: Any) -> None:
     """A change here is a change of the wire format or of the code's meaning: raise `FORMAT_VERSION`."""
     words = np.random.Philox(key=np.array([7, 11], dtype=np.uint64)).random_raw(5000)
     uniform = (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-    values = torch.from_numpy(uniform**3)  # products of fp32 numbers: the same bits everywhere
+    values = torch.from_numpy(uniform * uniform * uniform)  # products of fp32 numbers: the same bits everywhere
     coded = encode(values.view(5, 1000), CodecSpec(name, 256))
     assert hashlib.sha256(coded).hexdigest() == GOLDEN[name]
