@@ -13,6 +13,7 @@
     ├── RefusedError             the other side answered Refused{reason}
     ├── FailedError              a stage further down failed: Failed{stage, reason}
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
+    ├── StuckError               a simulation in which nothing can happen any more
     └── UsageError               a command line that cannot be carried out
 
 An error says what was expected, what came, from whom, and what to do. A caller that wants to survive
@@ -85,6 +86,10 @@ class FailedError(SwarmError):
 
 class StoppedError(SwarmError):
     """The run cannot go on; the message says why and what to do."""
+
+
+class StuckError(SwarmError):
+    """On virtual time: every task waits and no timer is pending, or time ran past its limit."""
 
 
 class UsageError(SwarmError):

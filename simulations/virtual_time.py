@@ -9,13 +9,9 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from ..errors import SwarmError
+from ..errors import StuckError
 
 T = TypeVar("T")
-
-
-class StuckError(SwarmError):
-    """Every task waits and no timer is pending, or virtual time ran past its limit."""
 
 
 class _NoIO(selectors.BaseSelector):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from swarm_peer.compression import CodecSpec, decode, encode, encoded_bytes
 from swarm_peer.compression import codec as module
 from swarm_peer.errors import CodecError, NonFiniteError
+from swarm_peer.kernels import blockwise
 from swarm_peer.kernels.blockwise import dynamic_levels, quantize_dynamic
 
 NAMES: tuple[Any, ...] = ("fp32", "int8", "dynamic8")
@@ -370,3 +371,10 @@ def test_the_bytes_of_a_fixed_tensor_never_change(name: Any) -> None:
     values = torch.from_numpy(uniform * uniform * uniform)  # products of fp32 numbers: the same bits everywhere
     coded = encode(values.view(5, 1000), CodecSpec(name, 256))
     assert hashlib.sha256(coded).hexdigest() == GOLDEN[name]
+
+
+def test_no_two_thresholds_share_a_bucket_of_the_lookup() -> None:
+    """What `quantize_dynamic` rests on. Only keys of numbers within [-1, 1] are ever looked up."""
+    _, thresholds = blockwise._dynamic_tables(torch.device("cpu"))
+    keys = (thresholds.view(torch.int32) >> blockwise._KEY_SHIFT).tolist()
+    assert len(set(keys)) == len(keys) == 255

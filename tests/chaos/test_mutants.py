@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
+from swarm_peer.errors import StuckError
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.simulations.virtual_time import StuckError
 from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import GradientStore
 from swarm_peer.swarm.host import StageHost
