@@ -63,7 +63,7 @@ def _dynamic_tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @cache
 def _dynamic_buckets(device: torch.device) -> tuple[Tensor, Tensor]:
-    """By the top 15 bits of a float32 (sign, exponent, 6 of the mantissa): its lowest code, the threshold among its kin.
+    """By the top 15 bits of a float32 (sign, exponent, 6 of the mantissa): its lowest code, and the threshold inside.
 
     Numbers that share those bits lie closer together than two thresholds, so one comparison decides what a search
     among all would, five times as fast. Where no threshold lies among them it is infinite.
@@ -121,7 +121,7 @@ def quantize_dynamic(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
     lowest, inside = _dynamic_buckets(flat.device)
     codes = torch.empty(flat.numel(), dtype=torch.uint8, device=flat.device)
     values = (blocks / divisors[:, None]).view(-1)[: flat.numel()]
-    for part, target in zip(values.split(_CHUNK), codes.split(_CHUNK), strict=True):
+    for part, target in zip(torch.split(values, _CHUNK), torch.split(codes, _CHUNK), strict=True):
         keys = (part.view(torch.int32) >> _KEY_SHIFT) & _KEY_MASK
         torch.add(lowest[keys], part > inside[keys], out=target)
     return codes, scales
