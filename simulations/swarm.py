@@ -91,6 +91,9 @@ class SimulatedSwarm:
             self.endings[name] = await peer.run(self.manifest.run_id, stage)
         except SwarmError as error:
             self.endings[name] = f"{type(error).__name__}: {error}"
+        finally:
+            # The process ends here, and its streams with it.
+            await self.network.nodes[name].close()
 
     def kill(self, peer: str) -> None:
         """SIGKILL: at once, in the middle of whatever it does."""

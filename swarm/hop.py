@@ -9,7 +9,7 @@ Errors: `FailedError`, after which the caller's own visit has failed too.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import FailedError, ProtocolError, RefusedError, UnreachableError, WireError
@@ -25,6 +25,9 @@ DISTINCT_FAILURES = 2
 """A visit that fails by its own numbers on this many replicas is not tried on a third."""
 
 FINAL = frozenset({"SUPERSEDED", "FENCED", "CLOSED"})
+NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH"})
+"""Refusals by a peer that does not serve this stage (any more): it is left out until it announces itself anew."""
+
 PASSED_UP = FINAL | {"INPUT_GONE", "GRADIENT_GONE"}
 
 
@@ -44,14 +47,15 @@ class Hop:
         order: Callable[[], Order | None],
         hint: Callable[[], Mapping[int, pb.PathEntry]],
         hear: Callable[[Sequence[pb.PathEntry]], None],
+        unusable: Collection[str] = (),
     ) -> tuple[pb.Done, bytes]:
         """Has stages `request.first`..`last` done: (Done, its payload).
 
         `order()` is the caller's own order, None once it is orphaned; `hint()` what it knows of the stages below;
-        `hear` is told of every change.
+        `hear` is told of every change. `unusable` peers have answered this call before with what could not be used.
         """
         stage = request.first
-        tried: dict[str, None] = {}
+        tried: dict[str, None] = dict.fromkeys(unusable)
         unfit: dict[str, FailedError | RefusedError] = {}
         attempt = 0
         while True:
@@ -81,11 +85,14 @@ class Hop:
                 return reply, data
             if isinstance(reply, pb.Busy):
                 if len(tried) >= self.neighbours.usable(stage):
-                    tried.clear()
+                    tried = dict.fromkeys(unusable)
                     await self.neighbours.refresh(stage)
                     await asyncio.sleep(max(BUSY_PAUSE_SECONDS, min(reply.retry_after_ms, 1000) / 1000))
                 continue
             error = self._judge(stage, peer, reply)
+            if error.reason in NOT_HERE:
+                self.neighbours.failed(stage, peer)
+                continue
             if not isinstance(error, FailedError) or error.reason != "ORPHANED":
                 unfit[peer] = error
             if len(unfit) >= min(DISTINCT_FAILURES, max(1, self.neighbours.usable(stage))):
@@ -95,7 +102,7 @@ class Hop:
 
     async def _pick(self, stage: int, known: Mapping[int, pb.PathEntry], tried: Mapping[str, None]) -> str | None:
         hinted = known.get(stage)
-        if hinted is not None and hinted.peer and hinted.peer not in tried:
+        if hinted is not None and hinted.peer not in tried and not self.neighbours.has_failed(stage, hinted.peer):
             await self.neighbours.locate(stage, hinted.peer)
             return hinted.peer
         return await self.neighbours.choose(stage, tried)

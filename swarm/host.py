@@ -9,17 +9,17 @@ not be. A visit that fails ends in Failed{stage, reason}, and its next Run start
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from ..errors import CodecError, FailedError, NonFiniteError, ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
-from .backend import BackwardResult, ForwardResult, StageBackend, StageInput
+from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .exchange import Incoming, Pool
 from .gradients import GradientStore
-from .hop import Hop
+from .hop import DISTINCT_FAILURES, Hop
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import Neighbours
@@ -210,30 +210,55 @@ class StageHost:
             lambda: self._enter(visit, pb.FORWARD, "forward"),
         )
         visit.output, visit.loss = forward.output, forward.loss
-        output_gradient: bytes | None = None
         if not self._last_stage and run.last > self.stage:
-            self._enter(visit, pb.BELOW, "below")
-            output_gradient = await self._call_below(visit)
-        elif not self._last_stage:
+            backward = await self._go_on_below(visit, state, forward.context)
+        elif self._last_stage:
+            backward = await self._backward(visit, state, forward.context, None) if train else None
+        else:
             below = self.stage + 1
             output_gradient = await self._pull(
                 run, pb.Fetch.INPUT_GRADIENT, below, run.gradient_holder, "GRADIENT_GONE"
             )
-        if not train:
+            try:
+                backward = await self._backward(visit, state, forward.context, output_gradient)
+            except WireError as error:
+                raise FailedError(self.stage, "GRADIENT_GONE", f"what its holder sent is unusable: {error}") from error
+        if backward is None:
             return
-        backward: BackwardResult = await self.queue.run(
-            BACKWARD,
-            key.step,
-            key.index,
-            lambda: self.backend.backward(state, forward.context, output_gradient),
-            lambda: self._enter(visit, pb.BACKWARD, "backward"),
-        )
         visit.input_gradient = backward.input_gradient
         if key.step >= self.authority.closed:
             self.gradients.add(key.epoch, key.step, key.index, backward.gradient)
         self._enter(visit, pb.HELD, "held")
 
-    async def _call_below(self, visit: Visit) -> bytes | None:
+    async def _go_on_below(self, visit: Visit, state: State, context: Context) -> BackwardResult | None:
+        """Has the stages below done, then this one's backward; None for an evaluation.
+
+        A gradient that cannot be used is asked for again from another peer, which re-attaches to what is done below it.
+        """
+        unusable: dict[str, WireError] = {}
+        while True:
+            self._enter(visit, pb.BELOW, "below")
+            output_gradient = await self._call_below(visit, unusable)
+            if visit.key.mode != pb.TRAIN:
+                return None
+            try:
+                return await self._backward(visit, state, context, output_gradient)
+            except WireError as error:
+                sender = visit.below.pop(self.stage + 1, pb.PathEntry()).peer
+                if sender in unusable or len(unusable) + 1 >= DISTINCT_FAILURES:
+                    raise FailedError(self.stage + 1, "MALFORMED", str(error)) from error
+                unusable[sender] = error
+
+    async def _backward(self, visit: Visit, state: State, context: Context, coded: bytes | None) -> BackwardResult:
+        return await self.queue.run(
+            BACKWARD,
+            visit.key.step,
+            visit.key.index,
+            lambda: self.backend.backward(state, context, coded),
+            lambda: self._enter(visit, pb.BACKWARD, "backward"),
+        )
+
+    async def _call_below(self, visit: Visit, unusable: Collection[str]) -> bytes | None:
         """Has the rest of the range done by the next stage; returns the coded gradient of this stage's output."""
         request = pb.Run()
         request.CopyFrom(visit.run)
@@ -247,6 +272,7 @@ class StageHost:
             order=lambda: None if visit.orphaned else visit.order,
             hint=lambda: visit.below,
             hear=visit.hear,
+            unusable=unusable,
         )
         visit.hear(done.path)
         if done.HasField("loss"):

@@ -57,6 +57,9 @@ class Neighbours:
         wiring = self._wirings.get(stage, routing.Wiring())
         return sum(peer not in wiring.failed for peer in wiring.candidates)
 
+    def has_failed(self, stage: int, peer: str) -> bool:
+        return peer in self._wirings.get(stage, routing.Wiring()).failed
+
     def measured(self, stage: int, peer: str, seconds: float) -> None:
         if stage in self._wirings:
             self._wirings[stage] = routing.measured(self._wirings[stage], peer, seconds)

@@ -76,6 +76,7 @@ class Peer:
         except* Exception as problems:
             raise _innermost(problems) from None
         finally:
+            self.host = self._reducer = None
             self.pool.close()
         return last_word
 

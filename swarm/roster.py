@@ -75,11 +75,13 @@ class Roster:
         return min(len(self.ready(stage)) for stage in range(self.stages))
 
     def dissenters(self, stage: int, version: int) -> list[Member]:
-        """Live replicas whose digest of `version` is not the one that most replicas have.
+        """Live replicas whose digest of `version` is not the one that most replicas have, once all have said theirs.
 
         Ties go to the digest that the lowest member number has.
         """
-        voters = [member for member in self.live(stage) if version in member.digests]
+        voters = self.ready(stage)
+        if any(version not in member.digests for member in voters):
+            return []
         votes: dict[bytes, int] = {}
         for member in voters:
             votes[member.digests[version]] = votes.get(member.digests[version], 0) + 1

@@ -39,6 +39,9 @@ WINDOW_SHARE = 0.8
 
 FAREWELL_SECONDS = 5.0
 
+KEPT_DIGESTS = 8
+"""Versions whose digests are remembered of each member; no two live members are that far apart."""
+
 
 @dataclass
 class Trainer:
@@ -156,6 +159,9 @@ class Trainer:
             for stage in range(self.manifest.stages)
         )
 
+    def _everyone_at(self, version: int) -> bool:
+        return all(member.version >= version for member in self.roster.live())
+
     def _window(self) -> int:
         slots = self.manifest.settings.pipeline.slots * max(1, self.roster.narrowest())
         return max(1, int(WINDOW_SHARE * slots))
@@ -173,6 +179,8 @@ class Trainer:
         stages = range(self.manifest.stages)
         await self.signal.wait_for(lambda: self.ledger.complete(step.number, stages))
         await self.signal.wait_for(lambda: step.number == 0 or self.steps[step.number - 1].committed)
+        # A replica whose state went wrong is found by the digests of the version; its work must not be reduced.
+        await self.signal.wait_for(partial(self._everyone_at, self._version_of(step.number)))
         units = units_of(self.manifest)
         async with asyncio.TaskGroup() as tasks:
             reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
@@ -235,6 +243,7 @@ class Trainer:
 
     def applied(self, member: Member, version: int, digest: bytes) -> None:
         member.digests[version] = digest
+        member.digests.pop(version - KEPT_DIGESTS, None)
         self._judge(member.stage, version)
         self.signal.notify()
 
