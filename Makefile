@@ -34,6 +34,7 @@ demo: $(STAMP)
 	$(BIN)/swarm-peer demo $(ARGS)
 
 test: $(STAMP)
+	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet smollm2-135m >/dev/null
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP)

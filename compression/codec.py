@@ -20,6 +20,7 @@ from .spec import NAMES, CodecSpec
 MAGIC = b"SPT"
 FORMAT_VERSION = 1
 MAX_DIMENSIONS = 8
+MAX_SIZE = (1 << 32) - 1
 
 _FIXED = struct.Struct("<3sBBBxxIQI")
 """Magic, format version, codec id, number of dimensions, block, payload bytes, crc32 of the payload."""
@@ -31,7 +32,9 @@ _ELEMENT_BYTES = {"fp32": 4, "int8": 1, "dynamic8": 1}
 
 
 def encoded_bytes(shape: tuple[int, ...], spec: CodecSpec) -> int:
-    """The exact size of an encoded tensor of this shape, in bytes."""
+    """The exact size of an encoded tensor of this shape, in bytes. Raises `CodecError` for one that has no encoding."""
+    if len(shape) > MAX_DIMENSIONS or not all(0 <= size <= MAX_SIZE for size in shape):
+        raise CodecError(f"shape {shape} cannot be encoded: up to {MAX_DIMENSIONS} sizes of 0 to {MAX_SIZE} can")
     return _FIXED.size + 4 * len(shape) + _payload_bytes(math.prod(shape), spec)
 
 
@@ -42,8 +45,10 @@ def _payload_bytes(elements: int, spec: CodecSpec) -> int:
 
 def encode(tensor: Tensor, spec: CodecSpec) -> bytes:
     """A floating-point tensor of any layout as bytes. Raises `CodecError`, `NonFiniteError`."""
-    if not tensor.is_floating_point() or tensor.dim() > MAX_DIMENSIONS:
-        raise CodecError(f"a tensor of {tensor.dtype} with {tensor.dim()} dimensions cannot be encoded")
+    shape = tuple(tensor.shape)
+    encoded_bytes(shape, spec)  # refuses shapes
+    if not tensor.is_floating_point():
+        raise CodecError(f"a tensor of {tensor.dtype} cannot be encoded; wanted floating point")
     flat = tensor.detach().to(torch.float32).contiguous().view(-1)
     if spec.name == "fp32":
         _require_finite(flat)
@@ -54,7 +59,7 @@ def encode(tensor: Tensor, spec: CodecSpec) -> bytes:
     else:
         codes, scales = blockwise.quantize_dynamic(flat, spec.block)
         payload = _to_bytes(scales) + _to_bytes(codes)
-    return _header(tuple(tensor.shape), spec, payload) + payload
+    return _header(shape, spec, payload) + payload
 
 
 def decode(

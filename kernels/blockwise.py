@@ -89,7 +89,7 @@ def absmax(blocks: Tensor) -> Tensor:
     largest = blocks.abs().amax(dim=1)
     if not bool(torch.isfinite(largest).all()):
         count = int((~torch.isfinite(blocks)).sum())
-        raise NonFiniteError(f"{count} of {blocks.numel()} elements are NaN or infinite")
+        raise NonFiniteError(f"{count} of the tensor's elements are NaN or infinite")
     return largest
 
 
@@ -98,7 +98,9 @@ def quantize_linear(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
     if not flat.numel():
         return flat.to(torch.int8), flat.to(torch.bfloat16)
     blocks = _blocks(flat, block)
-    scales = _round_up_bfloat16(absmax(blocks) / LINEAR_MAX)
+    largest = absmax(blocks)
+    # By a tensor: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
+    scales = _round_up_bfloat16(largest / torch.full_like(largest, LINEAR_MAX))
     divisors = torch.where(scales == 0, torch.ones_like(scales), scales).float()
     codes = torch.round(blocks / divisors[:, None]).clamp_(-LINEAR_MAX, LINEAR_MAX).to(torch.int8)
     return codes.view(-1)[: flat.numel()].contiguous(), scales

@@ -6,10 +6,8 @@ signature, once; then it is known. Lower terms are fenced.
 
 from ..errors import RefusedError, TrustError
 from ..protos import swarm_pb2 as pb
-from .keys import SignedTerm, check_term
+from .keys import ProvenTerms, SignedTerm
 from .manifest import Manifest
-
-KNOWN_TERMS = 64
 
 
 def to_term(message: pb.Term) -> SignedTerm:
@@ -24,12 +22,11 @@ class Authority:
     """The run id, the highest proven term and the closed marker: steps below `closed` are closed."""
 
     def __init__(self, manifest: Manifest, peer_id: str) -> None:
-        self.manifest = manifest
         self.run_id = manifest.run_id
         self.closed = 0
         self._peer_id = peer_id
         self._highest: tuple[int, str] = (0, "")
-        self._known: dict[SignedTerm, None] = {}
+        self._proven = ProvenTerms(manifest)
 
     @property
     def term(self) -> int:
@@ -38,14 +35,10 @@ class Authority:
     def admit(self, message: pb.Term, sender: str) -> SignedTerm:
         """Checks a term and follows it if it is the highest. Raises `RefusedError` (UNTRUSTED or FENCED)."""
         term = to_term(message)
-        if term not in self._known:
-            try:
-                check_term(self.manifest, term)
-            except TrustError as error:
-                raise RefusedError("UNTRUSTED", f"{error} (sent by {sender})", self._peer_id) from error
-            if len(self._known) >= KNOWN_TERMS:
-                self._known.clear()
-            self._known[term] = None
+        try:
+            self._proven.check(term)
+        except TrustError as error:
+            raise RefusedError("UNTRUSTED", f"{error} (sent by {sender})", self._peer_id) from error
         rank = (term.number, term.trainer)
         if rank < self._highest:
             raise RefusedError("FENCED", f"term {term.number} is below term {self._highest[0]}", self._peer_id)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, WireError
 from .driving import Microbatch
 from .manifest import Manifest
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, pieces_of
 
 TokenArray = NDArray[np.int32]
 
@@ -32,16 +32,17 @@ class Corpus:
 
     @classmethod
     def from_texts(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> "Corpus":
-        """Reads and tokenizes UTF-8 texts, one after the other. Raises `DataError`."""
+        """Reads and tokenizes UTF-8 texts, one after the other, piece by piece. Raises `DataError`."""
         kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-        pieces: list[NDArray[np.generic]] = []
+        ids = bytearray()  # grows in place: joining arrays at the end would hold the corpus twice
         for path in paths:
             try:
                 text = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-            pieces.append(tokenizer.encode(text).astype(kind))
-        return cls(np.concatenate(pieces) if pieces else np.zeros(0, kind))
+            for piece in pieces_of(text):
+                ids += tokenizer.encode(piece).astype(kind).tobytes()
+        return cls(np.frombuffer(ids, kind))
 
     def __len__(self) -> int:
         return int(self.tokens.size)

@@ -12,6 +12,7 @@ Errors: `UnreachableError`.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,9 @@ JOIN_PAUSE_SECONDS = 10.0
 
 CALL_SECONDS = 15.0
 """Limit of one `publish` or `read`, whatever the DHT does."""
+
+CLOSE_SECONDS = 2.0
+"""How long p2pd may take to forget the node's handlers: hivemind would wait forever for a daemon that dies meanwhile."""
 
 _NOTHING_SUFFICES = math.nan
 """No answer ends a search early (nothing compares with NaN): one node could claim any expiry and hide the others'."""
@@ -262,6 +266,8 @@ class DHTDirectory:
 
     async def _reconnect(self) -> None:
         """A node drops those that do not answer; when none is left, it joins again."""
+        if not self._transport.alive:
+            raise UnreachableError("this node's p2pd has ended, and the directory with it; start the peer again")
         if not self._node.protocol.routing_table.uid_to_peer_id and (self._initial or self._met):
             await self._join()
 
@@ -328,5 +334,10 @@ class DHTDirectory:
 
     async def close(self) -> None:
         """Leaves the DHT; the transport stays open. Idempotent."""
-        if self._node.is_alive:
-            await self._node.shutdown()
+        if not self._node.is_alive:
+            return
+        self._node.is_alive = False
+        if self._transport.alive:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._node.shutdown()

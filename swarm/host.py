@@ -9,8 +9,9 @@ not be. A visit that fails ends in Failed{stage, reason}, and its next Run start
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import CodecError, FailedError, NonFiniteError, ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -60,7 +61,7 @@ class StageHost:
     device: Device
     pool: Pool
     neighbours: Neighbours
-    spawn: Callable[[object], object]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
     observe: Observe = field(default=lambda moment: None)
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ STREAM_PROTOCOL = "/swarm-peer/1"
 STARTUP_SECONDS = 60.0
 """How long p2pd may take to start: hivemind's own 15 s are too few on a busy machine."""
 
-DIAL_SECONDS = 10.0
+DIAL_SECONDS = 5.0
 """Limit of one `open` or `connect`, the search for the peer's addresses included."""
 
 SEARCH_SECONDS = 5.0
@@ -228,6 +228,11 @@ class P2PTransport:
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
 
+    @property
+    def alive(self) -> bool:
+        """Whether p2pd runs and this transport is open. A daemon that has ended is not started again."""
+        return not self._closed and self.p2p._child.returncode is None
+
     async def serve(self, handler: StreamHandler) -> None:
         self._handler = handler
         await self.p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve)
@@ -274,12 +279,17 @@ class P2PTransport:
         writer.transport.abort()
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> P2PStream:
-        if addresses:
-            await self.connect(peer, addresses)
         request = p2pd_pb2.StreamOpenRequest(peer=_peer_bytes(peer), proto=[STREAM_PROTOCOL], timeout=int(DIAL_SECONDS))
-        response, reader, writer = await self._ask(
-            p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request), f"no stream to {peer}"
-        )
+        try:
+            # One limit for both questions.
+            async with asyncio.timeout(DIAL_SECONDS):
+                if addresses:
+                    await self.connect(peer, addresses)
+                response, reader, writer = await self._ask(
+                    p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request), f"no stream to {peer}"
+                )
+        except TimeoutError as error:
+            raise UnreachableError(f"no stream to {peer} within {DIAL_SECONDS:.0f} s") from error
         answered = str(PeerID(response.streamInfo.peer))
         if answered != peer:
             writer.transport.abort()

@@ -47,14 +47,15 @@ class FileTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        pieces = [
+        ids = [
             np.asarray(self._tokenizer.encode(chunk, add_special_tokens=False).ids, dtype=np.int32)
-            for chunk in _chunks(text)
+            for chunk in pieces_of(text)
         ]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        return np.concatenate(ids) if ids else np.zeros(0, np.int32)
 
 
-def _chunks(text: str) -> Iterator[str]:
+def pieces_of(text: str) -> Iterator[str]:
+    """The text in pieces of at most `CHUNK_CHARACTERS`, each but the last cut after a line end where it has one."""
     start = 0
     while start < len(text):
         end = min(len(text), start + CHUNK_CHARACTERS)

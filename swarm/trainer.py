@@ -8,12 +8,13 @@ Errors: `StoppedError` when the run cannot go on.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import StoppedError
+from ..errors import StoppedError, UnreachableError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
@@ -33,6 +34,8 @@ from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
 from .transport import Transport
+
+logger = logging.getLogger(__name__)
 
 WINDOW_SHARE = 0.8
 """Share of the narrowest stage's slots that microbatches in flight may take."""
@@ -296,7 +299,10 @@ class Trainer:
             record = Record(
                 self.run_id, TRAINER_STAGE, self.transport.peer_id, self.transport.addresses, sequence, PROTOCOL_VERSION
             )
-            await self.directory.publish(record, RECORD_SECONDS)
+            try:
+                await self.directory.publish(record, RECORD_SECONDS)
+            except UnreachableError as error:
+                logger.warning("the trainer could not announce itself, and tries again: %s", error)
             await asyncio.sleep(ANNOUNCE_SECONDS)
 
     def report(self) -> dict[str, object]:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from swarm_peer.errors import DataError, WireError
+from swarm_peer.swarm import tokenizer
 from swarm_peer.swarm.data import (
     Corpus,
     CorpusSamples,
@@ -170,6 +172,25 @@ def test_a_corpus_is_its_texts_one_after_the_other(tmp_path: Path) -> None:
     assert bytes(corpus.tokens.tolist()) == "Prêt,\nHal?".encode()
     assert len(corpus) == 11
     assert corpus.tokens.dtype == np.uint16
+
+
+def test_pieces_of_a_long_text_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"line {n} — of a long text\n" for n in range(200)) + "é" * 150
+    path = tmp_path / "long.txt"
+    path.write_text(text, encoding="utf-8")
+    whole = ByteTokenizer().encode(text)
+    lengths: list[int] = []
+
+    class Watched(ByteTokenizer):
+        def encode(self, text: str) -> NDArray[np.int32]:
+            lengths.append(len(text))
+            return super().encode(text)
+
+    monkeypatch.setattr(tokenizer, "CHUNK_CHARACTERS", 100)
+    corpus = Corpus.from_texts([path, path], Watched())
+    assert corpus.tokens.tolist() == whole.tolist() * 2
+    assert max(lengths) <= 100
+    assert len(Corpus.from_texts([], ByteTokenizer())) == 0
 
 
 def test_the_narrowest_type_that_holds_the_vocabulary(tmp_path: Path) -> None:

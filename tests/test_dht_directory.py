@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -174,6 +175,45 @@ def test_nobody_to_join_is_unreachable(folder: Path) -> None:
         with pytest.raises(UnreachableError):
             await DHTDirectory.create(other, PEER, bare.addresses)
         await DHTDirectory.create(other, PEER, [dead, *transport.addresses])
+
+    run(body, folder)
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_node_whose_daemon_died_says_so_and_closes(folder: Path, runner: Callable[..., Any]) -> None:
+    async def body(swarm: Swarm) -> None:
+        founder = Identity.generate()
+        transport, first = await swarm.node(founder)
+        joined, second = await swarm.node(PEER, transport.addresses)
+        await second.publish(record_of(PEER), 30.0)
+        for node, identity, daemon in [
+            (second, PEER, joined.p2p._child),
+            (first, founder, transport.p2p._child),  # alone now, which is no error for a founder as long as p2pd runs
+        ]:
+            daemon.kill()
+            await daemon.wait()
+            async with asyncio.timeout(10.0):
+                with pytest.raises(UnreachableError, match="p2pd has ended"):
+                    await node.read(RUN, 2)
+                with pytest.raises(UnreachableError, match="p2pd has ended"):
+                    await node.publish(record_of(identity), 30.0)
+                await node.close()
+                await node.close()
+
+    run(body, folder, runner)
+
+
+def test_close_does_not_wait_for_a_daemon_that_does_not_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dht_directory, "CLOSE_SECONDS", 0.2)
+
+    async def body(swarm: Swarm) -> None:
+        transport, directory = await swarm.node(PEER)
+        transport.p2p._child.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(5.0):
+                await directory.close()
+        finally:
+            transport.p2p._child.send_signal(signal.SIGCONT)
 
     run(body, folder)
 

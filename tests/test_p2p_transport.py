@@ -265,6 +265,39 @@ def test_unknown_dead_and_silent_peers_are_unreachable_in_bounded_time(
     run(body())
 
 
+def test_open_has_one_limit_and_leaves_nothing_when_it_is_reached(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p2p_transport, "DIAL_SECONDS", 1.0)
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        async with two(folder) as (server, client):
+            await server.serve(echo)
+            connect = client.connect
+
+            async def slow(peer: str, addresses: Any = ()) -> None:
+                # Uses up most of the limit, and freezes the daemon before the question for a stream.
+                await connect(peer, addresses)
+                await asyncio.sleep(0.8)
+                client.p2p._child.send_signal(signal.SIGSTOP)
+
+            monkeypatch.setattr(client, "connect", slow)
+            open_files = len(os.listdir("/proc/self/fd"))
+            before = loop.time()
+            try:
+                with pytest.raises(UnreachableError, match="within 1 s"):
+                    await client.open(server.peer_id, server.addresses)
+                assert loop.time() - before < 1.6
+                await asyncio.sleep(0)
+                assert len(os.listdir("/proc/self/fd")) == open_files
+            finally:
+                client.p2p._child.send_signal(signal.SIGCONT)
+            assert client.alive
+
+    run(body())
+
+
 def test_address_of_another_peer_is_not_taken_for_the_one_asked(run: Run, folder: Path) -> None:
     async def body() -> None:
         async with two(folder) as (server, client):

@@ -53,7 +53,7 @@ def test_pieces_at_line_ends_give_the_tokens_of_the_whole(path: Path, monkeypatc
     whole = tokenizer.encode(TEXT)
     for size in (100, 1000):
         monkeypatch.setattr(module, "CHUNK_CHARACTERS", size)
-        pieces = list(module._chunks(TEXT))
+        pieces = list(module.pieces_of(TEXT))
         assert "".join(pieces) == TEXT
         assert len(pieces) > len(TEXT) / size - 1
         assert all(len(piece) <= size and piece.endswith("\n") for piece in pieces)
@@ -63,7 +63,7 @@ def test_pieces_at_line_ends_give_the_tokens_of_the_whole(path: Path, monkeypatc
 @pytest.mark.parametrize("text", ["x" * 1000, "\n" * 1000, "a\n" + "b" * 500, ""])
 def test_pieces_of_odd_texts_add_up(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_CHARACTERS", 64)
-    pieces = list(module._chunks(text))
+    pieces = list(module.pieces_of(text))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= 64 for piece in pieces)
 
