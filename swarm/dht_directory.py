@@ -52,7 +52,7 @@ CALL_SECONDS = 15.0
 """Limit of one `publish` or `read`, whatever the DHT does."""
 
 CLOSE_SECONDS = 2.0
-"""How long p2pd may take to forget the node's handlers: hivemind would wait forever for a daemon that dies meanwhile."""
+"""How long p2pd may take to forget the node's handlers: hivemind waits forever for one that dies meanwhile."""
 
 _NOTHING_SUFFICES = math.nan
 """No answer ends a search early (nothing compares with NaN): one node could claim any expiry and hide the others'."""

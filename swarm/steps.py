@@ -27,8 +27,11 @@ class Step:
     grad_norm: Scalar = 0
     seconds: float = 0.0
     committed: bool = False
+    final: pb.Totals | None = None
 
     def saw_begun(self, index: int, entries: Iterable[pb.PathEntry]) -> None:
+        if self.final is not None:
+            return
         for entry in entries:
             key = (entry.stage, index, entry.member)
             self.begun[key] = max(self.begun.get(key, 0), entry.begun)
@@ -38,6 +41,8 @@ class Step:
 
     def totals(self, stages: int, microbatches: int) -> pb.Totals:
         """The ledger of this step, from what members reported of the committed attempts."""
+        if self.final is not None:
+            return self.final
         lost = duplicated = 0
         for stage in range(stages):
             holders = [0] * microbatches
@@ -55,3 +60,9 @@ class Step:
             reissued=max(0, visits - len({(stage, index) for stage, index, _ in self.begun})),
             taken_back=sum(self.taken_back.values()),
         )
+
+    def finish(self, stages: int, microbatches: int) -> None:
+        """Keeps the totals of a closed step and lets go of what they were counted from."""
+        self.final = self.totals(stages, microbatches)
+        for counted in (self.losses, self.held, self.taken_back, self.begun):
+            counted.clear()

@@ -209,6 +209,7 @@ class Trainer:
             # The closed marker moves in order; the Commit itself does not wait for the slowest replica of the last one.
             await earlier
         await self.closing.settle(step, commit, units)
+        step.finish(self.manifest.stages, self.manifest.microbatches)
         self.driver.forget(self.closing.closed)
 
     async def _evaluate(self, version: int) -> Scalar | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from hivemind.p2p import P2P
 from swarm_peer.errors import TrustError, UnreachableError, UsageError, WireError
 from swarm_peer.swarm import p2p_transport
 from swarm_peer.swarm.keys import Identity
@@ -400,7 +401,7 @@ def test_identity_file_is_private_and_gone_even_after_a_failed_start(
         modes.append(stat.S_IMODE(os.stat(identity_path).st_mode))
         raise RuntimeError("no daemon today")
 
-    monkeypatch.setattr(p2p_transport.P2P, "create", create)
+    monkeypatch.setattr(P2P, "create", create)
     with pytest.raises(UnreachableError, match="no daemon today"):
         asyncio.run(P2PTransport.create(Identity.generate(), socket_folder=folder / "deep"))
     assert modes == [0o600]
