@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..swarm.manifest import Settings
 
-SHOWN_STEPS = 8
+OTHER_LINES = 12  # of the panel: the heading, the stages, the table's head, notes and the bar
 
 
 class Progress:
@@ -25,8 +25,9 @@ class Progress:
         self._console = Console()
         self._peers: dict[str, int] = {}
         self._ready: set[str] = set()
-        self._steps: deque[dict[str, Any]] = deque(maxlen=SHOWN_STEPS)
+        self._steps: deque[dict[str, Any]] = deque(maxlen=max(3, Console().height - OTHER_LINES))
         self._notes: deque[str] = deque(maxlen=4)
+        self._run = "swarm-peer"
         self._status = "starting the coordinator"
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -38,7 +39,7 @@ class Progress:
         self._task = self._bar.add_task("steps", total=settings.train.steps)
         self._live: Live | None = None
         if self._console.is_terminal:
-            self._live = Live(self._panel(), console=self._console, refresh_per_second=8, transient=True)
+            self._live = Live(self._panel(), console=self._console, refresh_per_second=8)
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -49,6 +50,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
+            if kind is None:
+                self._status = "done"
+            self._live.update(self._panel())
             self._live.stop()
 
     def tick(self) -> None:
@@ -60,15 +64,16 @@ class Progress:
         line = self._line(event)
         if line and self._live is None:
             print(line, file=sys.stdout, flush=True)
-        elif line and event["event"] not in ("stepped", "joined", "ready"):
+        elif line and event["event"] not in ("listening", "stepped", "joined", "ready"):
             self._notes.append(line)
         self.tick()
 
     def _line(self, event: dict[str, Any]) -> str:
         kind = event["event"]
         if kind == "listening":
-            self._status = f"run {event['run_id'][:12]}: starting {self._expected} peers"
-            return self._status
+            self._run = f"run {event['run_id'][:12]}"
+            self._status = f"starting {self._expected} peers"
+            return f"{self._run}: {self._status}"
         if kind == "joined":
             self._peers[event["peer"]] = event["stage"]
         if kind == "ready":
@@ -111,7 +116,7 @@ class Progress:
         held = [sum(at == stage for at in self._peers.values()) for stage in stages]
         lanes = "   ".join(f"stage {stage} {'●' * count or '–'}" for stage, count in enumerate(held))
         notes = [f"[yellow]{note}[/yellow]" for note in self._notes]
-        return Group(f"[bold]{self._status}[/bold]", lanes, table, *notes, self._bar)
+        return Group(f"[bold]{self._run}: {self._status}[/bold]", lanes, table, *notes, self._bar)
 
 
 def summary(report: dict[str, Any], settings: Settings) -> None:
@@ -129,9 +134,10 @@ def summary(report: dict[str, Any], settings: Settings) -> None:
         f"stage-visits run again {ledger['reissued']}, taken back {ledger['taken_back']}",
     )
     for fault in report["faults"]:
-        took = "nothing to re-run" if fault["rerouted_s"] is None else f"{fault['rerouted_s']:.2f} s to the next useful"
+        seconds = fault["rerouted_s"]
+        took = "nothing to run again" if seconds is None else f"{seconds:.2f} s to the next useful microbatch"
         what = "killed" if fault["kind"] == "kill" else "lost"
-        table.add_row("fault", f"peer of stage {fault['stage']} {what} at step {fault['at_step']}: {took} microbatch")
+        table.add_row("fault", f"peer of stage {fault['stage']} {what} at step {fault['at_step']}: {took}")
     same = all(len(set(replica["digests"].values())) <= 1 for replica in report["replicas"])
     table.add_row("replicas", "equal digests at every stage" if same else "[red]digests differ[/red]")
     megabytes = {name.removesuffix("_bytes"): wire[name] / 1e6 for name in wire if name != "tokens"}
