@@ -24,6 +24,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """By model; the empty name is for every other."""
 
+TINY_LORA_RATE = 5e-4
+"""At tiny's own rate adapters on a random base come to rest within a few steps; the gradient that is left then is
+smaller than what one rounding of an 8-bit code makes of it."""
+
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a run on this machine."""
@@ -55,6 +59,8 @@ def toml_of(options: argparse.Namespace) -> str:
         tables["train"]["steps"] = options.steps
     if options.train is not None:
         tables["train"]["mode"] = options.train
+    if options.model == TINY and tables["train"]["mode"] == "lora":
+        tables["optimizer"] = {**tables["optimizer"], "learning_rate": TINY_LORA_RATE}
     if options.codec is not None:
         tables["codecs"] = {"activations": options.codec, "gradients": options.codec}
     lines = [f"seed = {options.seed}"]
