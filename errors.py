@@ -10,9 +10,11 @@
     │   └── ProtocolError        well-formed, but not what the protocol allows at this point
     ├── TrustError               a key, signature, delegation or term does not prove what it claims
     ├── UnreachableError         the other side cannot be reached, or the exchange ended before its reply
+    │   └── SilentError          the other side is connected, but nothing has come from it for too long
     ├── RefusedError             the other side answered Refused{reason}
     ├── FailedError              a stage further down failed: Failed{stage, reason}
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
+    │   └── FencedError          another trainer leads the run: this one has nothing more to say
     ├── StuckError               a simulation in which nothing can happen any more
     └── UsageError               a command line that cannot be carried out
 
@@ -61,6 +63,10 @@ class UnreachableError(SwarmError):
     """The other side cannot be reached, or an exchange ended before its closing message."""
 
 
+class SilentError(UnreachableError):
+    """The other side is connected, but has been silent for longer than the limit: frozen, or cut off."""
+
+
 class RefusedError(SwarmError):
     """The other side answered `Refused`.
 
@@ -86,6 +92,10 @@ class FailedError(SwarmError):
 
 class StoppedError(SwarmError):
     """The run cannot go on; the message says why and what to do."""
+
+
+class FencedError(StoppedError):
+    """A trainer of a higher term leads the run."""
 
 
 class StuckError(SwarmError):

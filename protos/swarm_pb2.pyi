@@ -41,6 +41,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORPHANED: _ClassVar[Reason]
     INTERNAL: _ClassVar[Reason]
     GRADIENT_GONE: _ClassVar[Reason]
+    TRAINER_ALIVE: _ClassVar[Reason]
+    WRONG_STATE: _ClassVar[Reason]
+    TOO_OLD: _ClassVar[Reason]
 TRAIN: Mode
 EVAL: Mode
 QUEUED: Phase
@@ -68,13 +71,18 @@ NOT_KEPT: Reason
 ORPHANED: Reason
 INTERNAL: Reason
 GRADIENT_GONE: Reason
+TRAINER_ALIVE: Reason
+WRONG_STATE: Reason
+TOO_OLD: Reason
 
 class Envelope(_message.Message):
-    __slots__ = ("run", "fetch", "part", "hello", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "heartbeat")
+    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "held", "heartbeat")
     RUN_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +92,7 @@ class Envelope(_message.Message):
     FETCHED_FIELD_NUMBER: _ClassVar[int]
     PART_RESULT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -93,11 +102,14 @@ class Envelope(_message.Message):
     REDUCED_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FAILED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     run: Run
     fetch: Fetch
     part: Part
     hello: Hello
+    watch: Watch
+    follow: Follow
     accepted: Accepted
     busy: Busy
     refused: Refused
@@ -107,6 +119,7 @@ class Envelope(_message.Message):
     fetched: Fetched
     part_result: PartResult
     chunk: Chunk
+    past: Past
     welcome: Welcome
     reduce: Reduce
     commit: Commit
@@ -116,8 +129,9 @@ class Envelope(_message.Message):
     reduced: Reduced
     reduce_failed: ReduceFailed
     applied: Applied
+    held: Held
     heartbeat: Heartbeat
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("number", "trainer", "delegation", "signature")
@@ -204,12 +218,14 @@ class Busy(_message.Message):
     def __init__(self, retry_after_ms: _Optional[int] = ..., version: bool = ...) -> None: ...
 
 class Refused(_message.Message):
-    __slots__ = ("reason", "detail")
+    __slots__ = ("reason", "detail", "proof")
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     reason: Reason
     detail: str
-    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+    proof: Term
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ..., proof: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("changes",)
@@ -244,15 +260,17 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Fetch(_message.Message):
-    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part")
+    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part", "version")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OUTPUT: _ClassVar[Fetch.Kind]
         INPUT_GRADIENT: _ClassVar[Fetch.Kind]
         REDUCTION: _ClassVar[Fetch.Kind]
+        STATE: _ClassVar[Fetch.Kind]
     OUTPUT: Fetch.Kind
     INPUT_GRADIENT: Fetch.Kind
     REDUCTION: Fetch.Kind
+    STATE: Fetch.Kind
     RUN_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +281,7 @@ class Fetch(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
     kind: Fetch.Kind
     epoch: int
@@ -273,13 +292,22 @@ class Fetch(_message.Message):
     attempt: int
     group: str
     part: int
-    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ...) -> None: ...
+    version: int
+    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Fetched(_message.Message):
-    __slots__ = ("payload",)
+    __slots__ = ("payload", "version", "parts")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     payload: int
-    def __init__(self, payload: _Optional[int] = ...) -> None: ...
+    version: int
+    parts: int
+    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
+
+class Watch(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("run", "epoch", "step", "term", "attempt", "group", "roster", "member", "payload")
@@ -312,36 +340,113 @@ class PartResult(_message.Message):
     def __init__(self, squared_norm: _Optional[_Union[Scalar, _Mapping]] = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "protocol", "wanted_stage", "addresses")
+    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WANTED_STAGE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    RETURNING_FIELD_NUMBER: _ClassVar[int]
     run: str
     protocol: int
     wanted_stage: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+    term: Term
+    returning: bool
+    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("manifest", "signature", "term", "member", "stage")
+    __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    DONORS_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     signature: bytes
     term: Term
     member: int
     stage: int
-    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
+    closed: int
+    donors: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "version")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
-    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+    version: int
+    def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("closed", "steps", "commits", "kept")
+    class Loss(_message.Message):
+        __slots__ = ("index", "loss")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        LOSS_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        loss: Scalar
+        def __init__(self, index: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ...) -> None: ...
+    class Open(_message.Message):
+        __slots__ = ("epoch", "step", "indices", "losses", "taken_back")
+        EPOCH_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        INDICES_FIELD_NUMBER: _ClassVar[int]
+        LOSSES_FIELD_NUMBER: _ClassVar[int]
+        TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
+        epoch: int
+        step: int
+        indices: _containers.RepeatedScalarFieldContainer[int]
+        losses: _containers.RepeatedCompositeFieldContainer[Held.Loss]
+        taken_back: int
+        def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., indices: _Optional[_Iterable[int]] = ..., losses: _Optional[_Iterable[_Union[Held.Loss, _Mapping]]] = ..., taken_back: _Optional[int] = ...) -> None: ...
+    class Kept(_message.Message):
+        __slots__ = ("step", "term", "attempt")
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        TERM_FIELD_NUMBER: _ClassVar[int]
+        ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+        step: int
+        term: int
+        attempt: int
+        def __init__(self, step: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    closed: int
+    steps: _containers.RepeatedCompositeFieldContainer[Held.Open]
+    commits: _containers.RepeatedCompositeFieldContainer[Commit]
+    kept: _containers.RepeatedCompositeFieldContainer[Held.Kept]
+    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("run", "step")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    step: int
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Past(_message.Message):
+    __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    HELDOUT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    loss: Scalar
+    grad_norm: Scalar
+    tokens: int
+    seconds: float
+    totals: Totals
+    heldout: Scalar
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., grad_norm: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., heldout: _Optional[_Union[Scalar, _Mapping]] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("member", "peer", "addresses")
@@ -460,7 +565,7 @@ class Totals(_message.Message):
     def __init__(self, microbatches: _Optional[int] = ..., lost: _Optional[int] = ..., duplicated: _Optional[int] = ..., reissued: _Optional[int] = ..., taken_back: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed")
+    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "members")
     TERM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -473,6 +578,7 @@ class Commit(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     term: Term
     epoch: int
     step: int
@@ -485,7 +591,8 @@ class Commit(_message.Message):
     tokens: int
     totals: Totals
     closed: int
-    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ...) -> None: ...
+    members: int
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., members: _Optional[int] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("epoch", "version", "digest")

@@ -1,20 +1,28 @@
 """The trainer's end of the control streams: who comes in, and what members say.
 
-Answers Hello with Welcome or Refused{reason}, then listens until the stream ends, which means that the member is
-lost. What members say is checked here and handed on as plain calls (`Listener`).
+Answers Hello with Welcome or Refused{reason}, then listens until the stream ends or nothing comes for the silence
+limit, which means that the member is lost. What members say is checked here and handed on as plain calls (`Listener`).
+A standby's Follow is answered with the run's manifest and past, and a heartbeat a second.
 """
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import UnreachableError, WireError
+from ..errors import TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
+from .authority import to_term
 from .exchange import Channel, Meter
+from .keys import ProvenTerms
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, check_indices
 from .roster import Member, Roster
 from .transport import Stream
+
+LOADING_SECONDS = 600.0
+"""How long a newcomer may be silent while it loads its stage."""
 
 MAX_ADDRESSES = 16
 MAX_ADDRESS_LENGTH = 256
@@ -23,7 +31,9 @@ MAX_ADDRESS_LENGTH = 256
 class Listener(Protocol):
     """What the trainer does with what members say."""
 
-    def ready(self, member: Member, digest: bytes) -> None: ...
+    def held(self, member: Member, held: pb.Held) -> None: ...
+
+    def ready(self, member: Member, version: int, digest: bytes) -> None: ...
 
     def reduced(self, member: Member, outcome: pb.Reduced | pb.ReduceFailed) -> None: ...
 
@@ -31,10 +41,16 @@ class Listener(Protocol):
 
     def lost(self, member: Member, why: str) -> None: ...
 
+    def fenced(self, term: pb.Term) -> None: ...
+
+    def closed_marker(self) -> int: ...
+
+    def past(self, step: int) -> Sequence[pb.Past]: ...
+
 
 @dataclass
 class Admission:
-    """Control streams of a run. `started()` says whether newcomers come too late."""
+    """Control streams of a run."""
 
     manifest: Manifest
     signature: bytes
@@ -42,9 +58,22 @@ class Admission:
     roster: Roster
     meter: Meter
     listener: Listener
-    started: Callable[[], bool]
     joined: Callable[[Member], None]
     _channels: dict[int, Channel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._proven = ProvenTerms(self.manifest)
+        self._pace = self.manifest.settings.pipeline
+
+    def proves_higher(self, term: pb.Term) -> bool:
+        """Whether a term is above ours, and proves itself."""
+        if (term.number, term.trainer) <= (self.term.number, self.term.trainer):
+            return False
+        try:
+            self._proven.check(to_term(term))
+        except TrustError:
+            return False
+        return True
 
     async def serve(self, stream: Stream) -> None:
         """One incoming stream, from Hello to its end."""
@@ -52,14 +81,24 @@ class Admission:
         member: Member | None = None
         why = "its control stream ended"
         try:
-            hello, _ = await channel.receive(0)
+            async with asyncio.timeout(self._pace.silence):
+                hello, _ = await channel.receive(0)
+            if isinstance(hello, pb.Follow):
+                await self._lead(channel, hello)
+                return
             refusal = self._refusal(hello)
             if refusal is not None:
                 await channel.send(refusal)
                 return
             assert isinstance(hello, pb.Hello)
             member = await self._welcome(channel, hello)
-            await self._listen(channel, member)
+            beating = asyncio.create_task(self._beat(channel))
+            try:
+                await self._listen(channel, member)
+            finally:
+                beating.cancel()
+        except TimeoutError:
+            why = "it was silent for too long"
         except UnreachableError:
             pass
         except WireError as error:
@@ -85,10 +124,32 @@ class Admission:
             return pb.Refused(reason=pb.WRONG_STAGE, detail=detail)
         if len(hello.addresses) > MAX_ADDRESSES or any(len(text) > MAX_ADDRESS_LENGTH for text in hello.addresses):
             return pb.Refused(reason=pb.MALFORMED, detail=f"more than {MAX_ADDRESSES} addresses, or too long ones")
-        if self.started():
-            detail = "the run has started; this version of swarm-peer takes no latecomers"
-            return pb.Refused(reason=pb.STARTED, detail=detail)
+        if hello.HasField("term") and self.proves_higher(hello.term):
+            self.listener.fenced(hello.term)
+            return pb.Refused(reason=pb.FENCED, detail="a higher term leads", proof=hello.term)
         return None
+
+    async def _lead(self, channel: Channel, follow: pb.Follow) -> None:
+        """Keeps a standby informed until it goes away."""
+        if follow.run != self.manifest.run_id:
+            detail = f"this is run {self.manifest.run_id}, not {follow.run[:64]!r}"
+            await channel.send(pb.Refused(reason=pb.WRONG_RUN, detail=detail))
+            return
+        await channel.send(pb.Welcome(manifest=self.manifest.canonical(), signature=self.signature, term=self.term))
+        step = follow.step
+        while True:
+            for past in self.listener.past(step):
+                await channel.send(past)
+                step = past.step + 1
+            await channel.send(pb.Heartbeat())
+            await asyncio.sleep(self._pace.heartbeat)
+
+    async def _beat(self, channel: Channel) -> None:
+        """A member knows by it that its trainer lives."""
+        with contextlib.suppress(UnreachableError):
+            while True:
+                await asyncio.sleep(self._pace.heartbeat)
+                await channel.send(pb.Heartbeat())
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)
@@ -96,6 +157,7 @@ class Admission:
             self.listener.lost(earlier, "it came again as a new incarnation")
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted)
+        member.returning = hello.returning
         self._channels[member.number] = channel
         self.joined(member)
         await channel.send(
@@ -105,17 +167,23 @@ class Admission:
                 term=self.term,
                 member=member.number,
                 stage=member.stage,
+                closed=self.listener.closed_marker(),
+                donors=[donor.to_message() for donor in self.roster.ready(member.stage)],
             )
         )
         return member
 
     async def _listen(self, channel: Channel, member: Member) -> None:
         while True:
-            body, _ = await channel.receive(0)
+            async with asyncio.timeout(self._pace.silence if member.version >= 0 else LOADING_SECONDS):
+                body, _ = await channel.receive(0)
             if isinstance(body, pb.Heartbeat):
                 member.beat = body
+            elif isinstance(body, pb.Held):
+                self._check_held(channel, body)
+                self.listener.held(member, body)
             elif isinstance(body, pb.Ready):
-                self.listener.ready(member, body.digest)
+                self.listener.ready(member, body.version, body.digest)
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)
                 self.listener.reduced(member, body)
@@ -123,6 +191,12 @@ class Admission:
                 self.listener.applied(member, body.version, body.digest)
             else:
                 raise WireError(f"{channel.peer} sent {body.DESCRIPTOR.name} on its control stream")
+
+    def _check_held(self, channel: Channel, held: pb.Held) -> None:
+        microbatches = self.manifest.microbatches
+        for entry in held.steps:
+            check_indices(tuple(entry.indices), microbatches, channel.peer)
+            check_indices(tuple(sorted(loss.index for loss in entry.losses)), microbatches, channel.peer)
 
     async def tell(self, member: Member, body: Body) -> None:
         """Sends to one member; one whose stream has ended is found lost by `serve`."""

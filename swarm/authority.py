@@ -4,6 +4,9 @@ Owns the checks of terms: a term is proven by its delegation (signed by the orga
 signature, once; then it is known. Lower terms are fenced.
 """
 
+import math
+from collections.abc import Callable
+
 from ..errors import RefusedError, TrustError
 from ..protos import swarm_pb2 as pb
 from .keys import ProvenTerms, SignedTerm
@@ -18,19 +21,41 @@ def from_term(term: SignedTerm) -> pb.Term:
     return pb.Term(number=term.number, trainer=term.trainer, delegation=term.delegation, signature=term.signature)
 
 
-class Authority:
-    """The run id, the highest proven term and the closed marker: steps below `closed` are closed."""
+def to_refused(error: RefusedError, authority: "Authority") -> pb.Refused:
+    """The refusal as a message; one for a lower term shows the higher one, which proves itself."""
+    refused = pb.Refused(reason=error.reason, detail=error.detail)
+    if error.reason == "FENCED":
+        refused.proof.CopyFrom(authority.highest)
+    return refused
 
-    def __init__(self, manifest: Manifest, peer_id: str) -> None:
+
+class Authority:
+    """The run id, the highest proven term and the closed marker: steps below `closed` are closed.
+
+    With a standby configured, a higher term is refused for as long as the trainer that is followed is `heard`.
+    """
+
+    def __init__(self, manifest: Manifest, peer_id: str, now: Callable[[], float]) -> None:
         self.run_id = manifest.run_id
         self.closed = 0
+        self.highest = pb.Term()
+        self._loyal = manifest.settings.pipeline.silence if manifest.settings.pipeline.standby else 0.0
         self._peer_id = peer_id
-        self._highest: tuple[int, str] = (0, "")
+        self._now = now
+        self._heard_at = -math.inf
         self._proven = ProvenTerms(manifest)
 
     @property
     def term(self) -> int:
-        return self._highest[0]
+        return self.highest.number
+
+    def heard(self) -> None:
+        """The trainer that is followed has spoken on its control stream."""
+        self._heard_at = self._now()
+
+    def lost(self) -> None:
+        """The control stream has ended: whoever leads next is followed."""
+        self._heard_at = -math.inf
 
     def admit(self, message: pb.Term, sender: str) -> SignedTerm:
         """Checks a term and follows it if it is the highest. Raises `RefusedError` (UNTRUSTED or FENCED)."""
@@ -39,10 +64,13 @@ class Authority:
             self._proven.check(term)
         except TrustError as error:
             raise RefusedError("UNTRUSTED", f"{error} (sent by {sender})", self._peer_id) from error
-        rank = (term.number, term.trainer)
-        if rank < self._highest:
-            raise RefusedError("FENCED", f"term {term.number} is below term {self._highest[0]}", self._peer_id)
-        self._highest = rank
+        rank, followed = (term.number, term.trainer), (self.highest.number, self.highest.trainer)
+        if rank < followed:
+            raise RefusedError("FENCED", f"term {term.number} is below term {followed[0]}", self._peer_id)
+        if rank > followed:
+            if self._now() < self._heard_at + self._loyal:
+                raise RefusedError("TRAINER_ALIVE", f"the trainer of term {followed[0]} is heard", self._peer_id)
+            self.highest = message
         return term
 
     def advance(self, closed: int) -> bool:

@@ -130,6 +130,14 @@ class StageBackend(Protocol):
         """sha256 over parameters and optimizer state of this version."""
         ...
 
+    def export(self, state: State) -> bytes:
+        """A state as bytes, for another replica of this stage."""
+        ...
+
+    def load(self, data: bytes) -> State:
+        """The state that a replica exported. Raises `WireError` for bytes that are no state of this stage."""
+        ...
+
 
 class Arithmetic(Protocol):
     """The trainer's scalars."""

@@ -58,6 +58,8 @@ class Closing:
     rerun: Callable[[int, int], None]
     lose: Callable[[Member, str], None]
     closed: int = 0
+    committed: int = 0
+    commits: dict[int, pb.Commit] = field(default_factory=dict)
     _outcomes: dict[tuple[int, int, int], Outcome] = field(default_factory=dict)
     _attempts: dict[tuple[int, Unit], int] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class Closing:
         if outcome.term != self.term.number or step is None:
             return
         self._outcomes[outcome.step, outcome.attempt, member.number] = outcome
+        if isinstance(outcome, pb.Reduced):
+            member.kept.add((outcome.step, outcome.term, outcome.attempt))
         step.saw_taken_back(member.number, outcome.taken_back)
         self.signal.notify()
 
@@ -77,12 +81,12 @@ class Closing:
             await self.signal.wait_for(
                 lambda: (
                     self.ledger.complete(step.number, unit.stages)
-                    and all(self.roster.live(stage) for stage in unit.stages)
+                    and all(self.roster.ready(stage) for stage in unit.stages)
                 )
             )
             attempt = self._attempts.get((step.number, unit), 0) + 1
             self._attempts[step.number, unit] = attempt
-            members = [member for stage in unit.stages for member in self.roster.live(stage)]
+            members = [member for stage in unit.stages for member in self.roster.ready(stage)]
             await self._ask(step, unit, attempt, members)
             await self._answers(step, attempt, members)
             outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
@@ -228,7 +232,15 @@ class Closing:
             tokens=step.tokens,
             totals=step.totals(self.manifest.stages, self.manifest.microbatches),
             closed=self.closed,
+            members=len(self.roster.following()),
         )
+
+    def adopt(self, step: Step, commit: pb.Commit) -> None:
+        """Takes over a Commit that a trainer before this one has sent: it is finished as it is."""
+        step.loss = self.arithmetic.mean(from_scalar(commit.loss, "loss", "a Commit"), step.tokens)
+        step.grad_norm = self.arithmetic.norm(self._squared_norm(commit.choices), step.tokens)
+        step.final = commit.totals
+        self.ledger.settle(step.number, range(self.manifest.stages))
 
     def _squared_norm(self, choices: Sequence[pb.Choice]) -> Scalar:
         """Over all stages; a tied group, which two stages report, counts once."""
@@ -243,10 +255,31 @@ class Closing:
         return total
 
     async def announce(self, commit: pb.Commit) -> None:
-        """Sends a Commit to every live replica that has not applied it."""
-        for member in self.roster.live():
+        """Sends a Commit to every replica that has not applied it."""
+        self.commits[commit.step] = commit
+        self.committed = max(self.committed, commit.step + 1)
+        for member in self.roster.following():
             if member.version <= commit.step:
-                await self.tell(member, commit)
+                await self.tell(member, self._as_of_now(commit))
+
+    async def catch_up(self, member: Member) -> None:
+        """Sends a replica every Commit that it has not applied."""
+        for step in sorted(self.commits):
+            if step >= member.version:
+                await self.tell(member, self._as_of_now(self.commits[step]))
+
+    def _as_of_now(self, commit: pb.Commit) -> pb.Commit:
+        """The same Commit in this trainer's name, with those who hold its reductions now."""
+        fresh = pb.Commit()
+        fresh.CopyFrom(commit)
+        fresh.term.CopyFrom(self.term)
+        fresh.closed = self.closed
+        for choice in fresh.choices:
+            replicas = self.roster.live(choice.stage)
+            holders = [member for member in replicas if member.holds(commit.step, choice.term, choice.attempt)]
+            choice.ClearField("holders")
+            choice.holders.extend(holder.to_message() for holder in holders)
+        return fresh
 
     async def settle(self, step: Step, commit: pb.Commit, units: Sequence[Unit]) -> None:
         """Waits until every live replica has applied an announced Commit; then moves the closed marker beyond the step.
@@ -266,6 +299,10 @@ class Closing:
             await self.announce(commit)
         self.closed = version
         self.ledger.close(step.number)
+        for old in [old for old in self.commits if old < version - 1]:
+            del self.commits[old]
+        for member in self.roster.live():
+            member.kept = {entry for entry in member.kept if entry[0] >= version - 1}
         for key in [key for key in self._outcomes if key[0] <= step.number]:
             del self._outcomes[key]
         for member in self.roster.live():
@@ -273,10 +310,10 @@ class Closing:
         self.signal.notify()
 
     def _applied(self, version: int, units: Sequence[Unit]) -> bool:
-        """Whether every stage has live replicas and all of them have a version."""
+        """Whether every stage has replicas, and all have a version: those that are catching up too."""
         stages = [stage for unit in units for stage in unit.stages]
-        return all(self.roster.live(stage) for stage in stages) and all(
-            member.version >= version for member in self.roster.live()
+        return all(self.roster.ready(stage) for stage in stages) and all(
+            member.version >= version for member in self.roster.following()
         )
 
     def _any_gone(self, units: Sequence[Unit], commit: pb.Commit, version: int) -> bool:
@@ -285,9 +322,8 @@ class Closing:
     def _gone(self, unit: Unit, commit: pb.Commit, version: int) -> bool:
         """Whether a stage of the unit has live replicas, but none that holds the chosen reduction or its result."""
         for choice in commit.choices:
-            replicas = self.roster.live(choice.stage)
-            holders = {holder.member for holder in choice.holders}
-            holding = any(member.number in holders or member.version >= version for member in replicas)
+            replicas = [member for member in self.roster.following() if member.stage == choice.stage]
+            holding = any(member.holds(version - 1, choice.term, choice.attempt) for member in replicas)
             if choice.stage in unit.stages and replicas and not holding:
                 return True
         return False

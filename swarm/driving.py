@@ -29,6 +29,10 @@ UNEXPLAINED_FAILURES = 3
 """Drives of one microbatch that may fail for no reason the protocol knows, before the run stops."""
 
 
+PASSING = frozenset({"SUPERSEDED", "ORPHANED", "CLOSED", "FENCED", "TRAINER_ALIVE", "NOT_READY"})
+"""Reasons of a failed drive that are not the microbatch's own: it is driven again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     """`tokens` and `labels`: int32 little-endian [samples, sequence_length]; `label_tokens`: labels that count."""
@@ -62,6 +66,7 @@ class Driver:
     signal: Signal
     emit: Callable[[events.Event], None]
     closed: Callable[[], int]
+    fenced: Callable[[pb.Term], None] = field(default=lambda term: None)
     in_flight: int = 0
     _paths: dict[tuple[int, int], dict[int, pb.PathEntry]] = field(default_factory=dict)
     _tries: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -108,7 +113,7 @@ class Driver:
                             f"microbatch {index} of step {step} gives NaN or infinity at stage {error.stage} "
                             f"on every replica tried: {error.detail}"
                         ) from error
-                    elif error.reason not in ("SUPERSEDED", "ORPHANED", "CLOSED"):
+                    elif error.reason not in PASSING:
                         unexplained += 1
                         if unexplained >= UNEXPLAINED_FAILURES:
                             raise StoppedError(f"microbatch {index} of step {step} cannot be run: {error}") from error
@@ -143,7 +148,7 @@ class Driver:
         done, _ = await self.hop.call(
             request,
             b"" if first else batch.tokens,
-            order=lambda: (tries,),
+            order=lambda: (self.term.number, tries),
             hint=lambda: {stage: entry for stage, entry in path.items() if self.roster.is_live(entry.member)},
             hear=lambda entries: self._hear(step, index, entries),
         )
@@ -182,7 +187,7 @@ class Driver:
     def _credit(self, step: int, index: int, done: pb.Done, last: int) -> None:
         for entry in done.path:
             member = self.roster.get(entry.member)
-            if entry.phase == pb.HELD and member is not None and member.live and member.stage == entry.stage:
+            if entry.phase == pb.HELD and member is not None and member.ready and member.stage == entry.stage:
                 self.ledger.credit(step, entry.stage, index, entry.member)
         if last == self.manifest.stages - 1 and index not in self.steps[step].losses:
             self.steps[step].losses[index] = from_scalar(done.loss, "loss", "the last stage")
@@ -196,7 +201,7 @@ class Driver:
         request = self._request(pb.EVAL, version, index, version, batch, 0, self.manifest.stages - 1)
         try:
             done, _ = await self.hop.call(
-                request, batch.tokens, order=lambda: (1,), hint=dict, hear=lambda entries: None
+                request, batch.tokens, order=lambda: (self.term.number, 1), hint=dict, hear=lambda entries: None
             )
             return from_scalar(done.loss, "loss", "the last stage")
         finally:

@@ -105,6 +105,13 @@ class ExactBackend:
     def digest(self, state: ExactState) -> bytes:
         return hashlib.sha256(_encode(state.weights)).digest()
 
+    def export(self, state: ExactState) -> bytes:
+        return _encode((state.version, *state.weights))
+
+    def load(self, data: bytes) -> ExactState:
+        version, *weights = _decode(data, WIDTH + 1)
+        return ExactState(version, tuple(weights))
+
 
 class ExactArithmetic:
     """Losses and norms modulo p; the factor of every update is 1."""

@@ -4,7 +4,11 @@
 that an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers
 exchange after exchange on one incoming stream. Every byte is metered.
 
-Errors: `UnreachableError`, `WireError`; a stream on which anything went wrong is closed, never reused.
+Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
+which brings a heartbeat a second; a peer of which nothing is heard for the limit has all its exchanges cut at once.
+
+Errors: `UnreachableError` (`SilentError` for a peer that is connected but silent), `WireError`; a stream on which
+anything went wrong is closed, never reused.
 """
 
 import asyncio
@@ -12,13 +16,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from ..errors import ProtocolError, UnreachableError, WireError
+from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .messages import Body, pack, payload_length, unpack
 from .transport import Stream, Transport
 
 CHUNK_BYTES = 1 << 20
 IDLE_STREAMS_PER_PEER = 8
+HEARTBEAT_SECONDS = 1.0
+REWATCH_SECONDS = 0.5
+"""Pause before a Watch that ended is asked for again."""
 
 
 @dataclass(slots=True)
@@ -43,9 +50,10 @@ _CATEGORY: Mapping[type[Body], str] = {
 class Channel:
     """Messages and payloads over one stream. One sender and one receiver at a time."""
 
-    def __init__(self, stream: Stream, meter: Meter) -> None:
+    def __init__(self, stream: Stream, meter: Meter, heard: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
         self._meter = meter
+        self._heard = heard
 
     @property
     def peer(self) -> str:
@@ -88,6 +96,7 @@ class Channel:
 
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
+        self._heard()
         self._meter.received += len(frame)
         return unpack(frame, self.peer)
 
@@ -96,43 +105,115 @@ class Channel:
 
 
 @dataclass
+class _Link:
+    """What is going on with one peer: idle streams, the limits of the open exchanges, when it was last heard."""
+
+    idle: list[Channel] = field(default_factory=list)
+    open: set[asyncio.Timeout] = field(default_factory=set)
+    heard: float = 0.0
+    watcher: "asyncio.Task[None] | None" = None
+
+
+@dataclass
 class Pool:
-    """Streams to peers, reused from exchange to exchange. `addresses` says where peers can be dialled."""
+    """Streams to peers, reused from exchange to exchange. `addresses` says where peers can be dialled, `silence` how
+    many seconds a peer with open exchanges may be silent."""
 
     transport: Transport
     meter: Meter
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _idle: dict[str, list[Channel]] = field(default_factory=dict)
+    silence: float = 3.0
+    _links: dict[str, _Link] = field(default_factory=dict)
 
     @asynccontextmanager
     async def exchange(self, peer: str, *, fresh: bool = False) -> AsyncIterator[Channel]:
         """A channel for one exchange; leaving the block normally says that the last answer has been received.
 
-        With `fresh` no kept stream is used. Raises `UnreachableError`.
+        With `fresh` no kept stream is used. Raises `UnreachableError`, `SilentError`.
         """
-        idle = self._idle.setdefault(peer, [])
-        if idle and not fresh:
-            channel = idle.pop()
-        else:
-            channel = Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter)
+        link = self._links.setdefault(peer, _Link())
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._watch(peer, link, limit)
+                async with self._channel(peer, link, fresh) as channel:
+                    yield channel
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise SilentError(f"{peer} has been silent for {self.silence} s") from error
+        finally:
+            link.open.discard(limit)
+
+    @asynccontextmanager
+    async def _channel(self, peer: str, link: _Link, fresh: bool) -> AsyncIterator[Channel]:
+        channel = link.idle.pop() if link.idle and not fresh else await self._open(peer, link)
         try:
             yield channel
         except BaseException:
             channel.close()
             raise
-        if len(idle) < IDLE_STREAMS_PER_PEER:
-            idle.append(channel)
+        if len(link.idle) < IDLE_STREAMS_PER_PEER:
+            link.idle.append(channel)
         else:
             channel.close()
 
+    async def _open(self, peer: str, link: _Link) -> Channel:
+        def heard() -> None:
+            link.heard = asyncio.get_running_loop().time()
+
+        return Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter, heard)
+
+    def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
+        link.open.add(limit)
+        if link.watcher is None:
+            link.heard = asyncio.get_running_loop().time()
+            link.watcher = asyncio.create_task(self._listen(peer, link))
+
+    async def _listen(self, peer: str, link: _Link) -> None:
+        """Keeps a Watch with a peer for as long as exchanges are open; cuts them when it has been silent too long."""
+        loop = asyncio.get_running_loop()
+        channel: Channel | None = None
+        try:
+            while link.open:
+                try:
+                    async with asyncio.timeout_at(link.heard + self.silence):
+                        if channel is None:
+                            channel = await self._open(peer, link)
+                            await channel.send(pb.Watch())
+                        await channel.receive(0)
+                except (UnreachableError, WireError):
+                    # Exchanges that have ended say so themselves; those that have not may go on.
+                    if channel is not None:
+                        channel.close()
+                    channel = None
+                    await asyncio.sleep(REWATCH_SECONDS)
+                except TimeoutError:
+                    pass
+                if link.open and loop.time() >= link.heard + self.silence:
+                    for limit in link.open:
+                        limit.reschedule(loop.time())
+                    link.open.clear()
+                    self.forget(peer)
+                    return
+        finally:
+            link.watcher = None
+            if channel is not None:
+                channel.close()
+
     def forget(self, peer: str) -> None:
         """Closes the idle streams to a peer that is gone."""
-        for channel in self._idle.pop(peer, []):
-            channel.close()
+        link = self._links.get(peer)
+        if link is not None:
+            for channel in link.idle:
+                channel.close()
+            link.idle.clear()
 
     def close(self) -> None:
-        for peer in list(self._idle):
+        for peer, link in self._links.items():
             self.forget(peer)
+            if link.watcher is not None:
+                link.watcher.cancel()
 
 
 class Incoming:
@@ -162,6 +243,18 @@ class Incoming:
                 raise UnreachableError(f"{self.peer} went away")
         finally:
             waiting.cancel()
+
+
+async def serve_watch(incoming: Incoming) -> None:
+    """Sends a heartbeat a second until the caller goes away."""
+    while True:
+        await incoming.channel.send(pb.Heartbeat())
+        await incoming.race(_pause(HEARTBEAT_SECONDS))
+
+
+async def _pause(seconds: float) -> bool:
+    await asyncio.sleep(seconds)
+    return True
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

@@ -76,6 +76,10 @@ class GradientStore:
             entry.taken_back += len(entry.summed_indices)
             entry.summed, entry.summed_indices = None, ()
 
+    def held(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """The indices held of each open (epoch, step), ascending."""
+        return {key: tuple(sorted((*entry.apart, *entry.summed_indices))) for key, entry in sorted(self._steps.items())}
+
     def taken_back(self, epoch: int, step: int) -> int:
         """Stage-visits removed so far from the sum of a step."""
         entry = self._steps.get((epoch, step))

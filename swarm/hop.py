@@ -10,9 +10,9 @@ Errors: `FailedError`, after which the caller's own visit has failed too.
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..errors import FailedError, ProtocolError, RefusedError, UnreachableError, WireError
+from ..errors import FailedError, ProtocolError, RefusedError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .exchange import Pool
 from .neighbours import Neighbours
@@ -25,7 +25,7 @@ DISTINCT_FAILURES = 2
 """A visit that fails by its own numbers on this many replicas is not tried on a third."""
 
 FINAL = frozenset({"SUPERSEDED", "FENCED", "CLOSED"})
-NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH"})
+NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH", "TRAINER_ALIVE"})
 """Refusals by a peer that does not serve this stage (any more): it is left out until it announces itself anew."""
 
 PASSED_UP = FINAL | {"INPUT_GONE", "GRADIENT_GONE"}
@@ -38,6 +38,7 @@ class Hop:
     pool: Pool
     neighbours: Neighbours
     max_payload: int
+    fenced: Callable[[pb.Term], None] = field(default=lambda term: None)
 
     async def call(
         self,
@@ -113,6 +114,8 @@ class Hop:
         """One exchange; reconnects once to the same peer, which may be alive though the stream is gone."""
         try:
             return await self._ask(peer, request, payload, hear, fresh=False)
+        except SilentError:
+            raise
         except UnreachableError:
             request.order[-1] += 1
             try:
@@ -157,6 +160,8 @@ class Hop:
                 raise failed
             return failed
         refused = RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
+        if reply.HasField("proof"):
+            self.fenced(reply.proof)
         if refused.reason in FINAL:
             raise FailedError(stage, refused.reason, refused.detail)
         return refused

@@ -8,17 +8,18 @@ A visit that cannot be taken is answered at once: Busy for want of a slot or a v
 not be. A visit that fails ends in Failed{stage, reason}, and its next Run starts it afresh.
 """
 
-import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CodecError, FailedError, NonFiniteError, ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
-from .authority import Authority
+from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
-from .compute import BACKWARD, FORWARD, ComputeQueue, Device
+from .catching_up import STATE_PART_BYTES
+from .compute import BACKGROUND, BACKWARD, FORWARD, ComputeQueue, Device
 from .exchange import Incoming, Pool
+from .fetching import fetch
 from .gradients import GradientStore
 from .hop import DISTINCT_FAILURES, Hop
 from .manifest import Manifest
@@ -31,7 +32,6 @@ VERSION_PAUSE_SECONDS = 0.2
 """How long a Run waits for a version that is about to be made, before Busy{version}."""
 
 BUSY_RETRY_MS = 50
-FETCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,39 @@ class StageHost:
         self.versions = VersionStore()
         self.queue = ComputeQueue(self.device)
         self.hop = Hop(self.pool, self.neighbours, settings.limits.payload_bytes)
+        self.commits: dict[int, pb.Commit] = {}
         self._last_stage = self.stage == self.manifest.stages - 1
+        self._exported = (-1, b"")
+
+    # ---- its place in the run
+
+    def rebadge(self, member: int) -> None:
+        """The same process has got a new place in the run; what it holds stays."""
+        self.member = member
+        self.visits.rebadge(member)
+
+    def drop_state(self) -> None:
+        """Forgets what it holds of the model: it is wrong, or too old to be brought up to date."""
+        settings = self.manifest.settings
+        self.visits = VisitTable(settings.pipeline.slots)
+        self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
+        self.versions = VersionStore()
+        self.commits.clear()
+        self._exported = (-1, b"")
+
+    def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
+        """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
+        message = pb.Held(closed=self.authority.closed, commits=[self.commits[step] for step in sorted(self.commits)])
+        message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)
+        for (epoch, step), indices in self.gradients.held().items():
+            entry = pb.Held.Open(epoch=epoch, step=step, indices=indices)
+            entry.taken_back = self.gradients.taken_back(epoch, step)
+            for index in indices:
+                visit = self.visits.get(VisitKey(epoch, pb.TRAIN, step, index))
+                if visit is not None and visit.loss is not None:
+                    entry.losses.append(pb.Held.Loss(index=index, loss=to_scalar(visit.loss)))
+            message.steps.append(entry)
+        return message
 
     # ---- the door
 
@@ -80,7 +112,7 @@ class StageHost:
         try:
             visit = await self._admit(run, payload, incoming.peer)
         except RefusedError as refusal:
-            await incoming.channel.send(pb.Refused(reason=refusal.reason, detail=refusal.detail))
+            await incoming.channel.send(to_refused(refusal, self.authority))
             return
         if isinstance(visit, pb.Busy):
             await incoming.channel.send(visit)
@@ -282,10 +314,11 @@ class StageHost:
 
     async def _pull(self, run: pb.Run, kind: pb.Fetch.Kind, stage: int, holder: str, gone: str) -> bytes:
         """Reads from a neighbour what it sent for this microbatch. Raises `FailedError(gone)` if it is not there."""
-        fetch = pb.Fetch(run=run.run, kind=kind, epoch=run.epoch, step=run.step, stage=stage, index=run.index)
+        question = pb.Fetch(run=run.run, kind=kind, epoch=run.epoch, step=run.step, stage=stage, index=run.index)
         await self.neighbours.locate(stage, holder)
         try:
-            return await fetch_payload(self.pool, holder, fetch, self.manifest.settings.limits.payload_bytes)
+            _, data = await fetch(self.pool, holder, question, self.manifest.settings.limits.payload_bytes)
+            return data
         except (UnreachableError, RefusedError, WireError) as error:
             raise FailedError(self.stage, gone, str(error)) from error
 
@@ -295,18 +328,36 @@ class StageHost:
 
     # ---- what others read
 
-    async def serve_fetch(self, incoming: Incoming, fetch: pb.Fetch) -> None:
+    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
         """Answers a Fetch of what a visit sent."""
-        visit = self.visits.get(VisitKey(fetch.epoch, pb.TRAIN, fetch.step, fetch.index))
+        visit = self.visits.get(VisitKey(question.epoch, pb.TRAIN, question.step, question.index))
         found: bytes | None = None
-        if visit is not None and fetch.run == self.authority.run_id and fetch.stage == self.stage:
-            found = visit.output if fetch.kind == pb.Fetch.OUTPUT else visit.input_gradient
+        if visit is not None and question.run == self.authority.run_id and question.stage == self.stage:
+            found = visit.output if question.kind == pb.Fetch.OUTPUT else visit.input_gradient
         if found is None:
-            detail = f"stage {self.stage} keeps nothing of step {fetch.step}, microbatch {fetch.index}"
+            detail = f"stage {self.stage} keeps nothing of step {question.step}, microbatch {question.index}"
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
             return
-        category = "activation" if fetch.kind == pb.Fetch.OUTPUT else "gradient"
+        category = "activation" if question.kind == pb.Fetch.OUTPUT else "gradient"
         await incoming.channel.send(pb.Fetched(), found, category=category)
+
+    async def serve_state(self, incoming: Incoming, question: pb.Fetch) -> None:
+        """Answers a Fetch of a part of the oldest version kept here."""
+        version = question.version if question.HasField("version") else self.versions.oldest
+        if question.run != self.authority.run_id or question.stage != self.stage or version < 0:
+            raise ProtocolError(f"{incoming.peer} asks for a state of stage {question.stage}; this is {self.stage}")
+        if self._exported[0] != version:
+            state = self.versions.get(version)
+            if state is None:
+                detail = f"version {version} of stage {self.stage} is not kept"
+                await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
+                return
+            self._exported = version, await self.device.run(BACKGROUND, lambda: self.backend.export(state))
+        data = self._exported[1]
+        size = min(STATE_PART_BYTES, self.manifest.settings.limits.payload_bytes)
+        parts = max(1, -(-len(data) // size))
+        part = data[question.part * size : (question.part + 1) * size]
+        await incoming.channel.send(pb.Fetched(version=version, parts=parts), part)
 
     def close(self, closed: int) -> None:
         """Follows the trainer's closed marker: lets go of the visits, gradients and versions that nobody needs."""
@@ -316,20 +367,5 @@ class StageHost:
         self.gradients.close(0, closed)
         staleness = self.manifest.settings.pipeline.staleness
         self.versions.drop_below(min(self.versions.latest, max(0, closed - staleness)))
-
-
-async def fetch_payload(pool: Pool, peer: str, fetch: pb.Fetch, max_payload: int) -> bytes:
-    """One Fetch exchange. Raises `UnreachableError`, `RefusedError`, `WireError`."""
-    reply: object = None
-    data = b""
-    try:
-        async with asyncio.timeout(FETCH_SECONDS), pool.exchange(peer) as channel:
-            await channel.send(fetch)
-            reply, data = await channel.receive(max_payload)
-            if not isinstance(reply, pb.Fetched | pb.Refused):
-                raise ProtocolError(f"{peer} answered a Fetch with {type(reply).__name__}")
-    except TimeoutError as error:
-        raise UnreachableError(f"{peer} did not answer a Fetch within {FETCH_SECONDS} s") from error
-    if isinstance(reply, pb.Refused):
-        raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
-    return data
+        for step in [step for step in self.commits if step < closed - 1]:
+            del self.commits[step]

@@ -102,11 +102,25 @@ class OptimizerSettings(_Frozen):
 
 
 class PipelineSettings(_Frozen):
-    """How the swarm works: staleness of the update, replicas before step 0, open visits a stage of a peer."""
+    """How the swarm works: staleness of the update, replicas before step 0, open visits a stage of a peer.
+
+    `heartbeat` and `silence` are seconds: a peer or trainer not heard for `silence` is taken for gone. With `standby`
+    another trainer may take over: then peers stay with a trainer that they hear, and a step is committed only with more
+    than half of the members of the last Commit.
+    """
 
     staleness: Literal[0, 1] = 1
     min_replicas: Positive = 1
     slots: Positive = 8
+    heartbeat: Rate = 1.0
+    silence: Rate = 3.0
+    standby: bool = False
+
+    @model_validator(mode="after")
+    def _silence_is_longer(self) -> Self:
+        if self.silence < 2 * self.heartbeat:
+            raise ValueError(f"silence ({self.silence} s) must be at least two heartbeats of {self.heartbeat} s")
+        return self
 
 
 class CodecSettings(_Frozen):

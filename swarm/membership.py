@@ -1,15 +1,17 @@
 """A peer's membership in a run: its control stream to the trainer, from Hello to Finish.
 
-Owns the order of things on that stream: Reduce (a new attempt cancels the one before it), Commit (applied one after the
-other, each into a new version), Closed, Heartbeat. Talks to the stage host and its reducer. It ends when the trainer
-says Finish (returns the reason), or with `UnreachableError` when the stream ends.
+Owns the order of things on that stream: what it holds is told first (Held, Ready), then come Reduce (a new attempt
+cancels the one before it), Commit (applied one after the other, each into a new version), Closed, Heartbeat. Talks to
+the stage host and its reducer. It ends when the trainer says Finish (returns the reason), with `UnreachableError` when
+the stream ends or nothing comes for the silence limit, with `RefusedError` when the trainer sends the peer away
+(WRONG_STATE, TOO_OLD) or another trainer leads (FENCED).
 """
 
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError
+from ..errors import ProtocolError, RefusedError, SilentError, SwarmError, TrustError, UnreachableError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_term
 from .backend import Update
@@ -21,22 +23,33 @@ from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, from_scalar
 from .reduction import Reducer
 
-HEARTBEAT_SECONDS = 1.0
 JOIN_SECONDS = 30.0
 PULL_RETRY_SECONDS = 0.5
-MAX_COMMITS_AHEAD = 4
+MAX_COMMITS_AHEAD = 64
 
 
 async def say_hello(
-    channel: Channel, run_id: str, wanted_stage: int | None, addresses: tuple[str, ...]
+    channel: Channel,
+    run_id: str,
+    wanted_stage: int | None,
+    addresses: tuple[str, ...],
+    followed: pb.Term | None = None,
 ) -> tuple[Manifest, pb.Welcome]:
     """Asks the trainer for a place in the run: the checked manifest and the Welcome.
 
-    Raises `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`,
-    `UnreachableError`.
+    `followed`: the highest term that this peer has followed, if it has had a place in the run before. Raises
+    `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
-    hello = pb.Hello(run=run_id, protocol=PROTOCOL_VERSION, wanted_stage=wanted, addresses=addresses)
+    returning = followed is not None
+    hello = pb.Hello(
+        run=run_id,
+        protocol=PROTOCOL_VERSION,
+        wanted_stage=wanted,
+        addresses=addresses,
+        term=followed,
+        returning=returning,
+    )
     try:
         async with asyncio.timeout(JOIN_SECONDS):
             await channel.send(hello)
@@ -73,22 +86,37 @@ class Membership:
 
     async def run(self) -> str:
         """Serves the run to its end; the trainer's last word. Raises `UnreachableError`, `RefusedError`."""
-        async with asyncio.TaskGroup() as tasks:
-            helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
-            await self._say(pb.Ready(digest=self.host.versions.digest(0)))
-            try:
-                detail = await self._listen(tasks)
-                await self._say(self._heartbeat())
-            finally:
-                for task in (*helpers, *self._attempts.values()):
-                    task.cancel()
+        latest = self.host.versions.latest
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
+                await self._say(self.host.held((key.step, key.term, key.attempt) for key in self.reducer.kept))
+                await self._say(pb.Ready(version=latest, digest=self.host.versions.digest(latest)))
+                try:
+                    detail = await self._listen(tasks)
+                    await self._say(self._heartbeat())
+                finally:
+                    for task in (*helpers, *self._attempts.values()):
+                        task.cancel()
+        except* SwarmError as problems:
+            raise _innermost(problems) from None
+        finally:
+            self.authority.lost()
         return detail
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> str:
+        silence = self.host.manifest.settings.pipeline.silence
         while True:
-            body, _ = await self.channel.receive(0)
+            try:
+                async with asyncio.timeout(silence):
+                    body, _ = await self.channel.receive(0)
+            except TimeoutError as error:
+                raise SilentError(f"the trainer has been silent for {silence} s") from error
+            self.authority.heard()
             if isinstance(body, pb.Finish):
                 return body.detail
+            if isinstance(body, pb.Refused):
+                raise RefusedError(pb.Reason.Name(body.reason), body.detail, "the trainer")
             if isinstance(body, pb.Reduce):
                 self._lead(body.term, body.closed)
                 earlier = self._attempts.pop(body.step, None)
@@ -124,7 +152,7 @@ class Membership:
             return
         if not 0 <= commit.step - self.host.versions.latest < MAX_COMMITS_AHEAD:
             raise ProtocolError(f"the trainer commits step {commit.step}; this peer is at {self.host.versions.latest}")
-        self._commits[commit.step] = commit
+        self._commits[commit.step] = self.host.commits[commit.step] = commit
         self._wake.set()
 
     async def _apply_commits(self) -> None:
@@ -167,7 +195,7 @@ class Membership:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(self.host.manifest.settings.pipeline.heartbeat)
             await self._say(self._heartbeat())
 
     def _heartbeat(self) -> pb.Heartbeat:
@@ -181,3 +209,8 @@ class Membership:
     async def _say(self, body: Body) -> None:
         async with self._sending:
             await self.channel.send(body)
+
+
+def _innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = problems.exceptions[0]
+    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first

@@ -20,6 +20,8 @@ Body: TypeAlias = (
     | pb.Fetch
     | pb.Part
     | pb.Hello
+    | pb.Watch
+    | pb.Follow
     | pb.Accepted
     | pb.Busy
     | pb.Refused
@@ -29,6 +31,7 @@ Body: TypeAlias = (
     | pb.Fetched
     | pb.PartResult
     | pb.Chunk
+    | pb.Past
     | pb.Welcome
     | pb.Reduce
     | pb.Commit
@@ -38,6 +41,7 @@ Body: TypeAlias = (
     | pb.Reduced
     | pb.ReduceFailed
     | pb.Applied
+    | pb.Held
     | pb.Heartbeat
 )
 

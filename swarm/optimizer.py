@@ -10,6 +10,7 @@ Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. Decay appl
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import WireError
 from .backend import Update
 from .manifest import OptimizerSettings
 
@@ -45,6 +47,31 @@ def state_digest(state: StageState) -> bytes:
             digest.update(f"{name}{list(values.shape)}\n".encode())
             digest.update(values.reshape(-1).view(np.uint8).data)
     return digest.digest()
+
+
+def state_to_bytes(state: StageState) -> bytes:
+    """Parameters and both moments as little-endian fp32, tensors in sorted name order, as `state_digest` reads them."""
+    tables = (state.parameters, state.first_moment, state.second_moment)
+    pieces = (table[name] for name in sorted(state.parameters) for table in tables)
+    return b"".join(np.ascontiguousarray(piece.cpu().numpy(), dtype="<f4").tobytes() for piece in pieces)
+
+
+def state_from_bytes(data: bytes, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> StageState:
+    """The state of tensors of these shapes. Raises `WireError` for another number of bytes, and for NaN or infinity."""
+    due = 3 * 4 * sum(math.prod(shape) for shape in shapes.values())
+    if len(data) != due:
+        raise WireError(f"a state of {len(data)} bytes came; {due} are due")
+    values = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+    if not torch.isfinite(values).all():
+        raise WireError("a state with NaN or infinity came")
+    tables: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+    start = 0
+    for name in sorted(shapes):
+        for table in tables:
+            size = math.prod(shapes[name])
+            table[name] = values[start : start + size].reshape(shapes[name]).to(device)
+            start += size
+    return StageState(*tables)
 
 
 @torch.no_grad()

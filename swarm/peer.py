@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UnreachableError
+from ..errors import ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
+from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
 from .directory import TRAINER_STAGE, Directory, Record
-from .exchange import Channel, Incoming, Meter, Pool, serve_exchanges
+from .exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
@@ -28,7 +29,15 @@ from .reduction import Reducer
 from .transport import Stream, Transport
 
 ANNOUNCE_SECONDS = 2.0
+REJOIN_PAUSE_SECONDS = 0.2
+MAX_REJOIN_PAUSE_SECONDS = 5.0
+WRONG_STATES = 3
+"""A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0
+SEQUENCE_BITS = 32
+"""The high bits of a record's sequence tell incarnations apart: a peer that comes again is not one that failed."""
+NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
+"""Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
 FIRST_PAYLOAD_LIMIT = 1 << 20
 """Payload accepted before the manifest, which sets the limit, is known."""
@@ -81,31 +90,82 @@ class Peer:
         return last_word
 
     async def _take_part(self, run_id: str, stage: int | None) -> str:
-        trainer = await self._find_trainer(run_id)
-        stream = await self.transport.open(trainer.peer, trainer.addresses)
-        control_meter = Meter()
-        channel = Channel(stream, control_meter)
-        manifest, welcome = await say_hello(channel, run_id, stage, self.transport.addresses)
-        self.tell(f"hosting stage {welcome.stage} of {manifest.stages} as member {welcome.member}")
-        authority = Authority(manifest, self.transport.peer_id)
-        authority.admit(welcome.term, trainer.peer)
-        host = await self._build_host(manifest, authority, welcome)
-        self._tasks.create_task(self._announce(manifest, host))
-        self._tasks.create_task(self._look_ahead(manifest, host))
-        assert self._reducer is not None
-        self.tell("ready")
-        return await Membership(channel, authority, host, self._reducer, self.meter).run()
+        """Has a place in the run, and takes a new one whenever the trainer is lost or sends this peer away."""
+        failures = wrong = 0
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                return await self._serve_under(await self._find_trainer(run_id, failures), run_id, stage)
+            except (UnreachableError, RefusedError, WireError) as error:
+                if self.host is None:
+                    raise
+                if isinstance(error, RefusedError):
+                    if error.reason in NO_PLACE:
+                        raise
+                    wrong += error.reason == "WRONG_STATE"
+                    if wrong >= WRONG_STATES:
+                        raise
+                    if error.reason in ("WRONG_STATE", "TOO_OLD"):
+                        self.host.drop_state()
+                self.tell(f"lost the trainer: {error}")
+            held_out = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
+            failures = 1 if held_out else failures + 1
+            await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** (failures - 1), MAX_REJOIN_PAUSE_SECONDS))
 
-    async def _find_trainer(self, run_id: str) -> Record:
+    async def _serve_under(self, trainer: Record, run_id: str, stage: int | None) -> str:
+        channel = Channel(await self.transport.open(trainer.peer, trainer.addresses), Meter())
+        host = self.host
         try:
-            async with asyncio.timeout(FIND_TRAINER_SECONDS):
+            if host is None:
+                manifest, welcome = await say_hello(channel, run_id, stage, self.transport.addresses)
+                host = await self._build_host(manifest, trainer.peer, welcome)
+            else:
+                manifest, welcome = await say_hello(
+                    channel, run_id, host.stage, self.transport.addresses, host.authority.highest
+                )
+                host.authority.admit(welcome.term, trainer.peer)
+                if welcome.stage != host.stage:
+                    raise ProtocolError(f"{trainer.peer} moves this peer to stage {welcome.stage}")
+                host.rebadge(welcome.member)
+            self.tell(f"hosting stage {host.stage} of {manifest.stages} as member {host.member}")
+            await self._catch_up(host, welcome)
+            assert self._reducer is not None
+            self.tell("ready")
+            return await Membership(channel, host.authority, host, self._reducer, self.meter).run()
+        finally:
+            channel.close()
+
+    async def _catch_up(self, host: StageHost, welcome: pb.Welcome) -> None:
+        """Sees to it that this peer holds a version from which it can be brought up to date by kept reductions."""
+        host.close(welcome.closed)
+        assert self._reducer is not None
+        self._reducer.close(welcome.closed)
+        oldest = max(0, welcome.closed - host.manifest.settings.pipeline.staleness)
+        if host.versions.latest >= oldest:
+            return
+        if oldest == 0:
+            version, state = 0, await host.device.run(BACKGROUND, host.backend.initial_state)
+        else:
+            host.drop_state()
+            limit = host.manifest.settings.limits.payload_bytes
+            snapshot = await fetch_snapshot(self.pool, welcome.donors, host.authority.run_id, host.stage, limit)
+            version, data = snapshot.version, snapshot.data
+            state = await host.device.run(BACKGROUND, lambda: host.backend.load(data))
+        digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(state))
+        host.versions.put(version, state, digest)
+
+    async def _find_trainer(self, run_id: str, failures: int) -> Record:
+        """The trainer of the highest term that is announced; after each failure the next one."""
+        try:
+            async with asyncio.timeout(FIND_TRAINER_SECONDS if self.host is None else None):
                 while True:
                     try:
                         found = await self.directory.read(run_id, TRAINER_STAGE)
                     except UnreachableError:
                         found = ()
                     if found:
-                        return max(found, key=lambda record: record.sequence)
+                        ranked = sorted(found, key=lambda record: record.sequence, reverse=True)
+                        return ranked[failures % len(ranked)]
                     await asyncio.sleep(0.2)
         except TimeoutError as error:
             raise UnreachableError(
@@ -113,11 +173,12 @@ class Peer:
                 "check the run id and the initial peers"
             ) from error
 
-    async def _build_host(self, manifest: Manifest, authority: Authority, welcome: pb.Welcome) -> StageHost:
+    async def _build_host(self, manifest: Manifest, trainer: str, welcome: pb.Welcome) -> StageHost:
         stage = welcome.stage
+        authority = Authority(manifest, self.transport.peer_id, asyncio.get_running_loop().time)
+        authority.admit(welcome.term, trainer)
+        self.pool.silence = manifest.settings.pipeline.silence
         backend = await self.device.run(BACKGROUND, lambda: self.parts.backend(manifest, stage))
-        state = await self.device.run(BACKGROUND, backend.initial_state)
-        digest = await self.device.run(BACKGROUND, lambda: backend.digest(state))
         run_id = manifest.run_id
         seed = int.from_bytes(hashlib.sha256(f"{manifest.settings.seed}/{welcome.member}".encode()).digest()[:8])
         neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, random.Random(seed))
@@ -134,9 +195,10 @@ class Peer:
             spawn=self._spawn,
             observe=self.observe,
         )
-        host.versions.put(0, state, digest)
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
         self.host = host
+        self._tasks.create_task(self._announce(manifest, host))
+        self._tasks.create_task(self._look_ahead(manifest, host))
         return host
 
     def _spawn(self, work: Any) -> Any:
@@ -144,9 +206,10 @@ class Peer:
 
     async def _announce(self, manifest: Manifest, host: StageHost) -> None:
         """Publishes this peer's record again and again; one that fails is tried again with the next."""
-        sequence = 0
+        published = 0
         while True:
-            sequence += 1
+            published += 1
+            sequence = host.member << SEQUENCE_BITS | published
             record = Record(
                 run=manifest.run_id,
                 stage=host.stage,
@@ -158,7 +221,8 @@ class Peer:
                 versions=(host.versions.oldest, host.versions.latest),
             )
             try:
-                await self.directory.publish(record, RECORD_SECONDS)
+                if host.versions.latest >= 0:
+                    await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
             await asyncio.sleep(ANNOUNCE_SECONDS)
@@ -178,13 +242,18 @@ class Peer:
         return FIRST_PAYLOAD_LIMIT if self.host is None else self.host.manifest.settings.limits.payload_bytes
 
     async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
-        if self.host is None or self._reducer is None:
+        if isinstance(body, pb.Watch):
+            await serve_watch(incoming)
+        elif self.host is None or self._reducer is None:
             await incoming.channel.send(pb.Refused(reason=pb.NOT_READY, detail="this peer has no stage yet"))
         elif isinstance(body, pb.Run):
             await self.host.serve_run(incoming, body, payload)
         elif isinstance(body, pb.Fetch):
-            serving = self._reducer if body.kind == pb.Fetch.REDUCTION else self.host
-            await serving.serve_fetch(incoming, body)
+            if body.kind == pb.Fetch.STATE:
+                await self.host.serve_state(incoming, body)
+            else:
+                serving = self._reducer if body.kind == pb.Fetch.REDUCTION else self.host
+                await serving.serve_fetch(incoming, body)
         elif isinstance(body, pb.Part):
             await self._reducer.serve_part(incoming, body, payload)
         else:

@@ -19,8 +19,9 @@ from ..protos import swarm_pb2 as pb
 from .backend import Arithmetic, Gradient, Scalar
 from .compute import BACKGROUND
 from .exchange import Incoming
+from .fetching import fetch
 from .gradients import Frozen
-from .host import Moment, StageHost, fetch_payload
+from .host import Moment, StageHost
 from .messages import check_indices, from_scalar, to_scalar
 
 ATTEMPT_SECONDS = 300.0
@@ -89,6 +90,11 @@ class Reducer:
         self._opened = asyncio.Event()
         self._newest: dict[tuple[int, int], tuple[int, int]] = {}
         self._kept: dict[AttemptKey, Reduction] = {}
+
+    @property
+    def kept(self) -> list[AttemptKey]:
+        """The attempts whose results are kept."""
+        return sorted(self._kept)
 
     # ---- taking part
 
@@ -271,14 +277,16 @@ class Reducer:
             self._opened.clear()
             await self._opened.wait()
 
-    async def serve_fetch(self, incoming: Incoming, fetch: pb.Fetch) -> None:
+    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
         """Answers a Fetch of one part of a kept reduction."""
-        made = self._kept.get(AttemptKey(fetch.epoch, fetch.step, fetch.term, fetch.attempt), {}).get(fetch.group)
-        if made is None or fetch.part >= len(made.parts) or fetch.stage != self._host.stage:
-            detail = f"no reduction of step {fetch.step}, attempt {fetch.attempt}, is kept here"
+        made = self._kept.get(AttemptKey(question.epoch, question.step, question.term, question.attempt), {}).get(
+            question.group
+        )
+        if made is None or question.part >= len(made.parts) or question.stage != self._host.stage:
+            detail = f"no reduction of step {question.step}, attempt {question.attempt}, is kept here"
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
             return
-        await incoming.channel.send(pb.Fetched(), made.parts[fetch.part], category="reduce")
+        await incoming.channel.send(pb.Fetched(), made.parts[question.part], category="reduce")
 
     # ---- what an update needs
 
@@ -311,7 +319,7 @@ class Reducer:
         host = self._host
         parts: list[bytes] = []
         for part, digest in enumerate(group.part_digests):
-            fetch = pb.Fetch(
+            question = pb.Fetch(
                 run=host.authority.run_id,
                 kind=pb.Fetch.REDUCTION,
                 epoch=key.epoch,
@@ -322,7 +330,7 @@ class Reducer:
                 group=group.name,
                 part=part,
             )
-            data = await fetch_payload(host.pool, peer, fetch, host.manifest.settings.limits.payload_bytes)
+            _, data = await fetch(host.pool, peer, question, host.manifest.settings.limits.payload_bytes)
             if hashlib.sha256(data).digest() != digest:
                 raise WireError(f"{peer} sent a part of the reduction of step {key.step} with a wrong digest")
             parts.append(data)
@@ -330,8 +338,9 @@ class Reducer:
         return GroupReduction(tuple(parts), tuple(group.part_digests), norm)
 
     def close(self, closed: int) -> None:
-        """Lets go of the reductions of steps below `closed`."""
-        for key in [key for key in self._kept if key.step < closed]:
+        """Lets go of the reductions from which nobody can have to be brought up any more."""
+        oldest = closed - self._host.manifest.settings.pipeline.staleness
+        for key in [key for key in self._kept if key.step < oldest]:
             del self._kept[key]
         for entry in [entry for entry in self._newest if entry[1] < closed]:
             del self._newest[entry]

@@ -10,10 +10,14 @@ from ..protos import swarm_pb2 as pb
 from .directory import Record
 from .manifest import PROTOCOL_VERSION
 
+MEMBERS_PER_TERM = 1 << 16
+
 
 @dataclass(eq=False)
 class Member:
-    """One incarnation of a peer. `digests`: of its state, by version; `version`: the newest it has."""
+    """One incarnation of a peer. `digests`: of its state, by version; `version`: the newest it has, -1 before it has
+    said so. It is `ready`, and takes part, once it has every committed version; before that it catches up. `kept`: the
+    reductions (step, term, attempt) that it holds."""
 
     number: int
     peer: str
@@ -21,23 +25,31 @@ class Member:
     addresses: tuple[str, ...]
     live: bool = True
     ready: bool = False
+    returning: bool = False
     digests: dict[int, bytes] = field(default_factory=dict)
     beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
+    kept: set[tuple[int, int, int]] = field(default_factory=set)
 
     @property
     def version(self) -> int:
         return max(self.digests, default=-1)
+
+    def holds(self, step: int, term: int, attempt: int) -> bool:
+        """Whether it can give this reduction, the chosen one of `step`: it made it, or has applied it."""
+        return self.version > step or (step, term, attempt) in self.kept
 
     def to_message(self) -> pb.Member:
         return pb.Member(member=self.number, peer=self.peer, addresses=self.addresses)
 
 
 class Roster:
-    """All members of a run of `stages` stages, live and lost."""
+    """All members that a trainer has admitted, live and lost. `term`: the trainer's; with it no two trainers of a run
+    give the same member number."""
 
-    def __init__(self, run_id: str, stages: int) -> None:
+    def __init__(self, run_id: str, stages: int, term: int = 1) -> None:
         self.run_id = run_id
         self.stages = stages
+        self._base = (term - 1) * MEMBERS_PER_TERM
         self._members: dict[int, Member] = {}
 
     def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None) -> Member:
@@ -45,7 +57,7 @@ class Roster:
         stage = wanted
         if stage is None:
             stage = min(range(self.stages), key=lambda at: len(self.live(at)))
-        member = Member(len(self._members) + 1, peer, stage, addresses)
+        member = Member(self._base + len(self._members) + 1, peer, stage, addresses)
         self._members[member.number] = member
         return member
 
@@ -62,6 +74,14 @@ class Roster:
 
     def ready(self, stage: int) -> list[Member]:
         return [member for member in self.live(stage) if member.ready]
+
+    def following(self) -> list[Member]:
+        """Live members that have a state of this run: ready, or catching up with the Commits."""
+        return [member for member in self.live() if member.version >= 0]
+
+    def digest_of(self, stage: int, version: int) -> bytes | None:
+        """What the ready replicas of a stage say is the digest of a version; None if none of them says so now."""
+        return next((member.digests[version] for member in self.ready(stage) if version in member.digests), None)
 
     def everyone(self) -> list[Member]:
         return list(self._members.values())

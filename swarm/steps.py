@@ -27,6 +27,9 @@ class Step:
     grad_norm: Scalar = 0
     seconds: float = 0.0
     committed: bool = False
+    commit: pb.Commit | None = None
+    """A Commit of this step that another trainer has sent: it is finished as it is."""
+
     final: pb.Totals | None = None
 
     def saw_begun(self, index: int, entries: Iterable[pb.PathEntry]) -> None:

@@ -26,7 +26,7 @@ from .initial import lora_tensor
 from .manifest import Manifest
 from .model.names import EMBEDDING, stage_base_shapes, trainable_shapes
 from .model.stage import stage_forward
-from .optimizer import StageState, adamw, fresh_state, state_digest
+from .optimizer import StageState, adamw, fresh_state, state_digest, state_from_bytes, state_to_bytes
 
 StageGradient = Mapping[str, Tensor]
 """Gradient of the token-summed loss by tensor name, fp32."""
@@ -178,6 +178,12 @@ class TorchBackend:
 
     def digest(self, state: StageState) -> bytes:
         return state_digest(state)
+
+    def export(self, state: StageState) -> bytes:
+        return state_to_bytes(state)
+
+    def load(self, data: bytes) -> StageState:
+        return state_from_bytes(data, self._shapes, self._device)
 
     def _inputs(self, visit: StageInput) -> Tensor:
         samples, length = visit.samples, self._manifest.settings.data.sequence_length

@@ -2,24 +2,29 @@
 
 It moves token ids and control messages only. Owns the roster (`roster.py`), the ledger (`ledger.py`), pacing and the
 window of microbatches in flight; `driving.py` sends them, `admission.py` holds the control streams, `closing.py`
-reduces and commits. Only the trainer declares a peer lost: when its control stream ends, or when its digests are wrong.
+reduces and commits. Only the trainer declares a peer lost: when its control stream ends or is silent, or when its
+digests are wrong.
 
-Errors: `StoppedError` when the run cannot go on.
+A trainer of a later term begins with nothing but what peers tell it (Held, Ready): it credits what they hold, finishes
+the Commits that any of them has, and goes on from there. It begins when a replica of every stage has spoken, and with a
+standby configured, more than half of the members of the last Commit; who speaks later is heard too.
+
+Errors: `StoppedError` when the run cannot go on, `FencedError` when another trainer leads.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import StoppedError, UnreachableError
+from ..errors import FencedError, StoppedError, UnreachableError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
 from .backend import Arithmetic, Scalar
-from .closing import Closing, Outcome, units_of
+from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Driver, Samples
@@ -28,8 +33,9 @@ from .faults import Fault, FaultLog
 from .hop import Hop
 from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
+from .messages import from_scalar, to_scalar
 from .neighbours import Neighbours
-from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS
+from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS, SEQUENCE_BITS
 from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
@@ -48,7 +54,8 @@ KEPT_DIGESTS = 8
 
 @dataclass
 class Trainer:
-    """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever."""
+    """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever.
+    `known`: what a standby was told of the steps before its term."""
 
     manifest: Manifest
     signature: bytes
@@ -59,6 +66,7 @@ class Trainer:
     samples: Samples
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
+    known: Sequence[pb.Past] = ()
 
     def __post_init__(self) -> None:
         manifest = self.manifest
@@ -66,18 +74,19 @@ class Trainer:
         self.meter = Meter()
         self.pool = Pool(self.transport, self.meter)
         self.signal = Signal()
-        self.roster = Roster(self.run_id, manifest.stages)
+        self.roster = Roster(self.run_id, manifest.stages, self.term.number)
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
         self.faults = FaultLog()
         self.heldout: dict[str, Scalar | None] = {"before": None, "after": None}
         self._started = False
         self._finishing = False
+        self._fenced_by: pb.Term | None = None
+        self._reports: list[tuple[Member, pb.Held]] = []
+        self._last_members = 0
         neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
         self.neighbours = neighbours
-        self.admission = Admission(
-            manifest, self.signature, self.term, self.roster, self.meter, self, lambda: self._started, self._joined
-        )
+        self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
         self.driver = Driver(
             manifest=manifest,
             term=self.term,
@@ -85,11 +94,12 @@ class Trainer:
             ledger=self.ledger,
             steps=self.steps,
             faults=self.faults,
-            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes),
+            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self.fenced),
             samples=self.samples,
             signal=self.signal,
             emit=self.emit,
             closed=lambda: self.closing.closed,
+            fenced=self.fenced,
         )
         self.closing = Closing(
             manifest=manifest,
@@ -110,7 +120,10 @@ class Trainer:
         problem: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                background = [self._tasks.create_task(self._announce()), self._tasks.create_task(self._watch_stages())]
+                background = [
+                    self._tasks.create_task(work)
+                    for work in (self._announce(), self._watch_stages(), self._watch_terms())
+                ]
                 await self.transport.serve(self.admission.serve)
                 await self._train()
                 await self._say_farewell("the run is finished")
@@ -121,7 +134,8 @@ class Trainer:
             problem = problems
             while isinstance(problem, BaseExceptionGroup):
                 problem = problem.exceptions[0]
-            await self._say_farewell(f"the run has stopped: {problem}")
+            if not isinstance(problem, FencedError):
+                await self._say_farewell(f"the run has stopped: {problem}")
         finally:
             self.pool.close()
         if problem is not None:
@@ -132,14 +146,19 @@ class Trainer:
         settings = self.manifest.settings
         await self.signal.wait_for(self._crewed)
         self._started = True
-        self.heldout["before"] = await self._evaluate(0)
+        self._take_over()
+        if not self._resumed:
+            self.heldout["before"] = await self._evaluate(0)
         closing: asyncio.Task[None] | None = None
-        for number in range(settings.train.steps):
-            await self.signal.wait_for(partial(self._reached, self._version_of(number)))
+        for number in range(self.closing.closed, settings.train.steps):
+            if number >= self.closing.committed:
+                await self.signal.wait_for(partial(self._reached, self._version_of(number)))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
             self.ledger.open(number)
+            for member, held in self._reports:
+                self._credit_held(member, held, number)
             closing = self._tasks.create_task(self._close(step, closing))
             for index in range(self.manifest.microbatches):
                 await self.signal.wait_for(lambda: self.driver.in_flight < self._window())
@@ -147,9 +166,113 @@ class Trainer:
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
         self.heldout["after"] = await self._evaluate(settings.train.steps)
 
+    @property
+    def _resumed(self) -> bool:
+        """Whether the run had begun before this trainer did."""
+        return bool(self.known) or any(member.returning for member in self.roster.everyone())
+
     def _crewed(self) -> bool:
+        stages = range(self.manifest.stages)
+        if self._resumed:
+            return self._has_majority() and all(
+                any(member.stage == stage for member in self.roster.following()) for stage in stages
+            )
         needed = self.manifest.settings.pipeline.min_replicas
-        return all(len(self.roster.ready(stage)) >= needed for stage in range(self.manifest.stages))
+        return all(len(self.roster.ready(stage)) >= needed for stage in stages)
+
+    def _has_majority(self) -> bool:
+        """Whether more than half of the members of the last Commit are here; without a standby that is not asked."""
+        if not self.manifest.settings.pipeline.standby:
+            return True
+        commits = [commit for _, held in self._reports for commit in held.commits]
+        latest = max(commits, key=lambda commit: commit.step, default=None)
+        members = max(self._last_members, latest.members if latest is not None else 0)
+        return 2 * len(self.roster.following()) > members
+
+    # ---- taking a run over
+
+    def _take_over(self) -> None:
+        """Finds out where the run is, from what peers have said and what a standby was told."""
+        commits = [commit.step + 1 for _, held in self._reports for commit in held.commits]
+        closed = [held.closed for _, held in self._reports]
+        versions = [member.version for member in self.roster.following()]
+        self.closing.closed = max(closed, default=0)
+        self.closing.committed = max([*commits, *versions], default=0)
+        for past in self.known:
+            if past.step < self.closing.closed:
+                self._remember(past)
+        for member in self.roster.following():
+            self._promote(member)
+
+    def _remember(self, past: pb.Past) -> None:
+        """A step that was closed before this trainer's term."""
+        step = Step(past.step, tokens=past.tokens, seconds=past.seconds, committed=True, final=past.totals)
+        step.loss = from_scalar(past.loss, "loss", "the trainer before")
+        step.grad_norm = from_scalar(past.grad_norm, "gradient norm", "the trainer before")
+        self.steps[past.step] = step
+        if past.HasField("heldout"):
+            self.heldout["before"] = from_scalar(past.heldout, "held-out loss", "the trainer before")
+
+    def held(self, member: Member, held: pb.Held) -> None:
+        """What a member that comes (again) holds: it counts for whatever lacks a credit."""
+        member.kept = {(kept.step, kept.term, kept.attempt) for kept in held.kept}
+        self._reports = [(other, report) for other, report in self._reports if other.live]
+        self._reports.append((member, held))
+
+    def _credit_held(self, member: Member, held: pb.Held, number: int) -> None:
+        """Takes up what a report says of one step: a Commit that was sent, else the gradients that are held."""
+        step = self.steps[number]
+        for commit in held.commits:
+            if commit.step == number and not step.committed and step.commit is None:
+                step.commit = commit
+        if not member.live or not member.ready or not self.ledger.is_open(number):
+            return
+        last = member.stage == self.manifest.stages - 1
+        for entry in held.steps:
+            if entry.step != number:
+                continue
+            step.saw_taken_back(member.number, entry.taken_back)
+            losses = {loss.index: from_scalar(loss.loss, "loss", member.peer) for loss in entry.losses}
+            for index in entry.indices:
+                if last and index not in step.losses:
+                    if index not in losses:
+                        continue
+                    step.losses[index] = losses[index]
+                self.ledger.credit(number, member.stage, index, member.number)
+        self.signal.notify()
+
+    def fenced(self, term: pb.Term) -> None:
+        """Somebody shows a higher term; it must prove itself."""
+        if self.admission.proves_higher(term):
+            self._fenced_by = term
+            self.signal.notify()
+
+    async def _watch_terms(self) -> None:
+        await self.signal.wait_for(lambda: self._fenced_by is not None)
+        assert self._fenced_by is not None
+        raise FencedError(f"a trainer of term {self._fenced_by.number} leads; this one had term {self.term.number}")
+
+    def closed_marker(self) -> int:
+        return self.closing.closed
+
+    def past(self, step: int) -> list[pb.Past]:
+        """The closed steps from `step` on, for a standby."""
+        found = []
+        for number in range(step, self.closing.closed):
+            record = self.steps.get(number)
+            if record is not None and record.final is not None:
+                past = pb.Past(
+                    step=number,
+                    loss=to_scalar(record.loss),
+                    grad_norm=to_scalar(record.grad_norm),
+                    tokens=record.tokens,
+                    seconds=record.seconds,
+                    totals=record.final,
+                )
+                if self.heldout["before"] is not None:
+                    past.heldout.CopyFrom(to_scalar(self.heldout["before"]))
+                found.append(past)
+        return found
 
     def _version_of(self, step: int) -> int:
         """The version at which step t computes: t, or max(0, t-1) with the one-step delayed update."""
@@ -158,12 +281,16 @@ class Trainer:
     def _reached(self, version: int) -> bool:
         """Pacing: whether some replica of every stage has this version."""
         return all(
-            any(member.version >= version for member in self.roster.live(stage))
+            any(member.version >= version for member in self.roster.ready(stage))
             for stage in range(self.manifest.stages)
         )
 
     def _everyone_at(self, version: int) -> bool:
-        return all(member.version >= version for member in self.roster.live())
+        return all(member.version >= version for stage in self._stages for member in self.roster.ready(stage))
+
+    @property
+    def _stages(self) -> range:
+        return range(self.manifest.stages)
 
     def _window(self) -> int:
         slots = self.manifest.settings.pipeline.slots * max(1, self.roster.narrowest())
@@ -179,16 +306,23 @@ class Trainer:
 
     async def _close(self, step: Step, earlier: "asyncio.Task[None] | None") -> None:
         """Reduces, commits and settles one step; steps are committed in order."""
-        stages = range(self.manifest.stages)
-        await self.signal.wait_for(lambda: self.ledger.complete(step.number, stages))
-        await self.signal.wait_for(lambda: step.number == 0 or self.steps[step.number - 1].committed)
-        # A replica whose state went wrong is found by the digests of the version; its work must not be reduced.
-        await self.signal.wait_for(partial(self._everyone_at, self._version_of(step.number)))
+        stages = self._stages
         units = units_of(self.manifest)
-        async with asyncio.TaskGroup() as tasks:
-            reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
-        choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
-        commit = self.closing.commit(step, choices)
+        making = asyncio.ensure_future(self._make_commit(step, units))
+        adopting = asyncio.ensure_future(self.signal.wait_for(lambda: step.commit is not None))
+        try:
+            await asyncio.wait((making, adopting), return_when=asyncio.FIRST_COMPLETED)
+            if making.done():
+                commit = making.result()
+            else:
+                assert step.commit is not None
+                commit = step.commit
+                self.closing.adopt(step, commit)
+        finally:
+            making.cancel()
+            adopting.cancel()
+        await self.signal.wait_for(lambda: self._preceded(step))
+        self._last_members = commit.members
         now = asyncio.get_running_loop().time()
         step.seconds = now - (step.began if step.began is not None else now)
         step.committed = True
@@ -211,6 +345,22 @@ class Trainer:
         await self.closing.settle(step, commit, units)
         step.finish(self.manifest.stages, self.manifest.microbatches)
         self.driver.forget(self.closing.closed)
+
+    def _preceded(self, step: Step) -> bool:
+        """Whether the step before is committed: steps are committed in order."""
+        return step.number <= self.closing.closed or self.steps[step.number - 1].committed
+
+    async def _make_commit(self, step: Step, units: Sequence[Unit]) -> pb.Commit:
+        """Reduces every unit of a step whose microbatches are all done."""
+        await self.signal.wait_for(lambda: self.ledger.complete(step.number, self._stages))
+        await self.signal.wait_for(lambda: self._preceded(step))
+        # A replica whose state went wrong is found by the digests of the version; its work must not be reduced.
+        await self.signal.wait_for(partial(self._everyone_at, self._version_of(step.number)))
+        async with asyncio.TaskGroup() as tasks:
+            reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
+        choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
+        await self.signal.wait_for(self._has_majority)
+        return self.closing.commit(step, choices)
 
     async def _evaluate(self, version: int) -> Scalar | None:
         total, tokens = self.arithmetic.zero, 0
@@ -235,12 +385,45 @@ class Trainer:
     def _joined(self, member: Member) -> None:
         self.emit(events.Joined(member.number, member.peer, member.stage))
 
-    def ready(self, member: Member, digest: bytes) -> None:
-        member.digests[0] = digest
+    def ready(self, member: Member, version: int, digest: bytes) -> None:
+        """A member has a state, which may be some Commits behind."""
+        oldest = max(0, self.closing.closed - self.manifest.settings.pipeline.staleness)
+        known = self.roster.digest_of(member.stage, version)
+        if version < oldest:
+            self._send_away(member, pb.TOO_OLD, f"version {version} came; the run goes on from version {oldest}")
+        elif known not in (None, digest):
+            self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
+        else:
+            member.digests[version] = digest
+            if self._started:
+                self._tasks.create_task(self.closing.catch_up(member))
+            self._promote(member)
+            self.signal.notify()
+
+    def _promote(self, member: Member) -> None:
+        """Lets a member take part that has every committed version, or the best state there is of its stage."""
+        behind = member.version < self.closing.committed and self.roster.ready(member.stage)
+        if not member.live or member.ready or member.version < 0 or behind:
+            return
+        if self._resumed and not self._started:
+            return  # where the run is will be known when all stages have spoken
         member.ready = True
-        self._judge(member.stage, 0)
+        self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
+        for reporter, held in self._reports:
+            if reporter is member:
+                for number in list(self.steps):
+                    if self.ledger.is_open(number) and not self.steps[number].committed:
+                        self._credit_held(member, held, number)
         self.signal.notify()
+
+    def _send_away(self, member: Member, reason: pb.Reason, why: str) -> None:
+        member.ready = False
+        self._tasks.create_task(self._refuse(member, reason, why))
+
+    async def _refuse(self, member: Member, reason: pb.Reason, why: str) -> None:
+        await self.admission.tell(member, pb.Refused(reason=reason, detail=why))
+        self.lost(member, why)
 
     def reduced(self, member: Member, outcome: Outcome) -> None:
         self.closing.take_outcome(member, outcome, self.steps.get(outcome.step))
@@ -248,19 +431,20 @@ class Trainer:
     def applied(self, member: Member, version: int, digest: bytes) -> None:
         member.digests[version] = digest
         member.digests.pop(version - KEPT_DIGESTS, None)
+        self._promote(member)
         self._judge(member.stage, version)
         self.signal.notify()
 
     def _judge(self, stage: int, version: int) -> None:
         for member in self.roster.dissenters(stage, version):
-            self.lost(member, f"its state at version {version} differs from the other replicas'")
+            self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
 
     def lost(self, member: Member, why: str) -> None:
         """Declares a member lost: its open credits are re-run at once."""
         if not member.live or self._finishing:
             self.signal.notify()
             return
-        member.live = False
+        member.live = member.ready = False
         self.admission.drop(member)
         self.neighbours.failed(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
@@ -271,6 +455,10 @@ class Trainer:
         self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
         for step, index in uncredited:
             self._rerun(step, index)
+        if not self.roster.ready(member.stage):
+            heirs = [heir for heir in self.roster.following() if heir.stage == member.stage]
+            if heirs:
+                self._promote(max(heirs, key=lambda heir: heir.version))
         self.signal.notify()
 
     # ---- the run around it
@@ -294,9 +482,10 @@ class Trainer:
         return next((stage for stage in range(self.manifest.stages) if not self.roster.live(stage)), None)
 
     async def _announce(self) -> None:
-        sequence = 0
+        published = 0
         while True:
-            sequence += 1
+            published += 1
+            sequence = self.term.number << SEQUENCE_BITS | published
             record = Record(
                 self.run_id, TRAINER_STAGE, self.transport.peer_id, self.transport.addresses, sequence, PROTOCOL_VERSION
             )

@@ -143,6 +143,13 @@ class VisitTable:
         self._visits[visit.key] = visit
         self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
 
+    def rebadge(self, member: int) -> None:
+        """From now on all visits are those of this member: the same process has a new place in the run."""
+        for visit in self._visits.values():
+            visit.own = pb.PathEntry(
+                stage=visit.own.stage, member=member, peer=visit.own.peer, begun=visit.own.begun, phase=visit.own.phase
+            )
+
     def remove(self, visit: Visit) -> None:
         """Forgets a visit that ended without a result."""
         if self._visits.get(visit.key) is visit:

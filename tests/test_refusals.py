@@ -204,7 +204,7 @@ def test_a_false_trainer_is_not_believed() -> None:
 
 def test_a_lower_term_is_fenced() -> None:
     manifest = exact_manifest()
-    authority = Authority(manifest, "peer")
+    authority = Authority(manifest, "peer", lambda: 0.0)
     delegation = delegate(ORGANIZER, manifest.run_id, TRAINER.public_hex)
     first, second = (from_term(sign_term(TRAINER, manifest.run_id, number, delegation)) for number in (1, 2))
     authority.admit(first, "trainer")

@@ -1,0 +1,58 @@
+"""How a peer gets the state of its stage from another replica: newcomers, peers that were away, peers whose state is
+wrong.
+
+A donor gives the oldest version that it keeps, in parts; the Commits since then, which the trainer sends again, bring
+it up to date by the reductions that replicas keep. Nothing stops for it. The trainer compares the digest of what
+came with that of the other replicas before the peer takes part.
+
+Errors: `UnreachableError` when no donor gave a whole state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import RefusedError, UnreachableError, WireError
+from ..protos import swarm_pb2 as pb
+from .exchange import Pool
+from .fetching import fetch
+
+STATE_PART_BYTES = 64 << 20
+MAX_STATE_PARTS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A version of a stage's state as a donor exported it."""
+
+    version: int
+    data: bytes
+
+
+async def fetch_snapshot(
+    pool: Pool, donors: Sequence[pb.Member], run_id: str, stage: int, max_payload: int
+) -> Snapshot:
+    """The oldest version that one of `donors` keeps; they are asked in turn. Raises `UnreachableError`."""
+    problems: list[str] = []
+    for donor in donors:
+        pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
+        try:
+            return await _from_one(pool, donor.peer, run_id, stage, max_payload)
+        except (UnreachableError, RefusedError, WireError) as error:
+            problems.append(str(error))
+    raise UnreachableError(f"nobody gives the state of stage {stage}: {'; '.join(problems) or 'no replica is ready'}")
+
+
+async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload: int) -> Snapshot:
+    question = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage)
+    first, data = await fetch(pool, donor, question, max_payload)
+    if not 1 <= first.parts <= MAX_STATE_PARTS:
+        raise WireError(f"{donor} offers a state in {first.parts} parts; 1 to {MAX_STATE_PARTS} are allowed")
+    parts = [data]
+    question.version = first.version
+    for part in range(1, first.parts):
+        question.part = part
+        answer, data = await fetch(pool, donor, question, max_payload)
+        if (answer.version, answer.parts) != (first.version, first.parts):
+            raise WireError(f"{donor} began with version {first.version} and went on with {answer.version}")
+        parts.append(data)
+    return Snapshot(first.version, b"".join(parts))
