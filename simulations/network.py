@@ -1,45 +1,59 @@
-"""A network and a directory in memory, on the running loop's time: streams with latency, peers that can be killed.
+"""A network in memory, on the running loop's time: nodes, links and streams between them, and what can go wrong.
 
-Implements the seams `swarm.transport.Transport` and `swarm.directory.Directory`. Frames keep their order within a
-stream. Killing a peer ends its streams and cancels everything that it runs, as SIGKILL does; its directory records
-stay until they expire.
+Implements the seam `swarm.transport.Transport`. A frame takes its turn on the sender's uplink, travels for a latency
+drawn anew for each frame, and takes its turn on the receiver's downlink; `send` returns when the frame has left, so
+streams that share a link take turns of a frame, which is how bandwidth is shared. Frames keep their order within a
+stream; acknowledgements are not modelled, nor are limits on what a receiver has not read yet.
+
+Faults: `kill` ends a node as SIGKILL does, in the middle of whatever it runs; `freeze` stops it as SIGSTOP does, and
+its connections stay; `cut` lets nothing through in one direction or both: frames are held, as TCP sends them again, and
+arrive after `heal`; `stall` holds a link for a while. A killed node's name may be used again by a new one.
 """
 
 import asyncio
+import contextvars
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnreachableError, WireError
-from ..swarm.directory import Record
 from ..swarm.transport import MAX_FRAME_BYTES, StreamHandler
+from .virtual_time import OWNER, VirtualTimeLoop
+
+DIAL_SECONDS, DIALS = 5.0, 10
+_NOBODY = contextvars.Context()
+"""What the network itself does belongs to no node, and goes on while nodes are frozen."""
 
 
 class MemoryStream:
-    """One end of an in-memory stream. `latency()` gives the seconds until a frame arrives."""
+    """One end of an in-memory stream: what `local` sends reaches the end at `peer`."""
 
-    def __init__(self, peer: str, latency: Callable[[], float]) -> None:
+    def __init__(self, network: "MemoryNetwork", local: str, peer: str) -> None:
         self.peer = peer
         self.other: MemoryStream
         self.ended = False
-        self._latency = latency
+        self._network = network
+        self._local = local
         self._frames: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self._arrival = 0.0
 
     async def send(self, frame: bytes) -> None:
-        if self.ended or self.other.ended:
+        if self.ended:
             raise UnreachableError(f"the stream to {self.peer} has ended")
         if len(frame) > MAX_FRAME_BYTES:
             raise WireError(f"a frame of {len(frame)} bytes is above the limit of {MAX_FRAME_BYTES}")
+        await asyncio.sleep(self._network.carry(self._local, self, frame))
+
+    def arrive_after(self, seconds: float, frame: bytes | None) -> None:
+        """Has a frame, or the end (None), come out at the other side; never before what was sent earlier."""
         loop = asyncio.get_running_loop()
         # Strictly later than the frame before: the loop's timers keep no order among equals.
-        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time() + self._latency())
-        loop.call_at(self._arrival, self.other._arrive, frame)
-        await asyncio.sleep(0)
+        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time() + seconds)
+        loop.call_at(self._arrival, self.other._arrive, frame, context=_NOBODY)
 
     def _arrive(self, frame: bytes | None) -> None:
         if self.ended:
@@ -63,34 +77,94 @@ class MemoryStream:
             return
         self.ended = True
         self._wake.set()
-        # What is already on its way still arrives; then the other side sees the end.
-        loop = asyncio.get_running_loop()
-        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time())
-        loop.call_at(self._arrival, self.other._arrive, None)
+        self._network.carry(self._local, self, None)
+
+
+@dataclass
+class Link:
+    """A node's attachment: bytes a second up and down (None: no limit), and when each direction is free again."""
+
+    up: float | None = None
+    down: float | None = None
+    up_free: float = 0.0
+    down_free: float = 0.0
 
 
 @dataclass
 class MemoryNetwork:
-    """All the peers of one simulated network. Latencies are drawn uniformly from `latency` (seconds), seeded."""
+    """All the nodes of one simulated network. Latencies are drawn uniformly from `latency` (seconds), seeded."""
 
     seed: int = 0
     latency: tuple[float, float] = (0.001, 0.005)
     nodes: dict[str, "MemoryTransport"] = field(default_factory=dict)
+    links: dict[str, Link] = field(default_factory=dict)
+    _held: dict[tuple[str, str], list[tuple[MemoryStream, bytes | None]]] = field(default_factory=dict)
+    _stalled: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
 
-    def transport(self, peer_id: str) -> "MemoryTransport":
+    def transport(self, peer_id: str, link: Link | None = None) -> "MemoryTransport":
+        """A new node; one of the same name must have been killed before."""
         node = MemoryTransport(self, peer_id)
         self.nodes[peer_id] = node
+        if link is not None:
+            self.links[peer_id] = link
         return node
 
     def draw(self) -> float:
         return self.random.uniform(*self.latency)
 
+    # ---- what frames do
+
+    def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
+        """Sends a frame on its way; the seconds until it has left the sender."""
+        direction = (sender, stream.peer)
+        if direction in self._held:
+            self._held[direction].append((stream, frame))
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        left, arrives = self._pass(sender, stream.peer, 0 if frame is None else len(frame), now)
+        arrives = max(arrives, self._stalled.get(direction, 0.0))
+        stream.arrive_after(arrives - now, frame)
+        return left - now
+
+    def _pass(self, sender: str, receiver: str, size: int, now: float) -> tuple[float, float]:
+        """When `size` bytes have left the sender, and when they have arrived."""
+        near, far = self.links.get(sender), self.links.get(receiver)
+        left = now
+        if near is not None and near.up is not None:
+            left = near.up_free = max(now, near.up_free) + size / near.up
+        arrives = left + (self.draw() if size else 0.0)
+        if far is not None and far.down is not None:
+            arrives = far.down_free = max(arrives, far.down_free) + size / far.down
+        return left, arrives
+
+    # ---- faults
+
+    def cut(self, one: str, other: str, *, both: bool = True) -> None:
+        """Lets nothing through from `one` to `other`, and with `both` nothing back either."""
+        self._held.setdefault((one, other), [])
+        if both:
+            self._held.setdefault((other, one), [])
+
+    def heal(self, one: str, other: str) -> None:
+        """Both directions work again; what was held arrives."""
+        for direction in ((one, other), (other, one)):
+            for stream, frame in self._held.pop(direction, []):
+                stream.arrive_after(self.draw(), frame)
+
+    def is_cut(self, one: str, other: str) -> bool:
+        return (one, other) in self._held or (other, one) in self._held
+
+    def stall(self, one: str, other: str, seconds: float) -> None:
+        """Nothing that is sent from now on between two nodes arrives before `seconds` are over."""
+        until = asyncio.get_running_loop().time() + seconds
+        self._stalled[one, other] = self._stalled[other, one] = until
+
 
 class MemoryTransport:
-    """One peer's attachment to the network; also owns that peer's tasks, so that they can be killed together."""
+    """One node's attachment to the network; also owns that node's tasks: they are killed and frozen together."""
 
     def __init__(self, network: MemoryNetwork, peer_id: str) -> None:
         self._network = network
@@ -106,16 +180,26 @@ class MemoryTransport:
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> MemoryStream:
         await asyncio.sleep(self._network.draw())
+        for _ in range(DIALS):
+            if not self._network.is_cut(self.peer_id, peer):
+                break
+            await asyncio.sleep(DIAL_SECONDS / DIALS)
         other = self._network.nodes.get(peer)
-        if other is None or other.killed or other._handler is None or self.killed:
+        gone = other is None or other.killed or other._handler is None or self.killed
+        if other is None or gone or self._network.is_cut(self.peer_id, peer):
             raise UnreachableError(f"{peer} cannot be reached")
-        near = MemoryStream(peer, self._network.draw)
-        far = MemoryStream(self.peer_id, self._network.draw)
+        near = MemoryStream(self._network, self.peer_id, peer)
+        far = MemoryStream(self._network, peer, self.peer_id)
         near.other, far.other = far, near
-        self._streams.append(near)
-        other._streams.append(far)
+        self._keep(near)
+        other._keep(far)
         other.spawn(other._serve(far))
         return near
+
+    def _keep(self, stream: MemoryStream) -> None:
+        if len(self._streams) > 2 * MAX_KEPT_ENDED:
+            self._streams = [kept for kept in self._streams if not kept.ended]
+        self._streams.append(stream)
 
     async def _serve(self, stream: MemoryStream) -> None:
         assert self._handler is not None
@@ -125,19 +209,32 @@ class MemoryTransport:
             stream.close()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Runs `work` as this peer: it dies with the peer."""
-        task = asyncio.get_running_loop().create_task(work)
+        """Runs `work` as this node: it dies and freezes with it."""
+        context = contextvars.copy_context()
+        context.run(OWNER.set, self.peer_id)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(lambda done: self._tasks.pop(done, None), context=_NOBODY)
         return task
 
     def kill(self) -> None:
-        """Ends the peer at once, in the middle of whatever it does."""
+        """Ends the node at once, in the middle of whatever it does."""
         self.killed = True
         for stream in self._streams:
             stream.close()
         for task in list(self._tasks):
             task.cancel()
+        self.thaw()
+
+    def freeze(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.freeze(self.peer_id)
+
+    def thaw(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.thaw(self.peer_id)
 
     async def close(self) -> None:
         for stream in self._streams:
@@ -147,21 +244,4 @@ class MemoryTransport:
                 task.cancel()
 
 
-class MemoryDirectory:
-    """Records of a simulated network, shared by all its peers."""
-
-    def __init__(self) -> None:
-        self._records: dict[tuple[str, int, str], tuple[float, Record]] = {}
-
-    async def publish(self, record: Record, lifetime: float) -> None:
-        expires = asyncio.get_running_loop().time() + lifetime
-        self._records[record.run, record.stage, record.peer] = (expires, record)
-
-    async def read(self, run: str, stage: int) -> tuple[Record, ...]:
-        now = asyncio.get_running_loop().time()
-        found = [
-            record
-            for (in_run, at_stage, _), (expires, record) in self._records.items()
-            if in_run == run and at_stage == stage and expires > now
-        ]
-        return tuple(sorted(found, key=lambda record: record.peer))
+MAX_KEPT_ENDED = 64

@@ -1,7 +1,8 @@
 """A whole swarm in one process on virtual time: the real trainer and peers over a simulated network.
 
-`SimulatedSwarm.run` builds everything from a manifest, trains, and gives the report. Peers can be killed at any
-moment; a `Watcher` sees every `Moment` of every peer and decides.
+`SimulatedSwarm.run` builds everything from a manifest, trains, and gives the report of the coordinator that leads at
+the end. Peers and coordinators can be killed, frozen, cut off, slowed down and started again at any moment; a `Watcher`
+sees every `Moment` of every peer and decides.
 """
 
 import asyncio
@@ -12,15 +13,16 @@ from typing import Any
 
 from ..errors import SwarmError
 from ..swarm import events
-from ..swarm.authority import from_term
 from ..swarm.driving import Samples
 from ..swarm.host import Moment
 from ..swarm.keys import Identity, SignedManifest, SignedTerm
 from ..swarm.manifest import Manifest
 from ..swarm.peer import Parts, Peer
+from ..swarm.succession import Succession
 from ..swarm.trainer import Trainer
 from .devices import SimulatedDevice
-from .network import MemoryDirectory, MemoryNetwork
+from .directory import MemoryDirectory
+from .network import MemoryNetwork, MemoryTransport
 
 Watcher = Callable[["SimulatedSwarm", str, Moment], None]
 
@@ -31,8 +33,8 @@ class SimulatedSwarm:
 
     signed: SignedManifest
     manifest: Manifest
-    trainer_identity: Identity
     term: SignedTerm
+    delegations: Mapping[Identity, bytes]
     parts: Parts
     samples: Samples
     wanted: tuple[int | None, ...]
@@ -47,34 +49,68 @@ class SimulatedSwarm:
         self.network = MemoryNetwork(self.seed, self.latency)
         self.directory = MemoryDirectory()
         self.peers: dict[str, Peer] = {}
+        self.devices: dict[str, SimulatedDevice] = {}
         self.killed: list[str] = []
         self.endings: dict[str, str] = {}
-        self.trainer: Trainer
+        self.coordinators: dict[str, Succession] = {}
+        self._numbers: dict[str, tuple[int, int | None]] = {}
+        self._report: asyncio.Future[dict[str, Any]]
 
     async def run(self) -> dict[str, Any]:
         """Trains to the end; the trainer's report."""
-        self.trainer = Trainer(
+        self._report = asyncio.get_running_loop().create_future()
+        for number, identity in enumerate(self.delegations):
+            self._start_coordinator(identity, lead=number == 0)
+        for number, stage in enumerate(self.wanted):
+            self.start_peer(number, stage)
+        report = await self._report
+        for node in self.network.nodes.values():
+            await node.close()
+        return report
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of the highest term."""
+        trainers = [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
+        return max(trainers, key=lambda trainer: trainer.term.number)
+
+    def _start_coordinator(self, identity: Identity, *, lead: bool) -> None:
+        transport = self.network.transport(identity.peer_id)
+        coordinator = Succession(
             manifest=self.manifest,
             signature=self.signed.signature,
-            term=from_term(self.term),
-            transport=self.network.transport(self.trainer_identity.peer_id),
+            identity=identity,
+            delegation=self.delegations[identity],
+            transport=transport,
             directory=self.directory,
             arithmetic=self.parts.arithmetic(self.manifest),
             samples=self.samples,
             emit=self.emit,
             give_up=self.give_up,
         )
-        for number, stage in enumerate(self.wanted):
-            self._start_peer(number, stage)
-        report: dict[str, Any] = await self.trainer.run()
-        for node in self.network.nodes.values():
-            await node.close()
-        return report
+        self.coordinators[identity.peer_id] = coordinator
+        transport.spawn(self._run_coordinator(coordinator, transport, lead))
 
-    def _start_peer(self, number: int, stage: int | None) -> None:
+    async def _run_coordinator(self, coordinator: Succession, transport: MemoryTransport, lead: bool) -> None:
+        try:
+            report = await coordinator.run(lead=lead)
+            if report is not None and not self._report.done():
+                self._report.set_result(report)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._report.done():
+                self._report.set_exception(error)
+        finally:
+            await transport.close()
+
+    def start_peer(self, number: int, stage: int | None) -> None:
+        """Starts a peer; one of the same number that was killed comes again under its name."""
         identity = Identity.from_seed(f"peer {number}")
         transport = self.network.transport(identity.peer_id)
         device = SimulatedDevice(random.Random(f"{self.seed}/{number}"))
+        self.devices[identity.peer_id] = device
+        self._numbers[identity.peer_id] = number, stage
         if self.durations is not None:
             device.durations = self.durations
         name = identity.peer_id
@@ -84,22 +120,41 @@ class SimulatedSwarm:
 
         peer = Peer(transport, self.directory, device, self.parts, observe=observe)
         self.peers[name] = peer
-        transport.spawn(self._run_peer(name, peer, stage))
+        transport.spawn(self._run_peer(name, peer, stage, transport))
 
-    async def _run_peer(self, name: str, peer: Peer, stage: int | None) -> None:
+    async def _run_peer(self, name: str, peer: Peer, stage: int | None, transport: MemoryTransport) -> None:
         try:
             self.endings[name] = await peer.run(self.manifest.run_id, stage)
         except SwarmError as error:
             self.endings[name] = f"{type(error).__name__}: {error}"
         finally:
             # The process ends here, and its streams with it.
-            await self.network.nodes[name].close()
+            await transport.close()
+
+    # ---- faults
 
     def kill(self, peer: str) -> None:
         """SIGKILL: at once, in the middle of whatever it does."""
         if peer not in self.killed:
             self.killed.append(peer)
             asyncio.get_running_loop().call_soon(self.network.nodes[peer].kill)
+
+    def restart(self, peer: str) -> None:
+        """Starts a killed peer or coordinator again under the same name; a coordinator comes back as standby."""
+        self.killed.remove(peer)
+        if peer in self._numbers:
+            self.start_peer(*self._numbers[peer])
+        else:
+            identity = next(identity for identity in self.delegations if identity.peer_id == peer)
+            self._start_coordinator(identity, lead=False)
+
+    def freeze(self, peer: str) -> None:
+        """SIGSTOP."""
+        self.network.nodes[peer].freeze()
+
+    def thaw(self, peer: str) -> None:
+        """SIGCONT."""
+        self.network.nodes[peer].thaw()
 
     @property
     def now(self) -> float:

@@ -2,16 +2,53 @@
 
 The loop owns the clock: when nothing is ready, time jumps to the next timer. There is no I/O. A program that waits
 with no timer pending can never go on; that raises `StuckError` at once instead of hanging.
+
+What runs in the loop may have an owner (`OWNER`, which tasks and timers inherit). An owner can be frozen, as SIGSTOP
+freezes a process: nothing of it runs, and when it thaws all that was due runs at once, in order.
 """
 
 import asyncio
+import heapq
 import selectors
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from ..errors import StuckError
 
 T = TypeVar("T")
+
+OWNER: ContextVar[str] = ContextVar("owner", default="")
+"""Whose process this is; the empty name can't be frozen."""
+
+
+class _Handle(asyncio.Handle):
+    """A ready callback that is set aside while its owner is frozen."""
+
+    __slots__ = ()
+
+    def _run(self) -> None:
+        if not _set_aside(self):
+            super()._run()
+
+
+class _TimerHandle(asyncio.TimerHandle):
+    __slots__ = ()
+
+    def _run(self) -> None:
+        if not _set_aside(self):
+            super()._run()
+
+
+def _set_aside(handle: Any) -> bool:
+    loop: VirtualTimeLoop = handle._loop
+    if not loop.frozen:
+        return False
+    parked = loop.frozen.get(handle._context.get(OWNER, ""))
+    if parked is None:
+        return False
+    parked.append(handle)
+    return True
 
 
 class _NoIO(selectors.BaseSelector):
@@ -48,10 +85,34 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self, limit: float = 1e6) -> None:
         self._now = 0.0
         self._limit = limit
+        self.frozen: dict[str, list[Any]] = {}
         super().__init__(_NoIO(self))
 
     def time(self) -> float:
         return self._now
+
+    def _call_soon(self, callback: Any, args: Any, context: Any) -> Any:
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> Any:
+        timer = _TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def freeze(self, owner: str) -> None:
+        """From now on nothing of `owner` runs."""
+        self.frozen.setdefault(owner, [])
+
+    def thaw(self, owner: str) -> None:
+        """Whatever was due meanwhile runs next, in the order in which it fell due."""
+        for handle in self.frozen.pop(owner, []):
+            if not handle.cancelled():
+                self._ready.append(handle)  # type: ignore[attr-defined]
 
     def advance(self, seconds: float) -> None:
         """Moves the clock forward. Raises `StuckError` beyond the limit."""

@@ -64,6 +64,7 @@ class Admission:
     def __post_init__(self) -> None:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
+        self._over = asyncio.Event()
 
     def proves_higher(self, term: pb.Term) -> bool:
         """Whether a term is above ours, and proves itself."""
@@ -137,12 +138,19 @@ class Admission:
             return
         await channel.send(pb.Welcome(manifest=self.manifest.canonical(), signature=self.signature, term=self.term))
         step = follow.step
-        while True:
+        while not self._over.is_set():
             for past in self.listener.past(step):
                 await channel.send(past)
                 step = past.step + 1
             await channel.send(pb.Heartbeat())
-            await asyncio.sleep(self._pace.heartbeat)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.heartbeat):
+                    await self._over.wait()
+        await channel.send(pb.Finish(detail="the run is over"))
+
+    def finish(self) -> None:
+        """Tells the standbys that the run is over."""
+        self._over.set()
 
     async def _beat(self, channel: Channel) -> None:
         """A member knows by it that its trainer lives."""

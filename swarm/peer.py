@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, UnreachableError, WireError
+from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
@@ -92,14 +92,16 @@ class Peer:
     async def _take_part(self, run_id: str, stage: int | None) -> str:
         """Has a place in the run, and takes a new one whenever the trainer is lost or sends this peer away."""
         failures = wrong = 0
+        first_try = asyncio.get_running_loop().time()
         while True:
             began = asyncio.get_running_loop().time()
+            trainer = await self._find_trainer(run_id, failures)
             try:
-                return await self._serve_under(await self._find_trainer(run_id, failures), run_id, stage)
-            except (UnreachableError, RefusedError, WireError) as error:
-                if self.host is None:
+                return await self._serve_under(trainer, run_id, stage)
+            except (UnreachableError, RefusedError, WireError, TrustError) as error:
+                if self.host is None and (isinstance(error, RefusedError) or began > first_try + FIND_TRAINER_SECONDS):
                     raise
-                if isinstance(error, RefusedError):
+                if self.host is not None and isinstance(error, RefusedError):
                     if error.reason in NO_PLACE:
                         raise
                     wrong += error.reason == "WRONG_STATE"
@@ -107,7 +109,7 @@ class Peer:
                         raise
                     if error.reason in ("WRONG_STATE", "TOO_OLD"):
                         self.host.drop_state()
-                self.tell(f"lost the trainer: {error}")
+                self.tell(f"not under trainer {trainer.peer}: {error}")
             held_out = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
             failures = 1 if held_out else failures + 1
             await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** (failures - 1), MAX_REJOIN_PAUSE_SECONDS))

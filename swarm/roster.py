@@ -25,7 +25,9 @@ class Member:
     addresses: tuple[str, ...]
     live: bool = True
     ready: bool = False
+    took_part: bool = False
     returning: bool = False
+    sent_away: str = ""
     digests: dict[int, bytes] = field(default_factory=dict)
     beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
     kept: set[tuple[int, int, int]] = field(default_factory=set)

@@ -407,7 +407,7 @@ class Trainer:
             return
         if self._resumed and not self._started:
             return  # where the run is will be known when all stages have spoken
-        member.ready = True
+        member.ready = member.took_part = True
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
         for reporter, held in self._reports:
@@ -418,8 +418,9 @@ class Trainer:
         self.signal.notify()
 
     def _send_away(self, member: Member, reason: pb.Reason, why: str) -> None:
-        member.ready = False
-        self._tasks.create_task(self._refuse(member, reason, why))
+        if not member.sent_away:
+            member.ready, member.sent_away = False, why
+            self._tasks.create_task(self._refuse(member, reason, why))
 
     async def _refuse(self, member: Member, reason: pb.Reason, why: str) -> None:
         await self.admission.tell(member, pb.Refused(reason=reason, detail=why))
@@ -445,13 +446,15 @@ class Trainer:
             self.signal.notify()
             return
         member.live = member.ready = False
+        why = member.sent_away or why
         self.admission.drop(member)
         self.neighbours.failed(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
         affected = set(uncredited) | self.driver.open_at(member.number)
         now = asyncio.get_running_loop().time()
         at_step = max(self.steps, default=0)
-        self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
+        if member.took_part:
+            self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
         self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
         for step, index in uncredited:
             self._rerun(step, index)
@@ -502,6 +505,7 @@ class Trainer:
     async def _say_farewell(self, detail: str) -> None:
         """Tells everyone that the run is over and waits, for a while, until they have hung up."""
         self._finishing = True
+        self.admission.finish()
         for member in self.roster.live():
             await self.admission.tell(member, pb.Finish(detail=detail))
         try:

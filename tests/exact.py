@@ -78,7 +78,7 @@ def exact_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
     return SimulatedSwarm(
         signed=signed,
         manifest=manifest,
-        trainer_identity=TRAINER,
+        delegations=options.pop("delegations", {TRAINER: delegation}),
         term=sign_term(TRAINER, manifest.run_id, 1, delegation),
         parts=Parts(
             backend=lambda manifest, stage: ExactBackend(manifest.settings.seed, stage, manifest.stages),

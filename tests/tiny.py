@@ -72,7 +72,7 @@ def tiny_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
     return SimulatedSwarm(
         signed=sign_manifest(ORGANIZER, manifest),
         manifest=manifest,
-        trainer_identity=TRAINER,
+        delegations=options.pop("delegations", {TRAINER: delegation}),
         term=sign_term(TRAINER, manifest.run_id, 1, delegation),
         parts=options.pop("parts", Parts(backend=backend, arithmetic=RealArithmetic)),
         samples=CorpusSamples(manifest, *corpora()),

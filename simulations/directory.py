@@ -1,0 +1,45 @@
+"""A directory in memory for all nodes of a simulated network: records that expire, answers that take time and may be
+old. Implements the seam `swarm.directory.Directory`."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from ..swarm.directory import Record
+
+KEPT_RECORDS = 8
+
+
+@dataclass
+class MemoryDirectory:
+    """Every call takes `delay` seconds; a read sees the records as they were up to `stale` seconds ago (seeded)."""
+
+    delay: float = 0.0
+    stale: float = 0.0
+    seed: int = 0
+    _records: dict[tuple[str, int, str], list[tuple[float, float, Record]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(f"directory {self.seed}")
+
+    async def publish(self, record: Record, lifetime: float) -> None:
+        await self._take_time()
+        now = asyncio.get_running_loop().time()
+        kept = self._records.setdefault((record.run, record.stage, record.peer), [])
+        kept.append((now, now + lifetime, record))
+        del kept[:-KEPT_RECORDS]
+
+    async def read(self, run: str, stage: int) -> tuple[Record, ...]:
+        await self._take_time()
+        now = asyncio.get_running_loop().time()
+        at = now - (self._random.uniform(0, self.stale) if self.stale else 0.0)
+        found = []
+        for (in_run, at_stage, _), kept in self._records.items():
+            seen = [(expires, record) for published, expires, record in kept if published <= at]
+            if in_run == run and at_stage == stage and seen and seen[-1][0] > now:
+                found.append(seen[-1][1])
+        return tuple(sorted(found, key=lambda record: record.peer))
+
+    async def _take_time(self) -> None:
+        if self.delay:
+            await asyncio.sleep(self.delay)

@@ -1,0 +1,172 @@
+"""Who leads: one coordinator's part in a run, as its trainer, as a standby that follows one, and from one to the other.
+
+A standby keeps an exchange with the trainer (Follow), learns the closed steps from it and hears a heartbeat a second.
+When the trainer has been silent for the limit and nobody of a higher term is there, it leads in the next term. A
+trainer that is shown a higher term has nothing more to say, and follows.
+
+Errors: what `Trainer.run` raises, but `FencedError` where a standby is configured.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import FencedError, ManifestError, ProtocolError, RefusedError, TrustError, UnreachableError, WireError
+from ..protos import swarm_pb2 as pb
+from . import events
+from .authority import from_term, to_term
+from .backend import Arithmetic
+from .directory import TRAINER_STAGE, Directory, Record
+from .driving import Samples
+from .exchange import Channel, Meter
+from .keys import Identity, check_term, public_key_of, sign_term
+from .manifest import Manifest
+from .trainer import Trainer
+from .transport import Transport
+
+PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Leads(events.Event):
+    """This coordinator is the trainer from now on."""
+
+    kind: ClassVar[str] = "leads"
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Follows(events.Event):
+    """This coordinator is a standby from now on."""
+
+    kind: ClassVar[str] = "follows"
+    trainer: str
+    term: int
+
+
+class _Over(Exception):  # noqa: N818
+    """The trainer says that the run is over."""
+
+
+@dataclass
+class Succession:
+    """One coordinator of a run. `delegation`: the organizer's word that this identity may lead."""
+
+    manifest: Manifest
+    signature: bytes
+    identity: Identity
+    delegation: bytes
+    transport: Transport
+    directory: Directory
+    arithmetic: Arithmetic
+    samples: Samples
+    emit: Callable[[events.Event], None] = field(default=lambda event: None)
+    give_up: float | None = None
+
+    def __post_init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self._past: dict[int, pb.Past] = {}
+        self._highest = 0
+
+    async def run(self, *, lead: bool) -> dict[str, Any] | None:
+        """To the end of the run: the report if this coordinator led it then, else None. With `lead` it begins as the
+        trainer."""
+        if not lead:
+            try:
+                await self._follow()
+            except _Over:
+                return None
+        while True:
+            try:
+                return await self._lead()
+            except FencedError:
+                if not self.manifest.settings.pipeline.standby:
+                    raise
+                assert self.trainer is not None
+                self._past.update((past.step, past) for past in self.trainer.past(0))
+            try:
+                await self._follow()
+            except _Over:
+                return None
+
+    async def _lead(self) -> dict[str, Any]:
+        number = self._highest + 1
+        term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
+        self._highest = number
+        self.trainer = Trainer(
+            manifest=self.manifest,
+            signature=self.signature,
+            term=from_term(term),
+            transport=self.transport,
+            directory=self.directory,
+            arithmetic=self.arithmetic,
+            samples=self.samples,
+            emit=self.emit,
+            give_up=self.give_up,
+            known=[self._past[step] for step in sorted(self._past)],
+        )
+        self.emit(Leads(number))
+        report: dict[str, Any] = await self.trainer.run()
+        return report
+
+    async def _follow(self) -> None:
+        """Returns when there is nobody to follow any more. Raises `_Over`."""
+        silence = self.manifest.settings.pipeline.silence
+        loop = asyncio.get_running_loop()
+        heard = loop.time()
+        while loop.time() < heard + silence:
+            for record in await self._trainers():
+                try:
+                    if await self._follow_one(record):
+                        heard = loop.time()
+                except (UnreachableError, RefusedError, WireError, TrustError, ManifestError, TimeoutError):
+                    continue
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _trainers(self) -> list[Record]:
+        """Those who say that they lead, the highest term first."""
+        try:
+            found = await self.directory.read(self.manifest.run_id, TRAINER_STAGE)
+        except UnreachableError:
+            found = ()
+        others = [record for record in found if record.peer != self.transport.peer_id]
+        return sorted(others, key=lambda record: record.sequence, reverse=True)
+
+    async def _follow_one(self, record: Record) -> bool:
+        """Follows one trainer for as long as it is heard; says whether it was. Raises what the exchange raises."""
+        silence = self.manifest.settings.pipeline.silence
+        heard = False
+        async with asyncio.timeout(silence) as limit:
+            channel = Channel(await self.transport.open(record.peer, record.addresses), Meter())
+            try:
+                await channel.send(pb.Follow(run=self.manifest.run_id, step=max(self._past, default=-1) + 1))
+                while True:
+                    body, _ = await channel.receive(0)
+                    limit.reschedule(asyncio.get_running_loop().time() + silence)
+                    if isinstance(body, pb.Welcome):
+                        self._check(channel, body)
+                    elif isinstance(body, pb.Past):
+                        self._past[body.step] = body
+                    elif isinstance(body, pb.Finish):
+                        raise _Over
+                    elif not isinstance(body, pb.Heartbeat):
+                        raise ProtocolError(f"{record.peer} answered Follow with {body.DESCRIPTOR.name}")
+                    heard = True
+            except UnreachableError:
+                return heard
+            finally:
+                channel.close()
+        return heard
+
+    def _check(self, channel: Channel, welcome: pb.Welcome) -> None:
+        """Raises `TrustError` unless it is a trainer of this run, of a term that is not behind."""
+        term = to_term(welcome.term)
+        check_term(self.manifest, term)
+        if term.trainer != public_key_of(channel.peer) or welcome.manifest != self.manifest.canonical():
+            raise TrustError(f"{channel.peer} does not lead run {self.manifest.run_id[:12]}")
+        if term.number < self._highest:
+            raise TrustError(f"{channel.peer} leads in term {term.number}; term {self._highest} has been")
+        if term.number > self._highest or self.trainer is None:
+            self.emit(Follows(channel.peer, term.number))
+        self._highest = max(self._highest, term.number)
