@@ -65,6 +65,7 @@ class Admission:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
         self._over = asyncio.Event()
+        self._news = asyncio.Event()
 
     def proves_higher(self, term: pb.Term) -> bool:
         """Whether a term is above ours, and proves itself."""
@@ -141,16 +142,23 @@ class Admission:
         while not self._over.is_set():
             for past in self.listener.past(step):
                 await channel.send(past)
-                step = past.step + 1
+                # A step that is not closed is told again when it is: until then its totals may change.
+                step = max(step, min(past.step + 1, self.listener.closed_marker()))
             await channel.send(pb.Heartbeat())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.heartbeat):
-                    await self._over.wait()
+                    await self._news.wait()
+            self._news.clear()
         await channel.send(pb.Finish(detail="the run is over"))
+
+    def committed(self) -> None:
+        """Tells the standbys what is new at once: the trainer may be gone in a moment."""
+        self._news.set()
 
     def finish(self) -> None:
         """Tells the standbys that the run is over."""
         self._over.set()
+        self._news.set()
 
     async def _beat(self, channel: Channel) -> None:
         """A member knows by it that its trainer lives."""

@@ -30,7 +30,7 @@ from .transport import Stream, Transport
 
 ANNOUNCE_SECONDS = 2.0
 REJOIN_PAUSE_SECONDS = 0.2
-MAX_REJOIN_PAUSE_SECONDS = 5.0
+MAX_REJOIN_PAUSE_SECONDS = 1.0
 WRONG_STATES = 3
 """A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0

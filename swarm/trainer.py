@@ -125,7 +125,11 @@ class Trainer:
                     for work in (self._announce(), self._watch_stages(), self._watch_terms())
                 ]
                 await self.transport.serve(self.admission.serve)
-                await self._train()
+                try:
+                    await self._train()
+                except BaseException:
+                    self._finishing = True
+                    raise
                 await self._say_farewell("the run is finished")
                 report = self.report()
                 for task in background:
@@ -147,7 +151,7 @@ class Trainer:
         await self.signal.wait_for(self._crewed)
         self._started = True
         self._take_over()
-        if not self._resumed:
+        if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
             self.heldout["before"] = await self._evaluate(0)
         closing: asyncio.Task[None] | None = None
         for number in range(self.closing.closed, settings.train.steps):
@@ -160,6 +164,8 @@ class Trainer:
             for member, held in self._reports:
                 self._credit_held(member, held, number)
             closing = self._tasks.create_task(self._close(step, closing))
+            if step.commit is not None:
+                continue
             for index in range(self.manifest.microbatches):
                 await self.signal.wait_for(lambda: self.driver.in_flight < self._window())
                 self._drive(number, index)
@@ -201,6 +207,11 @@ class Trainer:
         for past in self.known:
             if past.step < self.closing.closed:
                 self._remember(past)
+        for _, held in self._reports:
+            for commit in held.commits:
+                if commit.step < self.closing.closed and commit.step not in self.steps:
+                    step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
+                    self.closing.adopt(step, commit)
         for member in self.roster.following():
             self._promote(member)
 
@@ -256,18 +267,18 @@ class Trainer:
         return self.closing.closed
 
     def past(self, step: int) -> list[pb.Past]:
-        """The closed steps from `step` on, for a standby."""
+        """The committed steps from `step` on, for a standby."""
         found = []
-        for number in range(step, self.closing.closed):
+        for number in range(step, self.closing.committed):
             record = self.steps.get(number)
-            if record is not None and record.final is not None:
+            if record is not None and record.committed:
                 past = pb.Past(
                     step=number,
                     loss=to_scalar(record.loss),
                     grad_norm=to_scalar(record.grad_norm),
                     tokens=record.tokens,
                     seconds=record.seconds,
-                    totals=record.final,
+                    totals=record.totals(self.manifest.stages, self.manifest.microbatches),
                 )
                 if self.heldout["before"] is not None:
                     past.heldout.CopyFrom(to_scalar(self.heldout["before"]))
@@ -301,7 +312,7 @@ class Trainer:
             self._tasks.create_task(self.driver.drive(step, index, self._version_of(step)))
 
     def _rerun(self, step: int, index: int) -> None:
-        if self.ledger.is_open(step):
+        if not self._finishing and self.ledger.is_open(step):
             self._drive(step, index)
 
     async def _close(self, step: Step, earlier: "asyncio.Task[None] | None") -> None:
@@ -326,6 +337,7 @@ class Trainer:
         now = asyncio.get_running_loop().time()
         step.seconds = now - (step.began if step.began is not None else now)
         step.committed = True
+        self.admission.committed()
         self.signal.notify()
         self.emit(
             events.Stepped(
