@@ -16,6 +16,7 @@
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
     │   └── FencedError          another trainer leads the run: this one has nothing more to say
     ├── StuckError               a simulation in which nothing can happen any more
+    ├── ConservationError        a simulation in which a microbatch is nowhere
     └── UsageError               a command line that cannot be carried out
 
 An error says what was expected, what came, from whom, and what to do. A caller that wants to survive
@@ -100,6 +101,10 @@ class FencedError(StoppedError):
 
 class StuckError(SwarmError):
     """On virtual time: every task waits and no timer is pending, or time ran past its limit."""
+
+
+class ConservationError(SwarmError):
+    """In a simulation: a microbatch that was issued is not counted, nobody works on it, and nobody was told."""
 
 
 class UsageError(SwarmError):

@@ -168,7 +168,7 @@ class PathEntry(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., member: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., begun: _Optional[int] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run", "term", "epoch", "mode", "step", "index", "samples", "version", "first", "last", "order", "hint", "labels", "input_holder", "gradient_holder", "closed", "payload")
+    __slots__ = ("run", "term", "epoch", "mode", "step", "index", "samples", "version", "first", "last", "order", "hint", "labels", "input_holder", "gradient_holder", "closed", "payload", "lacking")
     RUN_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class Run(_message.Message):
     GRADIENT_HOLDER_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
     run: str
     term: Term
     epoch: int
@@ -203,7 +204,8 @@ class Run(_message.Message):
     gradient_holder: str
     closed: int
     payload: int
-    def __init__(self, run: _Optional[str] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., samples: _Optional[int] = ..., version: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., order: _Optional[_Iterable[int]] = ..., hint: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., labels: _Optional[bytes] = ..., input_holder: _Optional[str] = ..., gradient_holder: _Optional[str] = ..., closed: _Optional[int] = ..., payload: _Optional[int] = ...) -> None: ...
+    lacking: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run: _Optional[str] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., samples: _Optional[int] = ..., version: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., order: _Optional[_Iterable[int]] = ..., hint: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., labels: _Optional[bytes] = ..., input_holder: _Optional[str] = ..., gradient_holder: _Optional[str] = ..., closed: _Optional[int] = ..., payload: _Optional[int] = ..., lacking: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ()
@@ -423,12 +425,14 @@ class Held(_message.Message):
     def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ...) -> None: ...
 
 class Follow(_message.Message):
-    __slots__ = ("run", "step")
+    __slots__ = ("run", "step", "led")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    LED_FIELD_NUMBER: _ClassVar[int]
     run: str
     step: int
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+    led: Term
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., led: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
 
 class Past(_message.Message):
     __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout")

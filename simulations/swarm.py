@@ -53,6 +53,7 @@ class SimulatedSwarm:
         self.killed: list[str] = []
         self.endings: dict[str, str] = {}
         self.coordinators: dict[str, Succession] = {}
+        self._terms: dict[str, int] = {}
         self._numbers: dict[str, tuple[int, int | None]] = {}
         self._report: asyncio.Future[dict[str, Any]]
 
@@ -87,6 +88,8 @@ class SimulatedSwarm:
             samples=self.samples,
             emit=self.emit,
             give_up=self.give_up,
+            highest=self._terms.get(identity.peer_id, 0),
+            remember=lambda term: self._terms.update({identity.peer_id: term}),
         )
         self.coordinators[identity.peer_id] = coordinator
         transport.spawn(self._run_coordinator(coordinator, transport, lead))
@@ -98,9 +101,8 @@ class SimulatedSwarm:
                 self._report.set_result(report)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:
-            if not self._report.done():
-                self._report.set_exception(error)
+        except Exception as error:
+            self.fail(error)
         finally:
             await transport.close()
 
@@ -130,6 +132,11 @@ class SimulatedSwarm:
         finally:
             # The process ends here, and its streams with it.
             await transport.close()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the run with this error: something was seen that must never be."""
+        if not self._report.done():
+            self._report.set_exception(error)
 
     # ---- faults
 

@@ -9,6 +9,7 @@ freezes a process: nothing of it runs, and when it thaws all that was due runs a
 
 import asyncio
 import heapq
+import itertools
 import selectors
 from collections.abc import Coroutine
 from contextvars import ContextVar
@@ -20,6 +21,17 @@ T = TypeVar("T")
 
 OWNER: ContextVar[str] = ContextVar("owner", default="")
 """Whose process this is; the empty name can't be frozen."""
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that sets order by its number: by its address, as tasks are, no two runs would be the same."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, number: int, **options: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, **options)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 class _Handle(asyncio.Handle):
@@ -87,6 +99,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._limit = limit
         self.frozen: dict[str, list[Any]] = {}
         super().__init__(_NoIO(self))
+        numbers = itertools.count()
+        self.set_task_factory(
+            lambda loop, coroutine, **options: _Task(coroutine, number=next(numbers), loop=loop, **options)
+        )
 
     def time(self) -> float:
         return self._now
@@ -122,8 +138,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
 
     def lift_limit(self) -> None:
-        """Lets the tasks that are being cancelled come to their end."""
+        """Lets the tasks that are being cancelled come to their end, whoever is frozen."""
         self._limit = float("inf")
+        for owner in list(self.frozen):
+            self.thaw(owner)
 
 
 def run(main: Coroutine[Any, Any, T], *, limit: float = 1e6) -> T:

@@ -15,7 +15,7 @@ from ..errors import TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
 from .exchange import Channel, Meter
-from .keys import ProvenTerms
+from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, check_indices
 from .roster import Member, Roster
@@ -47,6 +47,8 @@ class Listener(Protocol):
 
     def past(self, step: int) -> Sequence[pb.Past]: ...
 
+    def learn(self, past: pb.Past) -> None: ...
+
 
 @dataclass
 class Admission:
@@ -60,12 +62,14 @@ class Admission:
     listener: Listener
     joined: Callable[[Member], None]
     _channels: dict[int, Channel] = field(default_factory=dict)
+    _standbys: list[Channel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
         self._over = asyncio.Event()
         self._news = asyncio.Event()
+        self._closed = False
 
     def proves_higher(self, term: pb.Term) -> bool:
         """Whether a term is above ours, and proves itself."""
@@ -79,6 +83,9 @@ class Admission:
 
     async def serve(self, stream: Stream) -> None:
         """One incoming stream, from Hello to its end."""
+        if self._closed:
+            stream.close()
+            return
         channel = Channel(stream, self.meter)
         member: Member | None = None
         why = "its control stream ended"
@@ -86,6 +93,7 @@ class Admission:
             async with asyncio.timeout(self._pace.silence):
                 hello, _ = await channel.receive(0)
             if isinstance(hello, pb.Follow):
+                self._standbys.append(channel)
                 await self._lead(channel, hello)
                 return
             refusal = self._refusal(hello)
@@ -107,6 +115,8 @@ class Admission:
             why = str(error)
         finally:
             stream.close()
+            if channel in self._standbys:
+                self._standbys.remove(channel)
             if member is not None:
                 self._channels.pop(member.number, None)
                 self.listener.lost(member, why)
@@ -126,10 +136,20 @@ class Admission:
             return pb.Refused(reason=pb.WRONG_STAGE, detail=detail)
         if len(hello.addresses) > MAX_ADDRESSES or any(len(text) > MAX_ADDRESS_LENGTH for text in hello.addresses):
             return pb.Refused(reason=pb.MALFORMED, detail=f"more than {MAX_ADDRESSES} addresses, or too long ones")
-        if hello.HasField("term") and self.proves_higher(hello.term):
+        if hello.HasField("term") and (self.proves_higher(hello.term) or self._shares_number(hello.term)):
             self.listener.fenced(hello.term)
             return pb.Refused(reason=pb.FENCED, detail="a higher term leads", proof=hello.term)
         return None
+
+    def _shares_number(self, followed: pb.Term) -> bool:
+        """Whether another trainer has led under our number: it must be used once, for it tells attempts apart."""
+        if followed.number != self.term.number or followed.trainer == self.term.trainer:
+            return False
+        try:
+            self._proven.check(to_term(followed))
+        except TrustError:
+            return False
+        return True
 
     async def _lead(self, channel: Channel, follow: pb.Follow) -> None:
         """Keeps a standby informed until it goes away."""
@@ -138,7 +158,29 @@ class Admission:
             await channel.send(pb.Refused(reason=pb.WRONG_RUN, detail=detail))
             return
         await channel.send(pb.Welcome(manifest=self.manifest.canonical(), signature=self.signature, term=self.term))
-        step = follow.step
+        hearing = asyncio.create_task(self._hear_past(channel)) if self._has_led(channel, follow) else None
+        try:
+            await self._tell_past(channel, follow.step)
+        finally:
+            if hearing is not None:
+                hearing.cancel()
+
+    def _has_led(self, channel: Channel, follow: pb.Follow) -> bool:
+        """Whether a standby proves that it was this run's trainer before."""
+        try:
+            self._proven.check(to_term(follow.led))
+        except TrustError:
+            return False
+        return follow.led.trainer == public_key_of(channel.peer)
+
+    async def _hear_past(self, channel: Channel) -> None:
+        with contextlib.suppress(UnreachableError, WireError):
+            while True:
+                body, _ = await channel.receive(0)
+                if isinstance(body, pb.Past):
+                    self.listener.learn(body)
+
+    async def _tell_past(self, channel: Channel, step: int) -> None:
         while not self._over.is_set():
             for past in self.listener.past(step):
                 await channel.send(past)
@@ -228,6 +270,12 @@ class Admission:
         """Ends the control stream of a member."""
         channel = self._channels.pop(member.number, None)
         if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        """Ends every control stream, and takes no more: whoever is led by this trainer looks for another."""
+        self._closed = True
+        for channel in (*self._channels.values(), *self._standbys):
             channel.close()
 
     @property

@@ -25,6 +25,8 @@ Outcome = pb.Reduced | pb.ReduceFailed
 GRACE_SECONDS = 1.0
 """How long the other members of a failed attempt may take to say how far they got."""
 
+REMIND_SECONDS = 2.0
+
 DISAGREEMENTS = 2
 """After this many attempts whose digests disagree, the replicas in the minority are lost."""
 
@@ -267,6 +269,15 @@ class Closing:
         for step in sorted(self.commits):
             if step >= member.version:
                 await self.tell(member, self._as_of_now(self.commits[step]))
+
+    async def remind(self) -> None:
+        """Sends Commits again to replicas that do not get on with them: holders come and go."""
+        while True:
+            before = {member.number: member.version for member in self.roster.following()}
+            await asyncio.sleep(REMIND_SECONDS)
+            for member in self.roster.following():
+                if member.version == before.get(member.number) and member.version < self.committed:
+                    await self.catch_up(member)
 
     def _as_of_now(self, commit: pb.Commit) -> pb.Commit:
         """The same Commit in this trainer's name, with those who hold its reductions now."""

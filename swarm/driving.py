@@ -77,8 +77,12 @@ class Driver:
         if (step, index) in self._driven:
             return False
         self._driven.add((step, index))
+        self.steps[step].issued.add(index)
         self.in_flight += 1
         return True
+
+    def is_driven(self, step: int, index: int) -> bool:
+        return (step, index) in self._driven
 
     def open_at(self, member: int) -> set[tuple[int, int]]:
         """The (step, index) whose visit at `member` had begun and not ended, as far as is known here."""
@@ -141,6 +145,7 @@ class Driver:
     async def _run(self, step: int, index: int, version: int, batch: Microbatch, first: int, last: int) -> None:
         tries = self._tries[step, index] = self._tries.get((step, index), 0) + 1
         request = self._request(pb.TRAIN, step, index, version, batch, first, last)
+        request.lacking.extend(stage for stage in self.ledger.missing(step, index) if first <= stage <= last)
         request.input_holder = (self._holder(step, first - 1, index) or "") if first else ""
         if last < self.manifest.stages - 1:
             request.gradient_holder = self._holder(step, last + 1, index) or ""
@@ -187,7 +192,9 @@ class Driver:
     def _credit(self, step: int, index: int, done: pb.Done, last: int) -> None:
         for entry in done.path:
             member = self.roster.get(entry.member)
-            if entry.phase == pb.HELD and member is not None and member.ready and member.stage == entry.stage:
+            if entry.phase != pb.HELD or member is None or not member.ready:
+                continue
+            if (member.stage, member.peer) == (entry.stage, entry.peer):
                 self.ledger.credit(step, entry.stage, index, entry.member)
         if last == self.manifest.stages - 1 and index not in self.steps[step].losses:
             self.steps[step].losses[index] = from_scalar(done.loss, "loss", "the last stage")
@@ -197,13 +204,22 @@ class Driver:
         self.signal.notify()
 
     async def evaluate(self, version: int, index: int, batch: Microbatch) -> Scalar:
-        """The token-summed loss of a held-out microbatch at a version; nothing is credited."""
+        """The token-summed loss of a held-out microbatch at a version; nothing is credited. Raises `FailedError`."""
         request = self._request(pb.EVAL, version, index, version, batch, 0, self.manifest.stages - 1)
+        tries = 0
         try:
-            done, _ = await self.hop.call(
-                request, batch.tokens, order=lambda: (self.term.number, 1), hint=dict, hear=lambda entries: None
-            )
-            return from_scalar(done.loss, "loss", "the last stage")
+            while True:
+                tries += 1
+                order = (self.term.number, tries)
+                try:
+                    done, _ = await self.hop.call(
+                        request, batch.tokens, order=lambda order=order: order, hint=dict, hear=lambda entries: None
+                    )
+                    return from_scalar(done.loss, "loss", "the last stage")
+                except FailedError as error:
+                    if error.reason not in PASSING:
+                        raise
+                await asyncio.sleep(RETRY_PAUSE_SECONDS)
         finally:
             self.in_flight -= 1
             self.signal.notify()

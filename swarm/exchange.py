@@ -109,7 +109,7 @@ class _Link:
     """What is going on with one peer: idle streams, the limits of the open exchanges, when it was last heard."""
 
     idle: list[Channel] = field(default_factory=list)
-    open: set[asyncio.Timeout] = field(default_factory=set)
+    open: dict[asyncio.Timeout, None] = field(default_factory=dict)
     heard: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
 
@@ -143,7 +143,7 @@ class Pool:
                 raise
             raise SilentError(f"{peer} has been silent for {self.silence} s") from error
         finally:
-            link.open.discard(limit)
+            link.open.pop(limit, None)
 
     @asynccontextmanager
     async def _channel(self, peer: str, link: _Link, fresh: bool) -> AsyncIterator[Channel]:
@@ -165,7 +165,7 @@ class Pool:
         return Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter, heard)
 
     def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
-        link.open.add(limit)
+        link.open[limit] = None
         if link.watcher is None:
             link.heard = asyncio.get_running_loop().time()
             link.watcher = asyncio.create_task(self._listen(peer, link))

@@ -117,6 +117,10 @@ class StageHost:
         if isinstance(visit, pb.Busy):
             await incoming.channel.send(visit)
             return
+        if visit.finished and any(stage > self.stage for stage in run.lacking):
+            visit.finished = False
+            visit.run = run
+            self.spawn(self._ask_again(visit))
         attachment = visit.attach(tuple(run.order))
         wants_gradient = bool(payload) and self.stage > 0 and run.mode == pb.TRAIN
         try:
@@ -223,6 +227,17 @@ class StageHost:
         visit.end(failure)
         closed = visit.key.step < self.authority.closed
         if failure is not None or visit.key.mode == pb.EVAL or closed:
+            self.visits.remove(visit)
+
+    async def _ask_again(self, visit: Visit) -> None:
+        """Has stages below done again whose holders are gone; what this one did stands."""
+        failure: FailedError | None = None
+        try:
+            await self._call_below(visit, ())
+        except FailedError as error:
+            failure = error
+        visit.end(failure)
+        if failure is not None or visit.key.step < self.authority.closed:
             self.visits.remove(visit)
 
     async def _compute(self, visit: Visit) -> None:

@@ -26,6 +26,13 @@ class Ledger:
     def is_open(self, step: int) -> bool:
         return (step, 0) in self._credits
 
+    @property
+    def open_steps(self) -> list[int]:
+        return sorted(step for step, stage in self._credits if stage == 0)
+
+    def is_settled(self, step: int, stage: int) -> bool:
+        return (step, stage) in self._settled
+
     def credit(self, step: int, stage: int, index: int, member: int) -> bool:
         """Credits `member` unless somebody is credited already; says whether it did. The caller knows it is live."""
         credits = self._credits.get((step, stage))

@@ -107,6 +107,8 @@ def check_run(run: pb.Run, stages: int, microbatches: int, sender: str) -> None:
         raise ProtocolError(f"{sender} sent an order of {len(run.order)} entries; 1 to {MAX_STAGES} are allowed")
     if len(run.hint) > stages:
         raise ProtocolError(f"{sender} sent {len(run.hint)} hints for {stages} stages")
+    if len(run.lacking) > stages:
+        raise ProtocolError(f"{sender} lacks {len(run.lacking)} of {stages} stages")
 
 
 def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> None:

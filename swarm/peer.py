@@ -110,9 +110,9 @@ class Peer:
                     if error.reason in ("WRONG_STATE", "TOO_OLD"):
                         self.host.drop_state()
                 self.tell(f"not under trainer {trainer.peer}: {error}")
-            held_out = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
-            failures = 1 if held_out else failures + 1
-            await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** (failures - 1), MAX_REJOIN_PAUSE_SECONDS))
+            served = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
+            failures = 0 if served else failures + 1
+            await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** max(0, failures - 1), MAX_REJOIN_PAUSE_SECONDS))
 
     async def _serve_under(self, trainer: Record, run_id: str, stage: int | None) -> str:
         channel = Channel(await self.transport.open(trainer.peer, trainer.addresses), Meter())

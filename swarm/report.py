@@ -1,13 +1,13 @@
 """The report of a run: a JSON document of what happened, documented field by field in the README of this folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backend import Scalar
 from .exchange import Meter
 from .faults import FaultLog
 from .manifest import Manifest
-from .roster import Roster
+from .roster import Member, Roster
 from .steps import Step
 
 
@@ -20,7 +20,7 @@ def make_report(
     trainer: Meter,
 ) -> dict[str, Any]:
     """The report. `faults[].rerouted_s` counts from the loss as the trainer saw it; a killer knows better."""
-    committed = [step for step in steps.values() if step.committed]
+    committed = [steps[number] for number in sorted(steps) if steps[number].committed]
     totals = [step.totals(manifest.stages, manifest.microbatches) for step in committed]
     beats = [member.beat for member in roster.everyone()]
     staleness = manifest.settings.pipeline.staleness
@@ -56,16 +56,7 @@ def make_report(
             }
             for fault in faults.faults
         ],
-        "replicas": [
-            {
-                "stage": stage,
-                "version": max((member.version for member in roster.live(stage)), default=-1),
-                "digests": {
-                    member.peer: member.digests[member.version].hex() for member in roster.live(stage) if member.digests
-                },
-            }
-            for stage in range(manifest.stages)
-        ],
+        "replicas": [_replicas(stage, roster.live(stage)) for stage in range(manifest.stages)],
         "wire": {
             "activation_bytes": sum(beat.activation_bytes for beat in beats),
             "gradient_bytes": sum(beat.gradient_bytes for beat in beats),
@@ -74,3 +65,10 @@ def make_report(
             "tokens": sum(step.tokens for step in committed),
         },
     }
+
+
+def _replicas(stage: int, live: Sequence[Member]) -> dict[str, Any]:
+    """The newest version of a stage and who has it; a replica that is still catching up is not among them."""
+    version = max((member.version for member in live), default=-1)
+    digests = {member.peer: member.digests[version].hex() for member in live if version in member.digests}
+    return {"stage": stage, "version": version, "digests": digests}

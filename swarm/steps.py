@@ -17,6 +17,7 @@ class Step:
     number: int
     tokens: int = 0
     began: float | None = None
+    issued: set[int] = field(default_factory=set)
     losses: dict[int, Scalar] = field(default_factory=dict)
     held: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     taken_back: dict[int, int] = field(default_factory=dict)
@@ -67,5 +68,5 @@ class Step:
     def finish(self, stages: int, microbatches: int) -> None:
         """Keeps the totals of a closed step and lets go of what they were counted from."""
         self.final = self.totals(stages, microbatches)
-        for counted in (self.losses, self.held, self.taken_back, self.begun):
+        for counted in (self.issued, self.losses, self.held, self.taken_back, self.begun):
             counted.clear()

@@ -26,6 +26,7 @@ from .trainer import Trainer
 from .transport import Transport
 
 PAUSE_SECONDS = 0.2
+FIRST_TERM = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +64,24 @@ class Succession:
     samples: Samples
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
+    highest: int = 0
+    """The highest term that this identity has known before: a term is led by one process only."""
+
+    remember: Callable[[int], None] = field(default=lambda term: None)
+    """Told of every term before this coordinator leads in it; whoever starts it again passes the highest."""
 
     def __post_init__(self) -> None:
         self.trainer: Trainer | None = None
+        self.follows = False
+        """Whether it hears a trainer, and has been told what is past."""
+
         self._past: dict[int, pb.Past] = {}
-        self._highest = 0
 
     async def run(self, *, lead: bool) -> dict[str, Any] | None:
         """To the end of the run: the report if this coordinator led it then, else None. With `lead` it begins as the
         trainer."""
         if not lead:
+            self.highest = max(self.highest, FIRST_TERM)  # somebody else's, though nothing may ever be heard of it
             try:
                 await self._follow()
             except _Over:
@@ -85,15 +94,18 @@ class Succession:
                     raise
                 assert self.trainer is not None
                 self._past.update((past.step, past) for past in self.trainer.past(0))
+                if self.trainer.fenced_by is not None:
+                    self.highest = max(self.highest, self.trainer.fenced_by.number)
             try:
                 await self._follow()
             except _Over:
                 return None
 
     async def _lead(self) -> dict[str, Any]:
-        number = self._highest + 1
+        number = self.highest + 1
+        self.remember(number)
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
-        self._highest = number
+        self.highest = number
         self.trainer = Trainer(
             manifest=self.manifest,
             signature=self.signature,
@@ -140,7 +152,12 @@ class Succession:
         async with asyncio.timeout(silence) as limit:
             channel = Channel(await self.transport.open(record.peer, record.addresses), Meter())
             try:
-                await channel.send(pb.Follow(run=self.manifest.run_id, step=max(self._past, default=-1) + 1))
+                follow = pb.Follow(run=self.manifest.run_id, step=max(self._past, default=-1) + 1)
+                if self.trainer is not None:
+                    follow.led.CopyFrom(self.trainer.term)
+                await channel.send(follow)
+                for step in sorted(self._past) if self.trainer is not None else ():
+                    await channel.send(self._past[step])
                 while True:
                     body, _ = await channel.receive(0)
                     limit.reschedule(asyncio.get_running_loop().time() + silence)
@@ -150,12 +167,15 @@ class Succession:
                         self._past[body.step] = body
                     elif isinstance(body, pb.Finish):
                         raise _Over
-                    elif not isinstance(body, pb.Heartbeat):
+                    elif isinstance(body, pb.Heartbeat):
+                        self.follows = True
+                    else:
                         raise ProtocolError(f"{record.peer} answered Follow with {body.DESCRIPTOR.name}")
                     heard = True
             except UnreachableError:
                 return heard
             finally:
+                self.follows = False
                 channel.close()
         return heard
 
@@ -165,8 +185,8 @@ class Succession:
         check_term(self.manifest, term)
         if term.trainer != public_key_of(channel.peer) or welcome.manifest != self.manifest.canonical():
             raise TrustError(f"{channel.peer} does not lead run {self.manifest.run_id[:12]}")
-        if term.number < self._highest:
-            raise TrustError(f"{channel.peer} leads in term {term.number}; term {self._highest} has been")
-        if term.number > self._highest or self.trainer is None:
+        if term.number < self.highest:
+            raise TrustError(f"{channel.peer} leads in term {term.number}; term {self.highest} has been")
+        if term.number > self.highest or self.trainer is None:
             self.emit(Follows(channel.peer, term.number))
-        self._highest = max(self._highest, term.number)
+        self.highest = max(self.highest, term.number)

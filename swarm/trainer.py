@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import FencedError, StoppedError, UnreachableError
+from ..errors import FencedError, StoppedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
@@ -28,7 +28,7 @@ from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Driver, Samples
-from .exchange import Meter, Pool
+from .exchange import Channel, Meter, Pool
 from .faults import Fault, FaultLog
 from .hop import Hop
 from .ledger import Ledger
@@ -81,9 +81,13 @@ class Trainer:
         self.heldout: dict[str, Scalar | None] = {"before": None, "after": None}
         self._started = False
         self._finishing = False
-        self._fenced_by: pb.Term | None = None
+        self.fenced_by: pb.Term | None = None
+        """The term that has shown this one to be over."""
+
         self._reports: list[tuple[Member, pb.Held]] = []
         self._last_members = 0
+        self._told = {past.step: past for past in self.known}
+        self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
         self.neighbours = neighbours
         self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
@@ -94,12 +98,12 @@ class Trainer:
             ledger=self.ledger,
             steps=self.steps,
             faults=self.faults,
-            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self.fenced),
+            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self._fenced_on_a_call),
             samples=self.samples,
             signal=self.signal,
             emit=self.emit,
             closed=lambda: self.closing.closed,
-            fenced=self.fenced,
+            fenced=self._fenced_on_a_call,
         )
         self.closing = Closing(
             manifest=manifest,
@@ -120,9 +124,9 @@ class Trainer:
         problem: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                watches = (self._watch_stages(), self._watch_terms(), self._watch_rivals())
                 background = [
-                    self._tasks.create_task(work)
-                    for work in (self._announce(), self._watch_stages(), self._watch_terms())
+                    self._tasks.create_task(work) for work in (self._announce(), *watches, self.closing.remind())
                 ]
                 await self.transport.serve(self.admission.serve)
                 try:
@@ -141,6 +145,8 @@ class Trainer:
             if not isinstance(problem, FencedError):
                 await self._say_farewell(f"the run has stopped: {problem}")
         finally:
+            self._finishing = True
+            self.admission.close()
             self.pool.close()
         if problem is not None:
             raise problem
@@ -173,9 +179,14 @@ class Trainer:
         self.heldout["after"] = await self._evaluate(settings.train.steps)
 
     @property
+    def over(self) -> bool:
+        """Whether it has stopped leading: the run is at its end, or somebody else leads."""
+        return self._finishing or self.fenced_by is not None
+
+    @property
     def _resumed(self) -> bool:
         """Whether the run had begun before this trainer did."""
-        return bool(self.known) or any(member.returning for member in self.roster.everyone())
+        return bool(self._told) or any(member.returning for member in self.roster.everyone())
 
     def _crewed(self) -> bool:
         stages = range(self.manifest.stages)
@@ -204,16 +215,26 @@ class Trainer:
         versions = [member.version for member in self.roster.following()]
         self.closing.closed = max(closed, default=0)
         self.closing.committed = max([*commits, *versions], default=0)
-        for past in self.known:
+        for past in self._told.values():
             if past.step < self.closing.closed:
                 self._remember(past)
         for _, held in self._reports:
             for commit in held.commits:
-                if commit.step < self.closing.closed and commit.step not in self.steps:
+                if commit.step >= self.closing.closed:
+                    continue
+                self.closing.commits.setdefault(commit.step, commit)
+                if commit.step not in self.steps:
                     step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
                     self.closing.adopt(step, commit)
-        for member in self.roster.following():
-            self._promote(member)
+        for member in sorted(self.roster.following(), key=lambda member: member.version, reverse=True):
+            self._receive(member)
+
+    def learn(self, past: pb.Past) -> None:
+        """What a trainer before this one knows of a closed step."""
+        if not self._started:
+            self._told[past.step] = past
+        elif past.step < self.closing.closed and past.step not in self.steps:
+            self._remember(past)
 
     def _remember(self, past: pb.Past) -> None:
         """A step that was closed before this trainer's term."""
@@ -253,15 +274,45 @@ class Trainer:
         self.signal.notify()
 
     def fenced(self, term: pb.Term) -> None:
-        """Somebody shows a higher term; it must prove itself."""
+        """Somebody shows a proven term that is not below this one."""
+        self.fenced_by = term
+        self.signal.notify()
+
+    def _fenced_on_a_call(self, term: pb.Term) -> None:
+        """A callee refuses this trainer and shows a term, which must prove itself."""
         if self.admission.proves_higher(term):
-            self._fenced_by = term
-            self.signal.notify()
+            self.fenced(term)
 
     async def _watch_terms(self) -> None:
-        await self.signal.wait_for(lambda: self._fenced_by is not None)
-        assert self._fenced_by is not None
-        raise FencedError(f"a trainer of term {self._fenced_by.number} leads; this one had term {self.term.number}")
+        await self.signal.wait_for(lambda: self.fenced_by is not None)
+        assert self.fenced_by is not None
+        raise FencedError(f"term {self.fenced_by.number} has been led by another; this trainer had {self.term.number}")
+
+    async def _watch_rivals(self) -> None:
+        """Asks whoever announces a higher term for its proof; its followers and ours might never meet."""
+        while True:
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+            try:
+                found = await self.directory.read(self.run_id, TRAINER_STAGE)
+            except UnreachableError:
+                continue
+            for record in found:
+                if record.peer != self.transport.peer_id and record.sequence >> SEQUENCE_BITS >= self.term.number:
+                    await self._ask_for_proof(record)
+
+    async def _ask_for_proof(self, record: Record) -> None:
+        try:
+            async with asyncio.timeout(self.manifest.settings.pipeline.silence):
+                channel = Channel(await self.transport.open(record.peer, record.addresses), self.meter)
+                try:
+                    await channel.send(pb.Follow(run=self.run_id, step=self.manifest.settings.train.steps))
+                    welcome, _ = await channel.receive(0)
+                finally:
+                    channel.close()
+        except (UnreachableError, WireError, TimeoutError):
+            return
+        if isinstance(welcome, pb.Welcome) and self.admission.proves_higher(welcome.term):
+            self.fenced(welcome.term)
 
     def closed_marker(self) -> int:
         return self.closing.closed
@@ -309,7 +360,8 @@ class Trainer:
 
     def _drive(self, step: int, index: int) -> None:
         if self.driver.begin(step, index):
-            self._tasks.create_task(self.driver.drive(step, index, self._version_of(step)))
+            drive = self._tasks.create_task(self.driver.drive(step, index, self._version_of(step)))
+            self._drives[step, index] = drive
 
     def _rerun(self, step: int, index: int) -> None:
         if not self._finishing and self.ledger.is_open(step):
@@ -357,6 +409,8 @@ class Trainer:
         await self.closing.settle(step, commit, units)
         step.finish(self.manifest.stages, self.manifest.microbatches)
         self.driver.forget(self.closing.closed)
+        for key in [key for key in self._drives if key[0] < self.closing.closed]:
+            self._drives.pop(key).cancel()  # a re-run that was no longer needed
 
     def _preceded(self, step: Step) -> bool:
         """Whether the step before is committed: steps are committed in order."""
@@ -399,26 +453,30 @@ class Trainer:
 
     def ready(self, member: Member, version: int, digest: bytes) -> None:
         """A member has a state, which may be some Commits behind."""
+        if self._finishing:
+            return
+        member.digests[version] = digest
+        if self._started or not self._resumed:
+            self._receive(member)
+        self.signal.notify()
+
+    def _receive(self, member: Member) -> None:
+        """Lets a member that has a state take part, or brings it up to date first, or sends it away."""
+        version = member.version
         oldest = max(0, self.closing.closed - self.manifest.settings.pipeline.staleness)
-        known = self.roster.digest_of(member.stage, version)
         if version < oldest:
             self._send_away(member, pb.TOO_OLD, f"version {version} came; the run goes on from version {oldest}")
-        elif known not in (None, digest):
+        elif self.roster.digest_of(member.stage, version) not in (None, member.digests[version]):
             self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
         else:
-            member.digests[version] = digest
-            if self._started:
-                self._tasks.create_task(self.closing.catch_up(member))
+            self._tasks.create_task(self.closing.catch_up(member))
             self._promote(member)
-            self.signal.notify()
 
     def _promote(self, member: Member) -> None:
         """Lets a member take part that has every committed version, or the best state there is of its stage."""
         behind = member.version < self.closing.committed and self.roster.ready(member.stage)
-        if not member.live or member.ready or member.version < 0 or behind:
+        if not member.live or member.ready or member.version < 0 or behind or not (self._started or not self._resumed):
             return
-        if self._resumed and not self._started:
-            return  # where the run is will be known when all stages have spoken
         member.ready = member.took_part = True
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
@@ -467,9 +525,9 @@ class Trainer:
         at_step = max(self.steps, default=0)
         if member.took_part:
             self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
-        self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
         for step, index in uncredited:
             self._rerun(step, index)
+        self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
         if not self.roster.ready(member.stage):
             heirs = [heir for heir in self.roster.following() if heir.stage == member.stage]
             if heirs:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from swarm_peer.peer.reference import run_reference
-from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.manifest import Manifest
 
-from tests.chaos.schedules import Kill, Schedule
+from tests.chaos.schedules import Schedule, kill_at
+from tests.chaos.virtual import Chaos
 from tests.tiny import corpora, tiny_manifest, tiny_swarm
 
 CODECS = {"fp32": ("fp32", "fp32", 1e-4), "8-bit": ("int8", "dynamic8", 1e-3)}
@@ -26,9 +26,10 @@ def reference_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def swarm_report(manifest: Manifest, kills: tuple[tuple[int, int], ...] = ()) -> dict[str, Any]:
-    schedule = Schedule([Kill("forward", stage, step, nth=0, delay=0.02) for stage, step in kills])
-    report = run(tiny_swarm(manifest, watch=schedule.watch).run(), limit=500.0)
-    assert len(schedule.done) == len(kills) == len(report["faults"])
+    faults = tuple(kill_at("forward", stage, step, delay=0.02) for stage, step in kills)
+    chaos = Chaos(Schedule(0, manifest.settings.pipeline.staleness, replicas=2, standby=False, faults=faults))
+    report = chaos.simulate(lambda schedule, chaos: tiny_swarm(manifest, watch=chaos.watch, emit=chaos.emit))
+    assert len(chaos.done) == len(kills) == len(report["faults"])
     return report
 
 

@@ -6,6 +6,7 @@ Whole swarms on virtual time, exact backend: every run here must also end bit-eq
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,10 +26,13 @@ from swarm_peer.swarm.messages import pack, unpack
 from swarm_peer.swarm.peer import WRONG_STATES, Parts, Peer
 from swarm_peer.swarm.transport import MAX_FRAME_BYTES
 
-from tests.chaos.schedules import kill_schedule
-from tests.chaos.test_kills import BATCH, STAGES, STEPS, check
+from tests.chaos.checks import check_promises
+from tests.chaos.schedules import Schedule, draw_schedule
+from tests.chaos.virtual import Chaos
 from tests.exact import LENGTH, ORGANIZER, TRAINER, exact_manifest, exact_swarm
 
+STAGES, STEPS, BATCH = 3, 4, 4
+PLAIN = Schedule(0, staleness=1, replicas=2, standby=False, faults=(), stages=STAGES, steps=STEPS, batch=BATCH)
 INTRUDER = Identity.from_seed("intruder")
 Intrusion = Callable[[SimulatedSwarm], Awaitable[None]]
 
@@ -57,7 +61,7 @@ def clean_run(intrusion: Intrusion, *, after_steps: int = 1, **options: Any) -> 
         return await running
 
     report = run(main(), limit=200.0)
-    check(report, staleness=1)
+    check_promises(report, PLAIN)
     return report
 
 
@@ -354,7 +358,7 @@ def run_with(parts: Parts, replicas: int = 2) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", range(STAGES))
 def test_a_nan_gradient_on_one_replica_is_computed_on_another(stage: int) -> None:
-    check(run_with(faulty_parts(stage, "NaN", 1)), staleness=1)
+    check_promises(run_with(faulty_parts(stage, "NaN", 1)), PLAIN)
 
 
 @pytest.mark.parametrize("stage", range(STAGES))
@@ -365,13 +369,13 @@ def test_a_nan_gradient_on_every_replica_stops_the_run_and_is_named(stage: int) 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_garbage_in_place_of_a_gradient_is_asked_elsewhere(stage: int) -> None:
-    check(run_with(faulty_parts(stage, "garbage", 1)), staleness=1)
+    check_promises(run_with(faulty_parts(stage, "garbage", 1)), PLAIN)
 
 
 @pytest.mark.parametrize("stage", range(STAGES))
 def test_a_replica_with_a_wrong_digest_is_declared_lost(stage: int) -> None:
     report = run_with(faulty_parts(stage, "digest", 1), replicas=3)
-    check(report, staleness=1)
+    check_promises(report, PLAIN)
     assert {fault["stage"] for fault in report["faults"]} == {stage}
     assert 1 <= len(report["faults"]) <= WRONG_STATES
     assert all("differs from the other replicas'" in fault["why"] for fault in report["faults"])
@@ -392,7 +396,7 @@ def test_a_member_that_misses_the_reduction_pulls_it() -> None:
             reducer._kept.clear()
 
     swarm = exact_swarm(exact_manifest(stages=STAGES, steps=STEPS, batch=BATCH), watch=watch)
-    check(run(swarm.run(), limit=200.0), staleness=1)
+    check_promises(run(swarm.run(), limit=200.0), PLAIN)
     assert pulled
 
 
@@ -411,15 +415,12 @@ def test_streams_that_break_in_the_all_reduce_cost_an_attempt(seed: int) -> None
 
     swarm = exact_swarm(exact_manifest(stages=STAGES, steps=STEPS, batch=BATCH, replicas=3), watch=watch, seed=seed)
     report = run(swarm.run(), limit=200.0)
-    check(report, staleness=1)
+    check_promises(report, PLAIN)
     assert broken
     assert report["faults"] == []
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_gradients_beyond_the_budget_are_summed_and_still_counted_once(seed: int) -> None:
-    manifest = exact_manifest(stages=STAGES, steps=STEPS, batch=BATCH, replicas=3)
-    limits = manifest.settings.limits.model_copy(update={"gradient_bytes": 45})
-    manifest = manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"limits": limits})})
-    schedule = kill_schedule(seed, stages=STAGES, steps=STEPS, batch=BATCH)
-    check(run(exact_swarm(manifest, seed=seed, watch=schedule.watch).run(), limit=200.0), staleness=1)
+    schedule = replace(draw_schedule(seed), gradients=1)
+    check_promises(Chaos(schedule).simulate(), schedule)

@@ -1,59 +1,136 @@
-"""Seeded kill schedules: which peer dies at which moment of a run on virtual time."""
+"""Seeded fault schedules: what goes wrong in a run, when, and for how long. Pure data, drawn from a seed, written as
+JSON; `virtual.py` carries them out on virtual time, `real.py` on real processes.
+"""
 
+import json
 import random
-from dataclasses import dataclass, field
-
-from swarm_peer.simulations.swarm import SimulatedSwarm
-from swarm_peer.swarm.host import Moment
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 MOMENTS = ("queued", "forward", "below", "backward", "held", "reduce", "part", "reduced", "commit", "applied")
 
+TRAINER, STANDBY = "trainer", "standby"
 
-@dataclass
-class Kill:
-    """Kills the peer that passes the `nth` moment of this name at (stage, step), `delay` seconds later."""
+KINDS = {
+    "kill": 4,
+    "freeze": 2,
+    "cut": 2,
+    "one-way cut": 2,
+    "isolate": 1,
+    "stall": 1,
+    "slow": 1,
+    "hang": 1,
+    "thin": 1,
+    "join": 1,
+}
+"""Faults of peers and links, with their odds.
 
-    moment: str
+kill: SIGKILL, started again after `seconds` under its identity. freeze: SIGSTOP for `seconds`. cut, one-way cut:
+between `target` and `other`. isolate: cut from everybody. stall: a link holds everything for `seconds`. slow: a device
+takes ten times as long. hang: visits do not end, heartbeats go on. thin: a link of a few kB/s. join: a peer starts
+late. (corrupt, never drawn: the next update makes a wrong state.)
+"""
+
+TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1}
+"""Faults of the trainer, where a standby is configured; a killed one comes back as standby."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The `nth` time that anyone passes the moment `name` at (stage, step)."""
+
+    name: str
     stage: int
     step: int
     nth: int
-    delay: float
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`target` and `other` are "peer N", "trainer" (whoever leads then) or "standby". With a trigger, `at` is the delay
+    after it in seconds, and the target is the peer that passed it; else `at` is the time since the start."""
+
+    kind: str
+    at: float
+    seconds: float
+    target: str = ""
+    other: str = ""
+    trigger: Trigger | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """Carries out kills, never of a stage's last live replica. `done` holds what was carried out."""
+    """One run and its faults. Latencies and directory times are in seconds, `gradients` is how many gradients a peer
+    may keep apart (0: as many as there are)."""
 
-    kills: list[Kill]
-    done: list[tuple[str, Kill]] = field(default_factory=list)
+    seed: int
+    staleness: int
+    replicas: int
+    standby: bool
+    faults: tuple[Fault, ...]
+    stages: int = 3
+    steps: int = 5
+    batch: int = 4
+    latency: tuple[float, float] = (0.001, 0.005)
+    directory_delay: float = 0.0
+    directory_stale: float = 0.0
+    gradients: int = 0
 
-    def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
-        for kill in list(self.kills):
-            if (kill.moment, kill.stage, kill.step) != (moment.name, moment.stage, moment.step):
-                continue
-            kill.nth -= 1
-            if kill.nth < 0:
-                self.kills.remove(kill)
-                swarm.later(kill.delay, lambda kill=kill: self._carry_out(swarm, peer, kill))
+    @property
+    def peers(self) -> int:
+        return self.stages * self.replicas
 
-    def _carry_out(self, swarm: SimulatedSwarm, peer: str, kill: Kill) -> None:
-        alive = swarm.live_at(kill.stage)
-        if peer in alive and len(alive) > 1:
-            self.done.append((peer, kill))
-            swarm.kill(peer)
+    def without(self, fault: int) -> "Schedule":
+        return replace(self, faults=self.faults[:fault] + self.faults[fault + 1 :])
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
 
-def kill_schedule(seed: int, *, stages: int, steps: int, batch: int) -> Schedule:
-    """One to three kills at moments drawn from the seed; the delay lets them fall inside a phase too."""
-    draw = random.Random(seed)
-    kills = [
-        Kill(
-            moment=draw.choice(MOMENTS),
-            stage=draw.randrange(stages),
-            step=draw.randrange(steps),
-            nth=draw.randrange(batch),
-            delay=draw.choice((0.0, 0.0, draw.uniform(0, 0.1))),
+    @classmethod
+    def from_json(cls, text: str) -> "Schedule":
+        plain: dict[str, Any] = json.loads(text)
+        faults = tuple(
+            Fault(**{**fault, "trigger": Trigger(**fault["trigger"]) if fault["trigger"] else None})
+            for fault in plain.pop("faults")
         )
-        for _ in range(draw.randint(1, 3))
-    ]
-    return Schedule(kills)
+        return cls(**{**plain, "faults": faults, "latency": tuple(plain["latency"])})
+
+
+def draw_schedule(seed: int) -> Schedule:
+    """One to six faults of all kinds, half of them at a moment of the protocol, half at a time."""
+    draw = random.Random(f"chaos {seed}")
+    base = Schedule(
+        seed=seed,
+        staleness=draw.randrange(2),
+        replicas=draw.choice((2, 2, 3)),
+        standby=draw.random() < 0.4,
+        faults=(),
+        latency=draw.choice(((0.001, 0.005), (0.001, 0.005), (0.02, 0.2))),
+        directory_delay=draw.choice((0.0, 0.0, 0.3)),
+        directory_stale=draw.choice((0.0, 0.0, 3.0)),
+        gradients=draw.choice((0, 0, 3)),
+    )
+    faults = [_draw_fault(draw, base) for _ in range(draw.randint(1, 6))]
+    return replace(base, faults=tuple(faults))
+
+
+def _draw_fault(draw: random.Random, base: Schedule) -> Fault:
+    seconds = draw.choice((0.5, 2.0, 4.0, 8.0, 20.0))
+    at = draw.uniform(0.3, 6.0) * (10 if base.latency[1] > 0.1 else 1)
+    if base.standby and draw.random() < 0.3:
+        kind = draw.choices(list(TRAINER_KINDS), list(TRAINER_KINDS.values()))[0]
+        return Fault(kind, at, seconds, TRAINER)
+    kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+    peers = [f"peer {number}" for number in range(base.peers)]
+    target, other = draw.choice(peers), draw.choice([*peers, TRAINER, TRAINER])
+    if kind == "join" or draw.random() < 0.5:
+        return Fault(kind, at, seconds, target, other)
+    trigger = Trigger(
+        draw.choice(MOMENTS), draw.randrange(base.stages), draw.randrange(base.steps), draw.randrange(base.batch)
+    )
+    return Fault(kind, draw.choice((0.0, 0.0, draw.uniform(0, 0.1))), seconds, "", other, trigger)
+
+
+def kill_at(name: str, stage: int, step: int, nth: int = 0, delay: float = 0.0) -> Fault:
+    """A kill of the peer that passes a moment; it does not come back."""
+    return Fault("kill", delay, float("inf"), trigger=Trigger(name, stage, step, nth))

@@ -1,0 +1,101 @@
+"""Fault schedules from the command line.
+
+    python -m tests.chaos run FIRST LAST [--mutant NAME]      run seeds FIRST..LAST-1, say which break a promise
+    python -m tests.chaos replay SEED [--log FILE]            run one seed again and show (or write) its event log
+    python -m tests.chaos replay --file SCHEDULE.json         the same for a schedule that was shrunk or written by hand
+    python -m tests.chaos shrink SEED [--out FILE]            find a smallest schedule that still breaks
+
+Exit code 1 if a promise was broken.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from tests.chaos.checks import check_promises
+from tests.chaos.mutants import MUTANTS
+from tests.chaos.schedules import Schedule, draw_schedule
+from tests.chaos.shrinking import shrink
+from tests.chaos.virtual import Chaos
+
+
+def problem_of(schedule: Schedule) -> tuple[Exception | None, Chaos]:
+    """What a schedule breaks, if anything, and the run."""
+    chaos = Chaos(schedule)
+    try:
+        check_promises(chaos.simulate(), schedule)
+    except Exception as error:
+        return error, chaos
+    return None, chaos
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Run seeded fault schedules.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    several = commands.add_parser("run", help="run seeds FIRST..LAST-1")
+    several.add_argument("first", type=int)
+    several.add_argument("last", type=int)
+    for name in ("replay", "shrink"):
+        one = commands.add_parser(name)
+        one.add_argument("seed", type=int, nargs="?")
+        one.add_argument("--file", type=Path, help="a schedule as JSON instead of a seed")
+        one.add_argument("--log" if name == "replay" else "--out", type=Path, dest="out")
+    for command in commands.choices.values():
+        command.add_argument("--mutant", choices=sorted(MUTANTS), help="with this rule of the protocol broken")
+    options = parser.parse_args()
+    with MUTANTS[options.mutant].broken() if options.mutant else contextlib.nullcontext():
+        if options.command == "run":
+            return run_several(options.first, options.last)
+        if (options.seed is None) == (options.file is None):
+            parser.error("give a seed or --file")
+        text = options.file.read_text(encoding="utf-8") if options.file else ""
+        schedule = Schedule.from_json(text) if text else draw_schedule(options.seed)
+        return (replay if options.command == "replay" else shrunk)(schedule, options.out)
+
+
+def run_several(first: int, last: int) -> int:
+    bad = 0
+    longest = 0.0
+    for seed in range(first, last):
+        error, chaos = problem_of(draw_schedule(seed))
+        longest = max(longest, chaos.finished_at)
+        if error is not None:
+            bad += 1
+            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+    print(f"{bad} of {last - first} schedules broke a promise; the longest took {longest:.1f} virtual seconds")
+    return bool(bad)
+
+
+def replay(schedule: Schedule, out: Path | None) -> int:
+    error, chaos = problem_of(schedule)
+    text = "\n".join(chaos.log) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+    print(
+        f"{type(error).__name__}: {error}"
+        if error
+        else f"every promise kept in {chaos.finished_at:.1f} virtual seconds"
+    )
+    return bool(error)
+
+
+def shrunk(schedule: Schedule, out: Path | None) -> int:
+    error, _ = problem_of(schedule)
+    if error is None:
+        print("the schedule breaks no promise")
+        return 0
+    smallest = shrink(schedule, lambda smaller: type(problem_of(smaller)[0]) is type(error))
+    print(smallest.to_json())
+    if out is not None:
+        out.write_text(smallest.to_json() + "\n", encoding="utf-8")
+    print(
+        f"{type(error).__name__}: {len(smallest.faults)} of {len(schedule.faults)} faults are needed", file=sys.stderr
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

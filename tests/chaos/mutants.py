@@ -1,0 +1,294 @@
+"""The rules of the protocol, each broken on purpose: a rule that no schedule needs would prove nothing.
+
+A mutant replaces one method of the product by one that leaves a rule out. `test_mutants.py` requires that some seed
+notices each of them.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.swarm.authority import Authority
+from swarm_peer.swarm.backend import State
+from swarm_peer.swarm.closing import Closing, Unit
+from swarm_peer.swarm.driving import Driver
+from swarm_peer.swarm.gradients import Frozen, GradientStore
+from swarm_peer.swarm.host import StageHost
+from swarm_peer.swarm.ledger import Ledger
+from swarm_peer.swarm.membership import Membership
+from swarm_peer.swarm.reduction import AttemptKey, Reducer
+from swarm_peer.swarm.roster import Member
+from swarm_peer.swarm.trainer import Trainer
+from swarm_peer.swarm.versions import VersionStore
+from swarm_peer.swarm.visits import Visit, VisitKey
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement)."""
+
+    rule: str
+    patches: tuple[tuple[type, str, Any], ...]
+
+    @contextmanager
+    def broken(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, name, replacement in self.patches:
+                stack.enter_context(patch.object(owner, name, replacement))
+            yield
+
+
+# ---- what a replica does with gradients
+
+
+def keep_what_is_lacking(self: GradientStore, epoch: int, step: int, credited: Sequence[int]) -> Frozen:
+    frozen = _freeze(self, epoch, step, credited)
+    if not frozen.lacking:
+        return frozen
+    held = tuple(index for index in credited if index not in frozen.lacking)
+    return Frozen(tuple(credited), _freeze(self, epoch, step, held).gradient, ())
+
+
+_freeze = GradientStore.freeze
+
+
+class LateSum:
+    """A contribution that is added up when it is used, not when it was frozen."""
+
+    def __init__(self, store: GradientStore, key: tuple[int, int]) -> None:
+        self.store, self.key = store, key
+
+    def __getitem__(self, where: slice) -> Any:
+        entry = self.store._steps[self.key]
+        addends = [entry.apart[index] for index in sorted(entry.apart)]
+        if entry.summed is not None:
+            addends.append(entry.summed)
+        return self.store._backend.add(addends)[where]  # type: ignore[index]
+
+
+def freeze_late(self: GradientStore, epoch: int, step: int, credited: Sequence[int]) -> Frozen:
+    frozen = _freeze(self, epoch, step, credited)
+    if frozen.gradient is None:
+        return frozen
+    return Frozen(frozen.indices, LateSum(self, (epoch, step)), frozen.lacking)
+
+
+_add, _known = GradientStore.add, StageHost._known
+
+
+def add_again(self: GradientStore, epoch: int, step: int, index: int, gradient: Any) -> None:
+    entry = self._steps.get((epoch, step))
+    if entry is not None and index in entry.apart:
+        gradient = self._backend.add([entry.apart.pop(index), gradient])
+    _add(self, epoch, step, index, gradient)
+
+
+def run_again(self: StageHost, key: VisitKey, run: pb.Run) -> Visit | None:
+    visit = _known(self, key, run)
+    return None if visit is not None and visit.finished else visit
+
+
+def answer_from_the_result(self: StageHost, key: VisitKey, run: pb.Run) -> Visit | None:
+    visit = self.visits.get(key)
+    return visit if visit is not None and visit.finished else _known(self, key, run)
+
+
+# ---- who is credited
+
+
+_credit = Driver._credit
+
+
+def credit_the_dead(self: Driver, step: int, index: int, done: pb.Done, last: int) -> None:
+    for entry in done.path:
+        if entry.phase == pb.HELD:
+            self.ledger.credit(step, entry.stage, index, entry.member)
+    _credit(self, step, index, done, last)
+
+
+def credit_uncounted_stages(self: Driver, step: int, index: int, done: pb.Done, last: int) -> None:
+    for entry in done.path:
+        member = self.roster.get(entry.member)
+        if member is not None and member.ready and (step, entry.stage) in self.ledger._credits:
+            self.ledger._credits[step, entry.stage][index] = entry.member
+    _credit(self, step, index, done, last)
+
+
+def no_widening(self: Driver, step: int, index: int, gap: tuple[int, int], wider: tuple[int, int]) -> tuple[int, int]:
+    return gap
+
+
+# ---- reductions and Commits
+
+
+async def newest_attempt(self: Reducer, commit: pb.Commit, choice: pb.Choice) -> dict[str, tuple[bytes, ...]]:
+    kept = [key for key in self.kept if key.step == commit.step]
+    if not kept:
+        return await _chosen(self, commit, choice)
+    return {name: made.parts for name, made in self._kept[max(kept)].items()}
+
+
+_chosen, _begin = Reducer.chosen, Reducer._begin
+
+
+def forget_earlier_attempts(self: Reducer, key: AttemptKey) -> None:
+    _begin(self, key)
+    for kept in [kept for kept in self._kept if kept.step == key.step]:
+        del self._kept[kept]
+
+
+_apply = Membership._apply
+
+
+async def forget_when_applied(self: Membership, commit: pb.Commit) -> bool:
+    applied = await _apply(self, commit)
+    if applied:
+        self.reducer._kept.clear()
+    return applied
+
+
+def applied_by_anyone(self: Closing, version: int, units: Sequence[Unit]) -> bool:
+    stages = [stage for unit in units for stage in unit.stages]
+    return all(any(member.version >= version for member in self.roster.ready(stage)) for stage in stages)
+
+
+async def nothing(*arguments: Any) -> None:
+    return None
+
+
+async def sleep_for_ever(self: Any) -> None:
+    await asyncio.sleep(math.inf)
+
+
+def keep_credits(self: Ledger, member: int) -> list[tuple[int, int]]:
+    return []
+
+
+# ---- versions and pacing
+
+
+def any_version(self: VersionStore, version: int) -> State | None:
+    return self._states.get(version, self._states.get(self.latest))
+
+
+async def no_wait(self: VersionStore, version: int, seconds: float) -> bool:
+    return bool(self._states)
+
+
+# ---- who leads
+
+
+def admit_anyone(self: Authority, message: pb.Term, sender: str) -> Any:
+    term = _to_term(message)
+    if (term.number, term.trainer) > (self.highest.number, self.highest.trainer):
+        self.highest = message
+    return term
+
+
+def _to_term(message: pb.Term) -> Any:
+    from swarm_peer.swarm.authority import to_term
+
+    return to_term(message)
+
+
+def forget_commits(self: Trainer, member: Member, held: pb.Held) -> None:
+    del held.commits[:]
+    _held(self, member, held)
+
+
+_held = Trainer.held
+
+
+def begin_with_anyone(self: Trainer) -> bool:
+    return bool(self.roster.following()) if self._resumed else _crewed(self)
+
+
+_crewed = Trainer._crewed
+
+
+def yes(*arguments: Any) -> bool:
+    return True
+
+
+def no(*arguments: Any) -> bool:
+    return False
+
+
+def ignore(*arguments: Any) -> None:
+    return None
+
+
+_settle = Closing.settle
+
+
+MUTANTS: dict[str, Mutant] = {
+    "skip-take-back": Mutant(
+        "accepting a Reduce freezes the contribution to exactly the credited set",
+        ((GradientStore, "_take_back", ignore),),
+    ),
+    "hide-what-is-lacking": Mutant(
+        "what a member lacks it names in a refusal", ((GradientStore, "freeze", keep_what_is_lacking),)
+    ),
+    "freeze-late": Mutant(
+        "what comes after a Reduce was accepted stays apart", ((GradientStore, "freeze", freeze_late),)
+    ),
+    "add-again": Mutant(
+        "a visit adds its gradient once, however often it is asked for",
+        ((GradientStore, "add", add_again), (StageHost, "_known", run_again)),
+    ),
+    "answer-from-the-result": Mutant(
+        "'result kept' and 'gradient held' are two flags: a Run adds a gradient again that was taken back",
+        ((StageHost, "_known", answer_from_the_result),),
+    ),
+    "credit-the-dead": Mutant(
+        "a path entry counts only if its member is live when Done arrives", ((Driver, "_credit", credit_the_dead),)
+    ),
+    "credit-twice": Mutant(
+        "exactly one live holder is credited: a range that was widened runs uncounted where one is",
+        ((Driver, "_credit", credit_uncounted_stages),),
+    ),
+    "no-widening": Mutant("a range is widened past a holder that is gone", ((Driver, "_widen", no_widening),)),
+    "keep-credits": Mutant("a lost member has no credits, also when it comes back", ((Ledger, "lose", keep_credits),)),
+    "no-rerun": Mutant("the open credits of a lost member are re-run at once", ((Trainer, "_rerun", ignore),)),
+    "newest-attempt": Mutant("a Commit names the attempt of each stage", ((Reducer, "chosen", newest_attempt),)),
+    "forget-attempts": Mutant(
+        "the results of all attempts are kept until the step is closed", ((Reducer, "_begin", forget_earlier_attempts),)
+    ),
+    "forget-when-applied": Mutant(
+        "reductions are kept until the closed marker has passed, also by who has applied them",
+        ((Membership, "_apply", forget_when_applied),),
+    ),
+    "close-at-first-applied": Mutant(
+        "a step is closed when every live replica has applied it", ((Closing, "_applied", applied_by_anyone),)
+    ),
+    "commit-once": Mutant(
+        "a Commit is sent again until every live replica has applied it",
+        ((Closing, "catch_up", nothing), (Closing, "remind", sleep_for_ever)),
+    ),
+    "no-redo": Mutant(
+        "if a stage's reduction is gone everywhere, that stage alone is reduced anew", ((Closing, "_gone", no),)
+    ),
+    "any-version": Mutant(
+        "a visit computes at the version that its Run names",
+        ((VersionStore, "get", any_version), (VersionStore, "wait_for", no_wait)),
+    ),
+    "newest-snapshot": Mutant(
+        "a snapshot goes back to the version that the oldest open step computes at",
+        ((VersionStore, "oldest", VersionStore.latest),),
+    ),
+    "no-fencing": Mutant("peers follow the highest term and fence the rest", ((Authority, "admit", admit_anyone),)),
+    "no-majority": Mutant(
+        "with a standby, a trainer commits only with a majority of the last roster", ((Trainer, "_has_majority", yes),)
+    ),
+    "begin-with-anyone": Mutant(
+        "a new trainer begins when a replica of every stage has answered", ((Trainer, "_crewed", begin_with_anyone),)
+    ),
+    "forget-commits": Mutant(
+        "a Commit that anyone holds is finished as it is, also by a new trainer", ((Trainer, "held", forget_commits),)
+    ),
+}

@@ -1,0 +1,140 @@
+"""Seeded schedules that mix all faults, on virtual time: bit-equal to the reference, conserved at every event."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm_peer.errors import ConservationError
+from swarm_peer.peer.reference import run_reference
+from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.swarm.manifest import Manifest
+
+from tests.chaos.__main__ import problem_of
+from tests.chaos.checks import check_promises
+from tests.chaos.mutants import MUTANTS
+from tests.chaos.schedules import MOMENTS, Fault, Schedule, draw_schedule, kill_at
+from tests.chaos.shrinking import shrink
+from tests.chaos.virtual import Chaos, delegations_of
+from tests.test_agreement import assert_agree, assert_clean
+from tests.tiny import corpora, tiny_manifest, tiny_swarm
+
+PLAIN = Schedule(seed=0, staleness=1, replicas=2, standby=False, faults=())
+
+
+def check_seed(seed: int) -> None:
+    schedule = draw_schedule(seed)
+    chaos = Chaos(schedule)
+    try:
+        check_promises(chaos.simulate(), schedule)
+    except BaseException as error:
+        error.add_note(f"python -m tests.chaos replay {seed}    # carried out: {chaos.done}")
+        raise
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_each_kind_of_moment(moment: str, staleness: int) -> None:
+    killed = 0
+    for stage in range(PLAIN.stages):
+        schedule = Schedule(stage, staleness, 2, standby=False, faults=(kill_at(moment, stage, step=1, nth=1),))
+        chaos = Chaos(schedule)
+        report = chaos.simulate()
+        check_promises(report, schedule)
+        killed += len(chaos.done)
+        assert len(report["faults"]) == len(chaos.done)
+    assert killed == (PLAIN.stages - 1 if moment == "below" else PLAIN.stages)
+
+
+@pytest.mark.parametrize("tens", range(30))
+def test_seeded_schedules(tens: int) -> None:
+    for seed in range(10 * tens, 10 * tens + 10):
+        check_seed(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hundreds", range(3, 103))
+def test_ten_thousand_seeded_schedules(hundreds: int) -> None:
+    for seed in range(100 * hundreds, 100 * hundreds + 100):
+        check_seed(seed)
+
+
+# ---- the same on torch
+
+
+@cache
+def tiny_reference(manifest: Manifest) -> dict[str, Any]:
+    return run_reference(manifest, *corpora(), None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_seeded_schedules_on_torch(seed: int) -> None:
+    schedule = draw_schedule(seed)
+    manifest = tiny_manifest(
+        mode="lora" if seed % 2 else "full",
+        staleness=schedule.staleness,
+        replicas=schedule.replicas,
+        steps=schedule.steps,
+        batch=schedule.batch,
+    )
+    pipeline = manifest.settings.pipeline.model_copy(update={"standby": schedule.standby})
+    manifest = manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"pipeline": pipeline})})
+
+    def build(schedule: Schedule, chaos: Chaos) -> SimulatedSwarm:
+        return tiny_swarm(
+            manifest,
+            seed=schedule.seed,
+            latency=schedule.latency,
+            delegations=delegations_of(schedule, manifest),
+            watch=chaos.watch,
+            emit=chaos.emit,
+        )
+
+    report = Chaos(schedule).simulate(build)
+    assert_agree(report, tiny_reference(manifest), 1e-4)
+    assert_clean(report, schedule.steps)
+
+
+# ---- the product around it
+
+
+def test_the_same_seed_gives_the_same_log_in_another_process(tmp_path: Path) -> None:
+    logs = []
+    for hash_seed in ("1", "2"):
+        out = tmp_path / hash_seed
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-m", "tests.chaos", "replay", "11", "--log", str(out)]
+        root = Path(__file__).parents[2]
+        subprocess.run(command, check=True, cwd=root, env=environment, capture_output=True, timeout=120)
+        logs.append(out.read_bytes())
+    assert logs[0] == logs[1]
+    assert logs[0].count(b"\n") > 100
+
+
+def test_a_failing_schedule_is_shrunk_to_what_it_needs() -> None:
+    needed = kill_at("held", 1, step=1)
+    others = tuple(Fault("slow", at, 2.0, f"peer {number}") for number, at in enumerate((1.0, 2.0, 3.0)))
+    schedule = Schedule(5, 1, 3, standby=True, faults=(*others, needed), latency=(0.02, 0.2), directory_delay=0.3)
+
+    def breaks(schedule: Schedule) -> bool:
+        with MUTANTS["no-rerun"].broken():
+            return isinstance(problem_of(schedule)[0], ConservationError)
+
+    smallest = shrink(schedule, breaks)
+    assert [fault.kind for fault in smallest.faults] == ["kill"]
+    assert (smallest.replicas, smallest.standby, smallest.latency) == (2, False, PLAIN.latency)
+    assert Schedule.from_json(smallest.to_json()) == smallest
+
+
+def test_a_wrong_state_is_found_and_fetched_anew() -> None:
+    schedule = Schedule(3, 1, 3, standby=False, faults=(Fault("corrupt", 2.5, 0.0, "peer 4"),))
+    chaos = Chaos(schedule)
+    report = chaos.simulate()
+    assert [done.kind for done in chaos.done] == ["corrupt"]
+    assert [fault["why"] for fault in report["faults"] if "differs from the other replicas" in fault["why"]]
+    for replica in report["replicas"]:
+        assert len(set(replica["digests"].values())) == 1
+    assert (report["ledger"]["lost"], report["ledger"]["duplicated"]) == (0, 0)

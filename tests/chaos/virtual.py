@@ -1,0 +1,267 @@
+"""Carries out a fault schedule on a simulated swarm, and says what came of it.
+
+A kill or a freeze never takes the last replica of a stage that is up to date: its work would be gone, or nobody left to
+wait for. The event log holds every event of the trainer, every moment of every peer and every fault, with its virtual
+time: the same schedule gives the same log, byte for byte.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from swarm_peer.errors import ConservationError
+from swarm_peer.simulations import conservation
+from swarm_peer.simulations.network import Link
+from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.backend import Update
+from swarm_peer.swarm.events import Event
+from swarm_peer.swarm.exact_backend import ExactBackend, ExactState
+from swarm_peer.swarm.host import Moment
+from swarm_peer.swarm.keys import Identity, delegate
+from swarm_peer.swarm.manifest import Manifest
+from swarm_peer.swarm.peer import Parts
+
+from tests.chaos.schedules import STANDBY, TRAINER, Fault, Schedule
+from tests.exact import ORGANIZER, exact_manifest, exact_swarm
+from tests.exact import TRAINER as TRAINER_IDENTITY
+
+VIRTUAL_SECONDS = 400.0
+"""A schedule that takes longer has stuck."""
+
+STANDBY_IDENTITY = Identity.from_seed("standby")
+TRAINER_SECONDS = 4.0
+"""A killed trainer comes back this much later than its schedule says, when the standby has long taken over."""
+
+QUIET_SECONDS = 10.0
+"""After a state went wrong, nothing else happens to that stage for this long: the others must be able to outvote it."""
+
+SLOWDOWN = 10.0
+THIN_BYTES_PER_SECOND = 4000.0
+
+
+class CorruptibleBackend(ExactBackend):
+    """Makes one wrong update when told to."""
+
+    corrupt_next = False
+
+    def apply(self, state: ExactState, reductions: Any, update: Update) -> ExactState:
+        made = super().apply(state, reductions, update)
+        if not self.corrupt_next:
+            return made
+        self.corrupt_next = False
+        return ExactState(made.version, (made.weights[0] ^ 1, *made.weights[1:]))
+
+
+def manifest_of(schedule: Schedule) -> Manifest:
+    manifest = exact_manifest(
+        stages=schedule.stages,
+        steps=schedule.steps,
+        batch=schedule.batch,
+        staleness=schedule.staleness,
+        replicas=schedule.replicas,
+    )
+    settings = manifest.settings
+    pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby})
+    limits = settings.limits
+    if schedule.gradients:
+        apart = schedule.gradients * ExactBackend(0, 0, schedule.stages).gradient_bytes
+        limits = limits.model_copy(update={"gradient_bytes": apart})
+    return manifest.model_copy(
+        update={"settings": settings.model_copy(update={"pipeline": pipeline, "limits": limits})}
+    )
+
+
+def delegations_of(schedule: Schedule, manifest: Manifest) -> Mapping[Identity, bytes]:
+    identities = [TRAINER_IDENTITY, STANDBY_IDENTITY] if schedule.standby else [TRAINER_IDENTITY]
+    return {identity: delegate(ORGANIZER, manifest.run_id, identity.public_hex) for identity in identities}
+
+
+def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
+    """The swarm of a schedule on the exact backend."""
+    manifest = manifest_of(schedule)
+    swarm = exact_swarm(
+        manifest,
+        seed=schedule.seed,
+        latency=schedule.latency,
+        delegations=delegations_of(schedule, manifest),
+        watch=chaos.watch,
+        emit=chaos.emit,
+    )
+    swarm.parts = Parts(
+        backend=lambda manifest, stage: CorruptibleBackend(manifest.settings.seed, stage, manifest.stages),
+        arithmetic=swarm.parts.arithmetic,
+    )
+    return swarm
+
+
+@dataclass
+class Chaos:
+    """One schedule being carried out. `log`: JSON lines; `done`: the faults that could be carried out."""
+
+    schedule: Schedule
+    log: list[str] = field(default_factory=list)
+    done: list[Fault] = field(default_factory=list)
+    finished_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
+        self._down: dict[str, int] = {}
+        self._quiet: dict[int, float] = {}
+        self.swarm: SimulatedSwarm
+
+    def simulate(self, build: Callable[[Schedule, "Chaos"], SimulatedSwarm] = swarm_of) -> dict[str, Any]:
+        """Runs the schedule to its end: the report. Raises what the run raises, also `ConservationError`."""
+
+        async def main() -> dict[str, Any]:
+            self.swarm = build(self.schedule, self)
+            self.swarm.directory.delay = self.schedule.directory_delay
+            self.swarm.directory.stale = self.schedule.directory_stale
+            for fault in self.schedule.faults:
+                if fault.trigger is None:
+                    self.swarm.later(fault.at, partial(self._carry_out, fault, fault.target))
+            report = await self.swarm.run()
+            self.finished_at = self.swarm.now
+            return report
+
+        return run(main(), limit=VIRTUAL_SECONDS)
+
+    # ---- what happens
+
+    def emit(self, event: Event) -> None:
+        self._note("trainer", event.to_json())
+
+    def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        where = {"stage": moment.stage, "step": moment.step, "index": moment.index}
+        self._note(peer, {"event": moment.name, **where})
+        for entry in list(self._waiting):
+            fault, _ = entry
+            trigger = fault.trigger
+            assert trigger is not None
+            if (trigger.name, trigger.stage, trigger.step) == (moment.name, moment.stage, moment.step):
+                entry[1] -= 1
+                if entry[1] < 0:
+                    self._waiting.remove(entry)
+                    swarm.later(fault.at, partial(self._carry_out, fault, peer))
+
+    def _note(self, source: str, what: dict[str, Any]) -> None:
+        self.log.append(json.dumps({"t": round(asyncio.get_running_loop().time(), 6), "by": source, **what}))
+        if self.swarm.peers:
+            try:
+                conservation.check(self.swarm)
+            except ConservationError as error:
+                self.swarm.fail(error)
+
+    # ---- faults
+
+    def _carry_out(self, fault: Fault, target: str) -> None:
+        name = self._name(target)
+        trainer = fault.target == TRAINER
+        if self._carried_out(fault, name, trainer):
+            self.done.append(fault)
+            self._note("chaos", {"event": fault.kind, "peer": name, "other": fault.other, "seconds": fault.seconds})
+
+    def _name(self, target: str) -> str:
+        if target == TRAINER:
+            return self.swarm.trainer.transport.peer_id
+        if target == STANDBY:
+            return STANDBY_IDENTITY.peer_id
+        return Identity.from_seed(target).peer_id if target.startswith("peer ") else target
+
+    def _carried_out(self, fault: Fault, name: str, trainer: bool) -> bool:
+        swarm = self.swarm
+        if fault.kind == "join":
+            swarm.start_peer(len(swarm.peers), None)
+            return True
+        if name in swarm.killed or name not in swarm.network.nodes or name in self._down:
+            return False
+        if not trainer and self._is_quiet(name):
+            return False
+        if trainer and fault.kind == "kill" and not self._followed():
+            return False
+        if fault.kind in ("kill", "freeze", "isolate", "corrupt") and not trainer and not self._spare(name):
+            return False
+        getattr(self, "_" + fault.kind.replace(" ", "_").replace("-", "_"))(fault, name, trainer)
+        return True
+
+    def _is_quiet(self, name: str) -> bool:
+        host = self.swarm.peers[name].host
+        return host is not None and self.swarm.now < self._quiet.get(host.stage, 0.0)
+
+    def _followed(self) -> bool:
+        """Whether another coordinator has followed the run: what is past is known to the coordinators alone."""
+        others = [c for name, c in self.swarm.coordinators.items() if c.trainer is not self.swarm.trainer]
+        return all(c.transport.peer_id not in (*self.swarm.killed, *self._down) and c.follows for c in others)
+
+    def _spare(self, name: str) -> bool:
+        """Whether its stage has another replica that is up to date and well."""
+        member = self.swarm.trainer.roster.by_peer(name)
+        if member is None or not member.ready:
+            return False
+        others = [other.peer for other in self.swarm.trainer.roster.ready(member.stage) if other is not member]
+        return any(other not in self.swarm.killed and other not in self._down for other in others)
+
+    def _back(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Undoes a fault after `seconds`; meanwhile the peer counts as down."""
+        self._down[name] = 1
+
+        def undo() -> None:
+            del self._down[name]
+            call()
+
+        if seconds != float("inf"):
+            self.swarm.later(seconds, undo)
+
+    def _kill(self, fault: Fault, name: str, trainer: bool) -> None:
+        self.swarm.kill(name)
+        seconds = fault.seconds + (TRAINER_SECONDS if trainer else 0.0)
+        self._back(name, seconds, lambda: self.swarm.restart(name))
+
+    def _freeze(self, fault: Fault, name: str, trainer: bool) -> None:
+        self.swarm.freeze(name)
+        self._back(name, fault.seconds, lambda: self.swarm.thaw(name))
+
+    def _isolate(self, fault: Fault, name: str, trainer: bool) -> None:
+        others = [other for other in self.swarm.network.nodes if other != name]
+        cut = [other for other in others if not self.swarm.network.is_cut(name, other)]
+        for other in cut:
+            self.swarm.network.cut(name, other)
+        self._back(name, fault.seconds, lambda: [self.swarm.network.heal(name, other) for other in cut] and None)
+
+    def _cut(self, fault: Fault, name: str, trainer: bool, both: bool = True) -> None:
+        other = self._name(fault.other)
+        if other != name and not self.swarm.network.is_cut(name, other):
+            self.swarm.network.cut(name, other, both=both)
+            self.swarm.later(fault.seconds, lambda: self.swarm.network.heal(name, other))
+
+    def _one_way_cut(self, fault: Fault, name: str, trainer: bool) -> None:
+        self._cut(fault, name, trainer, both=False)
+
+    def _stall(self, fault: Fault, name: str, trainer: bool) -> None:
+        self.swarm.network.stall(name, self._name(fault.other), fault.seconds)
+
+    def _slow(self, fault: Fault, name: str, trainer: bool) -> None:
+        device = self.swarm.devices[name]
+        device.slowdown = SLOWDOWN
+        self.swarm.later(fault.seconds, lambda: setattr(device, "slowdown", 1.0))
+
+    def _hang(self, fault: Fault, name: str, trainer: bool) -> None:
+        device = self.swarm.devices[name]
+        device.hang()
+        self.swarm.later(fault.seconds, device.resume)
+
+    def _thin(self, fault: Fault, name: str, trainer: bool) -> None:
+        links = self.swarm.network.links
+        links[name] = Link(up=THIN_BYTES_PER_SECOND, down=THIN_BYTES_PER_SECOND)
+        self.swarm.later(fault.seconds, lambda: links.pop(name, None) and None)
+
+    def _corrupt(self, fault: Fault, name: str, trainer: bool) -> None:
+        host = self.swarm.peers[name].host
+        if host is None or len(self.swarm.trainer.roster.ready(host.stage)) < 3 or self._down:
+            return
+        assert isinstance(host.backend, CorruptibleBackend)
+        host.backend.corrupt_next = True
+        self._quiet[host.stage] = self.swarm.now + QUIET_SECONDS
