@@ -206,16 +206,12 @@ class Driver:
     async def evaluate(self, version: int, index: int, batch: Microbatch) -> Scalar:
         """The token-summed loss of a held-out microbatch at a version; nothing is credited. Raises `FailedError`."""
         request = self._request(pb.EVAL, version, index, version, batch, 0, self.manifest.stages - 1)
-        tries = 0
         try:
+            tries = 0
             while True:
                 tries += 1
-                order = (self.term.number, tries)
                 try:
-                    done, _ = await self.hop.call(
-                        request, batch.tokens, order=lambda order=order: order, hint=dict, hear=lambda entries: None
-                    )
-                    return from_scalar(done.loss, "loss", "the last stage")
+                    return await self._evaluate_once(request, batch, tries)
                 except FailedError as error:
                     if error.reason not in PASSING:
                         raise
@@ -223,6 +219,12 @@ class Driver:
         finally:
             self.in_flight -= 1
             self.signal.notify()
+
+    async def _evaluate_once(self, request: pb.Run, batch: Microbatch, tries: int) -> Scalar:
+        done, _ = await self.hop.call(
+            request, batch.tokens, order=lambda: (self.term.number, tries), hint=dict, hear=lambda entries: None
+        )
+        return from_scalar(done.loss, "loss", "the last stage")
 
     def forget(self, closed: int) -> None:
         """Lets go of what is known of the paths of closed steps."""
