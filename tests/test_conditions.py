@@ -26,7 +26,7 @@ def test_a_condition_is_asked_again_after_every_notification() -> None:
 
 
 def test_a_loop_that_goes_on_after_errors_ends_when_it_is_cancelled() -> None:
-    """Its group fails in the very moment in which it is cancelled, and before Python 3.13 says nothing of the latter."""
+    """Its group fails in the very moment in which it is cancelled, and before Python 3.13 tells only of the former."""
     rounds = 0
 
     async def fails_when_cancelled() -> None:
