@@ -384,7 +384,7 @@ class Ready(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("closed", "steps", "commits", "kept")
+    __slots__ = ("closed", "steps", "commits", "kept", "members")
     class Loss(_message.Message):
         __slots__ = ("index", "loss")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -418,11 +418,13 @@ class Held(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     COMMITS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     closed: int
     steps: _containers.RepeatedCompositeFieldContainer[Held.Open]
     commits: _containers.RepeatedCompositeFieldContainer[Commit]
     kept: _containers.RepeatedCompositeFieldContainer[Held.Kept]
-    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ...) -> None: ...
+    members: int
+    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ..., members: _Optional[int] = ...) -> None: ...
 
 class Follow(_message.Message):
     __slots__ = ("run", "step", "led")
@@ -627,13 +629,15 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes")
+    __slots__ = ("members", "open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    members: int
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
     reduce_bytes: int
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, members: _Optional[int] = ..., open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ...) -> None: ...

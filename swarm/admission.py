@@ -29,7 +29,9 @@ MAX_ADDRESS_LENGTH = 256
 
 
 class Listener(Protocol):
-    """What the trainer does with what members say."""
+    """What the trainer does with what members say. `founders`: how many members the run began with."""
+
+    founders: int
 
     def held(self, member: Member, held: pb.Held) -> None: ...
 
@@ -38,6 +40,8 @@ class Listener(Protocol):
     def reduced(self, member: Member, outcome: pb.Reduced | pb.ReduceFailed) -> None: ...
 
     def applied(self, member: Member, version: int, digest: bytes) -> None: ...
+
+    def beaten(self, member: Member) -> None: ...
 
     def lost(self, member: Member, why: str) -> None: ...
 
@@ -207,7 +211,7 @@ class Admission:
         with contextlib.suppress(UnreachableError):
             while True:
                 await asyncio.sleep(self._pace.heartbeat)
-                await channel.send(pb.Heartbeat())
+                await channel.send(pb.Heartbeat(members=self.listener.founders))
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)
@@ -237,6 +241,7 @@ class Admission:
                 body, _ = await channel.receive(0)
             if isinstance(body, pb.Heartbeat):
                 member.beat = body
+                self.listener.beaten(member)
             elif isinstance(body, pb.Held):
                 self._check_held(channel, body)
                 self.listener.held(member, body)

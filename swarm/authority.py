@@ -38,6 +38,9 @@ class Authority:
     def __init__(self, manifest: Manifest, peer_id: str, now: Callable[[], float]) -> None:
         self.run_id = manifest.run_id
         self.closed = 0
+        self.founders = 0
+        """How many members the run began with; 0 if no trainer has told."""
+
         self.highest = pb.Term()
         self._loyal = manifest.settings.pipeline.silence if manifest.settings.pipeline.standby else 0.0
         self._peer_id = peer_id

@@ -93,7 +93,8 @@ class StageHost:
 
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
-        message = pb.Held(closed=self.authority.closed, commits=[self.commits[step] for step in sorted(self.commits)])
+        message = pb.Held(closed=self.authority.closed, members=self.authority.founders)
+        message.commits.extend(self.commits[step] for step in sorted(self.commits))
         message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)
         for (epoch, step), indices in self.gradients.held().items():
             entry = pb.Held.Open(epoch=epoch, step=step, indices=indices)

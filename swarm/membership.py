@@ -128,7 +128,11 @@ class Membership:
                 await self._take_commit(body)
             elif isinstance(body, pb.Closed):
                 self._lead(body.term, body.closed)
-            elif not isinstance(body, pb.Heartbeat):
+            elif isinstance(body, pb.Heartbeat):
+                if body.members > self.authority.founders:
+                    self.authority.founders = body.members
+                    await self._say(self._heartbeat())
+            else:
                 raise ProtocolError(f"the trainer sent {body.DESCRIPTOR.name} on the control stream")
 
     def _lead(self, term: pb.Term, closed: int) -> None:
@@ -204,6 +208,7 @@ class Membership:
             activation_bytes=self.meter.activation,
             gradient_bytes=self.meter.gradient,
             reduce_bytes=self.meter.reduce,
+            members=self.authority.founders,
         )
 
     async def _say(self, body: Body) -> None:

@@ -88,7 +88,7 @@ class Trainer:
         """The term that has shown this one to be over."""
 
         self._reports: list[tuple[Member, pb.Held]] = []
-        self._last_members = 0
+        self.founders = self._last_members = 0
         self._told = {past.step: past for past in self.known}
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._benched: dict[str, tuple[float, float]] = {}
@@ -161,6 +161,7 @@ class Trainer:
     async def _train(self) -> None:
         settings = self.manifest.settings
         await self.signal.wait_for(self._crewed)
+        await self._tell_founders()
         self._started = True
         self._take_over()
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
@@ -204,13 +205,28 @@ class Trainer:
         return all(len(self.roster.ready(stage)) >= needed for stage in stages)
 
     def _has_majority(self) -> bool:
-        """Whether more than half of the members of the last Commit are here; without a standby that is not asked."""
+        """Whether more than half of the members of the last Commit are here, or before there is one, of the founders;
+        without a standby that is not asked."""
         if not self.manifest.settings.pipeline.standby:
             return True
         commits = [commit for _, held in self._reports for commit in held.commits]
         latest = max(commits, key=lambda commit: commit.step, default=None)
         members = max(self._last_members, latest.members if latest is not None else 0)
-        return 2 * len(self.roster.following()) > members
+        founders = max([self.founders, *(held.members for _, held in self._reports)])
+        return 2 * len(self.roster.following()) > (members or founders)
+
+    async def _tell_founders(self) -> None:
+        """With a standby: nothing begins before everyone here knows how many began it, so that no two halves of a swarm
+        can both take themselves for the greater one."""
+        self.founders = max([0, *(held.members for _, held in self._reports)])
+        if not self.manifest.settings.pipeline.standby or self.founders:
+            return
+        self.founders = len(self.roster.following())
+        for member in self.roster.following():
+            await self.admission.tell(member, pb.Heartbeat(members=self.founders))
+        await self.signal.wait_for(
+            lambda: all(member.beat.members >= self.founders for member in self.roster.following())
+        )
 
     # ---- taking a run over
 
@@ -539,6 +555,10 @@ class Trainer:
     def _judge(self, stage: int, version: int) -> None:
         for member in self.roster.dissenters(stage, version):
             self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
+
+    def beaten(self, member: Member) -> None:
+        if not self._started:
+            self.signal.notify()
 
     def lost(self, member: Member, why: str) -> None:
         """Declares a member lost: its open credits are re-run at once."""

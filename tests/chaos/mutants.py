@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.swarm.admission import Admission
 from swarm_peer.swarm.authority import Authority
 from swarm_peer.swarm.backend import State
 from swarm_peer.swarm.closing import Closing, Unit
@@ -291,9 +292,21 @@ MUTANTS: dict[str, Mutant] = {
         "a snapshot goes back to the version that the oldest open step computes at",
         ((VersionStore, "oldest", VersionStore.latest),),
     ),
-    "no-fencing": Mutant("peers follow the highest term and fence the rest", ((Authority, "admit", admit_anyone),)),
+    "no-fencing": Mutant(
+        "the highest term is followed, by peers and trainers, and the rest are fenced",
+        (
+            (Authority, "admit", admit_anyone),
+            (Admission, "proves_higher", no),
+            (Admission, "_shares_number", no),
+            (Trainer, "_watch_rivals", sleep_for_ever),
+        ),
+    ),
     "no-majority": Mutant(
         "with a standby, a trainer commits only with a majority of the last roster", ((Trainer, "_has_majority", yes),)
+    ),
+    "forget-founders": Mutant(
+        "before the first Commit, a majority is one of those with whom the run began",
+        ((Trainer, "_tell_founders", nothing),),
     ),
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered", ((Trainer, "_crewed", begin_with_anyone),)

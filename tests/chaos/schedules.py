@@ -31,8 +31,14 @@ takes ten times as long. hang: visits do not end, heartbeats go on. thin: a link
 late. (corrupt, never drawn: the next update makes a wrong state.)
 """
 
-TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1}
-"""Faults of the trainer, where a standby is configured; a killed one comes back as standby."""
+TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
+"""Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and one replica of
+every stage are cut off from the rest."""
+
+
+ORPHANED_REDUCTIONS = 0.05
+"""How many of the schedules begin with faults that leave a Commit without a holder of what it names: by chance they
+would hardly ever come together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,18 @@ def draw_schedule(seed: int) -> Schedule:
         gradients=draw.choice((0, 0, 1, 3)),
     )
     faults = [_draw_fault(draw, base) for _ in range(draw.choice((1, 2, 3, 4, 5, 6, 12)))]
+    if draw.random() < ORPHANED_REDUCTIONS:
+        base = replace(base, replicas=3)
+        faults[:0] = _orphan_a_reduction(draw, base)
     return replace(base, faults=tuple(faults))
+
+
+def _orphan_a_reduction(draw: random.Random, base: Schedule) -> list[Fault]:
+    """The replica that is not answered has given its slices to a reduction that only the others hold; then they die."""
+    stage, step = draw.randrange(base.stages), draw.randrange(base.steps)
+    unanswered = f"peer {stage + base.stages * draw.randrange(base.replicas)}"
+    cuts = [Fault("one-way cut", 0.0, 20.0, "", unanswered, Trigger("part", stage, step, nth)) for nth in range(3, 6)]
+    return [*cuts, *(Fault("kill", 0.0, 20.0, trigger=Trigger("commit", stage, step, nth)) for nth in range(2))]
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:

@@ -45,13 +45,18 @@ SLOWDOWN = 10.0
 THIN_BYTES_PER_SECOND = 4000.0
 
 
-class CorruptibleBackend(ExactBackend):
-    """Makes one wrong update when told to."""
+class WatchedBackend(ExactBackend):
+    """Keeps what each version was made of, by version; makes one wrong update when told to."""
 
     corrupt_next = False
 
+    def __init__(self, seed: int, stage: int, stages: int) -> None:
+        super().__init__(seed, stage, stages)
+        self.made_of: dict[int, tuple[bytes, ...]] = {}
+
     def apply(self, state: ExactState, reductions: Any, update: Update) -> ExactState:
         made = super().apply(state, reductions, update)
+        self.made_of[made.version] = tuple(reductions["stage"])
         if not self.corrupt_next:
             return made
         self.corrupt_next = False
@@ -95,7 +100,7 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
         emit=chaos.emit,
     )
     swarm.parts = Parts(
-        backend=lambda manifest, stage: CorruptibleBackend(manifest.settings.seed, stage, manifest.stages),
+        backend=lambda manifest, stage: WatchedBackend(manifest.settings.seed, stage, manifest.stages),
         arithmetic=swarm.parts.arithmetic,
     )
     return swarm
@@ -140,6 +145,8 @@ class Chaos:
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
         where = {"stage": moment.stage, "step": moment.step, "index": moment.index}
         self._note(peer, {"event": moment.name, **where})
+        if moment.name == "applied":
+            self._check_update(peer, moment.stage, moment.step + 1)
         for entry in list(self._waiting):
             fault, _ = entry
             trigger = fault.trigger
@@ -149,6 +156,18 @@ class Chaos:
                 if entry[1] < 0:
                     self._waiting.remove(entry)
                     swarm.later(fault.at, partial(self._carry_out, fault, peer))
+
+    def _check_update(self, peer: str, stage: int, version: int) -> None:
+        """All replicas make a version of the very same bytes: with floats, equal sums would not be enough."""
+        made = self._made_of(peer, stage, version)
+        for other in self.swarm.peers:
+            if other not in self.swarm.killed and self._made_of(other, stage, version) not in ((), made):
+                self.swarm.fail(AssertionError(f"{peer} and {other} made version {version} of other bytes"))
+
+    def _made_of(self, peer: str, stage: int, version: int) -> tuple[bytes, ...]:
+        host = self.swarm.peers[peer].host
+        backend = None if host is None or host.stage != stage else host.backend
+        return backend.made_of.get(version, ()) if isinstance(backend, WatchedBackend) else ()
 
     def _note(self, source: str, what: dict[str, Any]) -> None:
         self.log.append(json.dumps({"t": round(asyncio.get_running_loop().time(), 6), "by": source, **what}))
@@ -234,6 +253,16 @@ class Chaos:
             self.swarm.network.cut(name, other)
         self._back(name, fault.seconds, lambda: [self.swarm.network.heal(name, other) for other in cut] and None)
 
+    def _split(self, fault: Fault, name: str, trainer: bool) -> None:
+        """Cuts the swarm in two: the trainer with one replica of every stage, and the rest."""
+        stages = range(self.schedule.stages)
+        here = [name, *(live[0] for live in map(self.swarm.live_at, stages) if live)]
+        there = [other for other in self.swarm.network.nodes if other not in here]
+        pairs = [(one, other) for one in here for other in there if not self.swarm.network.is_cut(one, other)]
+        for one, other in pairs:
+            self.swarm.network.cut(one, other)
+        self.swarm.later(fault.seconds, lambda: [self.swarm.network.heal(*pair) for pair in pairs] and None)
+
     def _cut(self, fault: Fault, name: str, trainer: bool, both: bool = True) -> None:
         other = self._name(fault.other)
         if other != name and not self.swarm.network.is_cut(name, other):
@@ -265,6 +294,6 @@ class Chaos:
         host = self.swarm.peers[name].host
         if host is None or len(self.swarm.trainer.roster.ready(host.stage)) < 3 or self._down:
             return
-        assert isinstance(host.backend, CorruptibleBackend)
+        assert isinstance(host.backend, WatchedBackend)
         host.backend.corrupt_next = True
         self._quiet[host.stage] = self.swarm.now + QUIET_SECONDS
