@@ -234,7 +234,9 @@ class P2PTransport:
         return not self._closed and self.p2p._child.returncode is None
 
     async def serve(self, handler: StreamHandler) -> None:
-        self._handler = handler
+        known, self._handler = self._handler, handler
+        if known is not None:
+            return
         await self.p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve)
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
