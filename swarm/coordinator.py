@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
+from itertools import count
 from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
@@ -31,9 +31,10 @@ from .p2p_transport import P2PTransport, peer_in
 from .process import SharedFolder, network_node
 from .succession import Succession
 
-MEETING_SECONDS = (1.0, 1.0, 2.0, 4.0, 10.0)
-"""Pauses between a coordinator's looks at who is in the run, to find it again when it comes again; the last one stays.
-"""
+MEETING_SECONDS = 1.0
+LOOKS = 10
+"""How often a coordinator keeps where the members of the run are that it leads, and, every so many times, asks the
+directory for others: it must find the run when it comes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class _Part:
         run = LocalRun(self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid())
         with advertised(run):
             node.emit(self._listening(run))
-            meeting = asyncio.create_task(self._meet(directory, state))
+            meeting = asyncio.create_task(self._meet(succession, directory, state))
             try:
                 report = await succession.run(lead=lead)
             except StoppedError as error:
@@ -214,12 +215,14 @@ class _Part:
             stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
         )
 
-    async def _meet(self, directory: DHTDirectory, state: CoordinatorState | None) -> None:
+    async def _meet(self, succession: Succession, directory: DHTDirectory, state: CoordinatorState | None) -> None:
         """Keeps the addresses of those who are in the run: this coordinator may come again when its own are gone."""
-        pauses = chain(MEETING_SECONDS, repeat(MEETING_SECONDS[-1]))
-        while state is not None:
-            await asyncio.sleep(next(pauses))
-            for stage in (TRAINER_STAGE, *range(self.manifest.stages)):
+        for beat in count():
+            if state is None:
+                return
+            for stage in (TRAINER_STAGE, *range(self.manifest.stages)) if beat % LOOKS == 0 else ():
                 with suppress(UnreachableError):
                     await directory.read(self.manifest.run_id, stage)
-            state.keep_met(directory.met)
+            members = [] if succession.trainer is None else succession.trainer.roster.live()
+            state.keep_met({*directory.met, *(address for member in members for address in member.addresses)})
+            await asyncio.sleep(MEETING_SECONDS)

@@ -1,9 +1,9 @@
 """What a coordinator keeps on disk of a run that may have several: who it is there, what it may, what it has known.
 
 One folder per run and identity, `<state>/coordinators/<run id>/<public key>/`: the identity's key, the signed manifest,
-the organizer's delegation, the highest term; and beside them where others of the run were met. A living coordinator holds a lock on
-its folder; one that was killed does not, and whoever is started next for that run on this machine takes its place, with
-its identity and its terms. Every file is written whole or not at all, and read by its owner only.
+the organizer's delegation, the highest term; and beside them where others of the run were met. A living coordinator
+holds a lock on its folder; one that was killed does not, and whoever is started next for that run on this machine takes
+its place, with its identity and its terms. Every file is written whole or not at all, and read by its owner only.
 
 Errors: `TrustError` for what cannot be kept, or was kept and does not prove itself; `ManifestError`.
 """
