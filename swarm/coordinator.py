@@ -55,6 +55,7 @@ async def coordinate(
     folder: SharedFolder,
     listen: Sequence[str],
     emit: Callable[[Event], None],
+    announce: Sequence[str] = (),
     give_up: float | None = None,
 ) -> dict[str, Any]:
     """Leads a run from its settings to its report.
@@ -68,7 +69,8 @@ async def coordinate(
     signed = sign_manifest(organizer, manifest)
     identity = Identity.generate()
     term = sign_term(identity, run_id, FIRST_TERM, delegate(organizer, run_id, identity.public_hex))
-    async with network_node(identity, folder.path / "coordinator", listen, ()) as (transport, directory):
+    node = network_node(identity, folder.path / "coordinator", listen, (), announce)
+    async with node as (transport, directory):
         trainer = Trainer(
             manifest=manifest,
             signature=signed.signature,

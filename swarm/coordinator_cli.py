@@ -34,6 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     start = commands.add_parser("start", help="start a run from a manifest and lead it to its last step")
     start.add_argument("manifest", type=Path, help="settings of the run, TOML")
     start.add_argument("--listen", nargs="+", default=[DEFAULT_LISTEN], metavar="MULTIADDR", help="where to listen")
+    start.add_argument(
+        "--announce",
+        nargs="+",
+        default=[],
+        metavar="MULTIADDR",
+        help="addresses to tell others, such as a forwarded port's (default: those listened on)",
+    )
     start.add_argument("--report", type=Path, help="write the report here, JSON")
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
@@ -58,7 +65,13 @@ def _start(options: argparse.Namespace) -> int:
     organizer = Identity.load_or_create(options.organizer_key or state_folder() / "organizer.key")
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()
     work = coordinate(
-        settings, organizer=organizer, folder=folder, listen=options.listen, emit=emit, give_up=options.give_up
+        settings,
+        organizer=organizer,
+        folder=folder,
+        listen=options.listen,
+        announce=options.announce,
+        emit=emit,
+        give_up=options.give_up,
     )
     try:
         report = run_process(work, watch_parent=options.watch_parent)
