@@ -72,11 +72,13 @@ class Over(Event):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """How this process shows itself on the network. `emit` takes events; `give_up` is the trainer's."""
+    """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
+    listens on. `emit` takes events; `give_up` is the trainer's."""
 
     folder: SharedFolder
     listen: Sequence[str]
     emit: Callable[[Event], None]
+    announce: Sequence[str] = ()
     give_up: float | None = None
 
     @asynccontextmanager
@@ -85,7 +87,7 @@ class Node:
     ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
         """This process's node, under an identity of the run. Raises `UnreachableError`."""
         where = self.folder.path / identity.peer_id[-8:]
-        async with network_node(identity, where, self.listen, initial_peers) as made:
+        async with network_node(identity, where, self.listen, initial_peers, self.announce) as made:
             yield made
 
 

@@ -42,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--run", help="with --standby: run id")
     start.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="with --standby: addresses in the run")
     start.add_argument("--listen", nargs="+", default=[DEFAULT_LISTEN], metavar="MULTIADDR", help="where to listen")
+    start.add_argument(
+        "--announce",
+        nargs="+",
+        default=[],
+        metavar="MULTIADDR",
+        help="addresses to tell others, such as a forwarded port's (default: those listened on)",
+    )
     start.add_argument("--report", type=Path, help="write the report here, JSON, if this coordinator leads at the end")
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
@@ -66,7 +73,7 @@ def _start(options: argparse.Namespace) -> int:
 
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()
     try:
-        node = Node(folder, options.listen, emit, options.give_up)
+        node = Node(folder, options.listen, emit, options.announce, options.give_up)
         if settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
         else:
