@@ -1,12 +1,11 @@
 """A new standby's first contact with a run: it asks whoever leads for the manifest, and believes only its signature.
 
-Errors: `UnreachableError` if nobody leads within the limit, `TrustError`, `ManifestError` for a manifest that does not
-prove itself.
+Errors: `UnreachableError` if nobody gives a manifest within the limit that proves itself.
 """
 
 import asyncio
 
-from ..errors import RefusedError, UnreachableError, WireError
+from ..errors import RefusedError, SwarmError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .directory import TRAINER_STAGE, Directory, Record
 from .exchange import Channel, Meter
@@ -33,7 +32,8 @@ async def ask_for_manifest(transport: Transport, directory: Directory, run_id: s
                 for record in sorted(found, key=lambda record: record.sequence, reverse=True):
                     try:
                         return await _ask(transport, record)
-                    except (UnreachableError, RefusedError, WireError, TimeoutError) as error:
+                    except (SwarmError, TimeoutError) as error:
+                        # Anybody can announce that he leads: one who cannot prove it is passed over.
                         failure = f"{record.peer}: {error or 'no answer'}"
                 await asyncio.sleep(PAUSE_SECONDS)
     except TimeoutError as error:

@@ -24,6 +24,7 @@ import torch
 from swarm_peer.errors import StuckError
 from swarm_peer.peer.local_swarm import Child, LocalSwarm
 from swarm_peer.peer.reference import run_reference
+from swarm_peer.peer.watching import Watching
 from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.freezing import prepare
 from swarm_peer.swarm.manifest import parse_settings
@@ -34,7 +35,7 @@ BATCH = 32
 STEPS_A_MINUTE = 20
 """With links of `DELAY_SECONDS` a step takes about three seconds on any machine that computes faster than that."""
 
-DELAY_SECONDS = 0.1
+DELAY_SECONDS = 0.2
 LOSS_TOLERANCE = 1e-3
 
 DISTURBANCE_SECONDS, KILL_SECONDS, TRAINER_SECONDS = 10.0, 20.0, 110.0
@@ -122,10 +123,8 @@ class RealChaos:
         self._number = 0
         self._began = time.monotonic()
         self._started = False
-        self._stages: dict[str, int] = {}
-        self._ready: set[str] = set()
+        self._watching = Watching()
         self._down: dict[str, int] = {}
-        self._leader = ""
         self._followers: dict[str, float] = {}
         self._first: dict[str, Any] = {}
         self._net: ProxyNet
@@ -201,6 +200,7 @@ class RealChaos:
 
     def _see(self, event: dict[str, Any]) -> None:
         kind, by = event["event"], event["by"]
+        leads = self._watching.see(event)
         if kind != "visited":
             self._note({key: value for key, value in event.items() if key != "report"})
         if kind == "listening" and not self._first:
@@ -209,25 +209,13 @@ class RealChaos:
             for number in range(STAGES * REPLICAS):
                 self._start_peer(number)
         elif kind == "leads":
-            self._leader = by
-            self._ready.clear()
             self._followers.clear()
         elif kind == "follows":
             self._followers[by] = time.monotonic()
         elif kind == "ended":
             assert event["error"] == "", event["error"]
             self.report = event["report"]
-        elif by == self._leader:
-            self._see_member(event)
-
-    def _see_member(self, event: dict[str, Any]) -> None:
-        if event["event"] == "joined":
-            self._stages[event["peer"]] = event["stage"]
-        elif event["event"] == "ready":
-            self._ready.add(event["peer"])
-        elif event["event"] == "lost":
-            self._ready.discard(event["peer"])
-        elif event["event"] == "stepped":
+        elif kind == "stepped" and leads:
             self.tell(f"{time.monotonic() - self._began:6.1f} s  step {event['step']}: loss {event['loss']:.4f}")
             if not self._started:
                 self._start_faults()
@@ -261,20 +249,15 @@ class RealChaos:
         if fault.kind == "trainer kill":
             well = [name for name in self._followers if name not in self._down and self._alive(name)]
             followed = any(time.monotonic() > self._followers[name] + 2.0 for name in well)
-            return self._leader if followed and self._leader not in self._down else None
-        peers = [child.name for child in self.swarm.children.values() if child.peer and self._may_fail(child)]
-        return peers[int(fault.choice * len(peers))] if peers else None
+            leader = self._watching.leader
+            return leader if followed and leader not in self._down else None
+        children = self.swarm.children
+        down = {child.peer for child in children.values() if child.name in self._down or not child.alive}
+        peers = self._watching.may_fail(down)
+        return self.swarm.child_of(peers[int(fault.choice * len(peers))]).name if peers else None
 
     def _alive(self, name: str) -> bool:
         return self.swarm.children[name].alive
-
-    def _may_fail(self, child: Child) -> bool:
-        """Whether its stage has another replica that is up to date and well."""
-        stage = self._stages.get(child.peer)
-        if child.name in self._down or child.peer not in self._ready or not child.alive:
-            return False
-        others = [other for other in self.swarm.children.values() if other.peer in self._ready and other is not child]
-        return any(self._stages[other.peer] == stage and other.name not in self._down for other in others)
 
     def _strike(self, fault: RealFault, name: str) -> dict[str, Any]:
         child = self.swarm.children[name]
@@ -321,11 +304,7 @@ class RealChaos:
         else:
             first = self._first
             flags = self._flags(child.name)
-            self.swarm.start_standby(first["run_id"], self._known_addresses(), *flags, name=child.name)
-
-    def _known_addresses(self) -> list[str]:
-        """Where coordinators were first met; one that is up is enough."""
-        return [*self._first["addresses"]]
+            self.swarm.start_standby(first["run_id"], first["addresses"], *flags, name=child.name)
 
     def _thaw(self, child: Child) -> None:
         if child.alive:
