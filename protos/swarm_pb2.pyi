@@ -521,7 +521,7 @@ class Reduced(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., term: _Optional[int] = ..., indices: _Optional[_Iterable[int]] = ..., taken_back: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupResult, _Mapping]]] = ...) -> None: ...
 
 class ReduceFailed(_message.Message):
-    __slots__ = ("epoch", "step", "attempt", "term", "lacking", "indices", "taken_back", "detail")
+    __slots__ = ("epoch", "step", "attempt", "term", "lacking", "indices", "taken_back", "detail", "unreachable")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -530,6 +530,7 @@ class ReduceFailed(_message.Message):
     INDICES_FIELD_NUMBER: _ClassVar[int]
     TAKEN_BACK_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     attempt: int
@@ -538,7 +539,8 @@ class ReduceFailed(_message.Message):
     indices: _containers.RepeatedScalarFieldContainer[int]
     taken_back: int
     detail: str
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., term: _Optional[int] = ..., lacking: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., taken_back: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    unreachable: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., term: _Optional[int] = ..., lacking: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., taken_back: _Optional[int] = ..., detail: _Optional[str] = ..., unreachable: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("stage", "term", "attempt", "groups", "holders")

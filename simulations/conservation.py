@@ -27,16 +27,18 @@ def check(swarm: SimulatedSwarm) -> Account:
     trainer = swarm.trainer
     if trainer.transport.peer_id in swarm.killed or trainer.over:
         return Account(0, 0, 0, 0)
+    ledger = trainer.ledger
     issued = counted = in_flight = 0
-    for step in trainer.ledger.open_steps:
-        record = trainer.steps[step]
+    for step in ledger.open_steps:
+        begun = trainer.steps[step].issued
+        issued += len(begun) * trainer.manifest.stages
         for stage in range(trainer.manifest.stages):
-            for index in record.issued:
-                issued += 1
-                if trainer.ledger.is_settled(step, stage):
-                    counted += 1
-                    continue
-                holder = trainer.ledger.holder(step, stage, index)
+            if ledger.is_settled(step, stage):
+                counted += len(begun)
+                continue
+            credits = ledger.credits(step, stage)
+            for index in begun:
+                holder = credits.get(index)
                 if holder is not None:
                     counted += 1
                     _check_holder(swarm, trainer, step, stage, index, holder)

@@ -7,6 +7,7 @@ in it. A Commit names one attempt of each stage; it is sent until every live rep
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,12 @@ GRACE_SECONDS = 1.0
 """How long the other members of a failed attempt may take to say how far they got."""
 
 REMIND_SECONDS = 2.0
+
+LAGGING_ROUNDS = 30
+"""A replica that gets nowhere for so many reminders, while another one of its stage has gone on, is left behind."""
+
+FAILED_EXCHANGES = 2
+"""After this many attempts in which the same stage's members could not reach each other, one of them sits out."""
 
 DISAGREEMENTS = 2
 """After this many attempts whose digests disagree, the replicas in the minority are lost."""
@@ -48,7 +55,8 @@ def units_of(manifest: Manifest) -> list[Unit]:
 
 @dataclass
 class Closing:
-    """Reduces and commits, for a trainer. `tell` sends to a member, `rerun` re-runs (step, index), `lose` a member."""
+    """Reduces and commits, for a trainer. `tell` sends to a member, `rerun` re-runs (step, index); `lose` declares a
+    member lost, `bench` does so for a while, `leave_behind` has it begin anew from a snapshot."""
 
     manifest: Manifest
     term: pb.Term
@@ -59,6 +67,8 @@ class Closing:
     tell: Callable[[Member, Outcome | pb.Reduce | pb.Commit | pb.Closed], Awaitable[None]]
     rerun: Callable[[int, int], None]
     lose: Callable[[Member, str], None]
+    bench: Callable[[Member, str], None]
+    leave_behind: Callable[[Member, str], None]
     closed: int = 0
     committed: int = 0
     commits: dict[int, pb.Commit] = field(default_factory=dict)
@@ -78,7 +88,7 @@ class Closing:
 
     async def reduce(self, step: Step, unit: Unit) -> list[pb.Choice]:
         """Attempts until one holds every index once and all its live members agree on the bytes."""
-        disagreements = 0
+        disagreements = failed_exchanges = 0
         while True:
             await self.signal.wait_for(
                 lambda: (
@@ -98,6 +108,11 @@ class Closing:
                 (member, outcome) for member, outcome in outcomes if member.live and isinstance(outcome, pb.Reduced)
             ]
             if {member.stage for member, _ in reduced} != set(unit.stages):
+                apart = self._apart(outcomes)
+                failed_exchanges = failed_exchanges + 1 if apart is not None else 0
+                if apart is not None and failed_exchanges >= FAILED_EXCHANGES:
+                    self.bench(apart, "another replica and it cannot reach each other")
+                    failed_exchanges = 0
                 continue
             if not self._agree(unit, reduced):
                 disagreements += 1
@@ -175,6 +190,20 @@ class Closing:
                 for index in outcome.lacking:
                     self.rerun(step.number, index)
         return found
+
+    def _apart(self, outcomes: Sequence[tuple[Member, Outcome | None]]) -> Member | None:
+        """Whom live members of a failed attempt could not reach, or who could not reach them, most often.
+
+        Ties: the highest number. None if all could reach each other, or if its stage has no other replica.
+        """
+        live = {member.number: member for member, _ in outcomes if member.live}
+        named: Counter[int] = Counter()
+        for member, outcome in outcomes:
+            if isinstance(outcome, pb.ReduceFailed) and member.live:
+                for other in live.keys() & set(outcome.unreachable):
+                    named.update((member.number, other))
+        found = max(named, key=lambda number: (named[number], number), default=None)
+        return live[found] if found is not None and len(self.roster.ready(live[found].stage)) > 1 else None
 
     def _agree(self, unit: Unit, reduced: Sequence[tuple[Member, Outcome]]) -> bool:
         return all(len(digests) == 1 for digests in self._digests(unit, reduced).values())
@@ -271,13 +300,28 @@ class Closing:
                 await self.tell(member, self._as_of_now(self.commits[step]))
 
     async def remind(self) -> None:
-        """Sends Commits again to replicas that do not get on with them: holders come and go."""
+        """Sends Commits again to replicas that do not get on with them: holders come and go.
+
+        One that gets nowhere for long, though another of its stage did, is left behind: no step waits for it.
+        """
+        stuck: dict[int, tuple[int, int]] = {}
         while True:
-            before = {member.number: member.version for member in self.roster.following()}
             await asyncio.sleep(REMIND_SECONDS)
+            before, stuck = stuck, {}
             for member in self.roster.following():
-                if member.version == before.get(member.number) and member.version < self.committed:
+                if member.version >= self.committed:
+                    continue
+                version, rounds = before.get(member.number, (-1, 0))
+                rounds = rounds + 1 if version == member.version else 0
+                stuck[member.number] = (member.version, rounds)
+                if rounds >= LAGGING_ROUNDS and self._is_ahead(member):
+                    self.leave_behind(member, f"it has not made version {version + 1}, which others have")
+                elif rounds:
                     await self.catch_up(member)
+
+    def _is_ahead(self, member: Member) -> bool:
+        """Whether another replica of its stage has gone on."""
+        return any(other.version > member.version for other in self.roster.ready(member.stage))
 
     def _as_of_now(self, commit: pb.Commit) -> pb.Commit:
         """The same Commit in this trainer's name, with those who hold its reductions now."""

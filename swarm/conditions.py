@@ -1,4 +1,4 @@
-"""Waiting for a condition over state that many tasks change."""
+"""Waiting for a condition over state that many tasks change, and heeding that one was told to end."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,3 +24,13 @@ class Signal:
                 await waiter.wait()
         finally:
             self._waiters.remove(waiter)
+
+
+def heed_cancellation() -> None:
+    """Raises `CancelledError` if the running task has been cancelled, for loops that go on after an error.
+
+    Before Python 3.13 a `TaskGroup` that is cancelled while a task of its own fails raises only the latter's error.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -6,7 +6,7 @@ exactly-once: a stage is complete for a step when each index has its one holder,
 contribution to exactly the indices credited to it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -73,7 +73,11 @@ class Ledger:
                 del credits[index]
 
     def holder(self, step: int, stage: int, index: int) -> int | None:
-        return self._credits.get((step, stage), {}).get(index)
+        return self.credits(step, stage).get(index)
+
+    def credits(self, step: int, stage: int) -> Mapping[int, int]:
+        """The members credited at a stage, by index."""
+        return self._credits.get((step, stage), {})
 
     def missing(self, step: int, index: int) -> list[int]:
         """The stages, ascending, for which nobody is credited with this microbatch."""

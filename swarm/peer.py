@@ -18,6 +18,7 @@ from .authority import Authority
 from .backend import Arithmetic, StageBackend
 from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
+from .conditions import heed_cancellation
 from .directory import TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
@@ -94,6 +95,7 @@ class Peer:
         failures = wrong = 0
         first_try = asyncio.get_running_loop().time()
         while True:
+            heed_cancellation()
             began = asyncio.get_running_loop().time()
             trainer = await self._find_trainer(run_id, failures)
             try:

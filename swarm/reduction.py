@@ -11,7 +11,7 @@ Errors end an attempt, not the peer: the answer is then `ReduceFailed`.
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import CodecError, ProtocolError, RefusedError, UnreachableError, WireError
@@ -60,6 +60,15 @@ class AttemptKey:
     step: int
     term: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt as this member takes part in it. `unreachable` gathers the members with whom an exchange failed."""
+
+    key: AttemptKey
+    roster: bytes
+    unreachable: list[int] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -112,9 +121,10 @@ class Reducer:
             return self._failure(key, frozen, taken_back, "credited with what is not held")
         reduction: dict[str, GroupReduction] = {}
         problem = ""
+        attempt = _Attempt(key, reduce.roster)
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                reduction = await self._all_reduce_groups(key, reduce, frozen.gradient)
+                reduction = await self._all_reduce_groups(attempt, reduce, frozen.gradient)
         except* TimeoutError:
             problem = f"the all-reduce took longer than {ATTEMPT_SECONDS} s"
         except* (UnreachableError, RefusedError, WireError, CodecError) as problems:
@@ -125,7 +135,7 @@ class Reducer:
                 if box is not None:
                     box.ended.set()
         if problem:
-            return self._failure(key, frozen, taken_back, problem)
+            return self._failure(key, frozen, taken_back, problem, attempt.unreachable)
         self._kept[key] = reduction
         host.observe(Moment("reduced", host.stage, reduce.step))
         return pb.Reduced(
@@ -144,7 +154,9 @@ class Reducer:
             raise ProtocolError(f"attempt {key.attempt} of step {key.step} is older than {newest[1]}")
         self._newest[key.epoch, key.step] = (key.term, key.attempt)
 
-    def _failure(self, key: AttemptKey, frozen: Frozen, taken_back: int, detail: str) -> pb.ReduceFailed:
+    def _failure(
+        self, key: AttemptKey, frozen: Frozen, taken_back: int, detail: str, unreachable: Sequence[int] = ()
+    ) -> pb.ReduceFailed:
         return pb.ReduceFailed(
             epoch=key.epoch,
             step=key.step,
@@ -154,21 +166,19 @@ class Reducer:
             indices=() if frozen.lacking else frozen.indices,
             taken_back=taken_back,
             detail=detail,
+            unreachable=unreachable,
         )
 
     async def _all_reduce_groups(
-        self, key: AttemptKey, reduce: pb.Reduce, gradient: Gradient | None
+        self, attempt: _Attempt, reduce: pb.Reduce, gradient: Gradient | None
     ) -> dict[str, GroupReduction]:
         async with asyncio.TaskGroup() as tasks:
             work = {
-                group.name: tasks.create_task(self._all_reduce(key, group, reduce.roster, gradient))
-                for group in reduce.groups
+                group.name: tasks.create_task(self._all_reduce(attempt, group, gradient)) for group in reduce.groups
             }
         return {name: task.result() for name, task in work.items()}
 
-    async def _all_reduce(
-        self, key: AttemptKey, group: pb.Group, roster: bytes, gradient: Gradient | None
-    ) -> GroupReduction:
+    async def _all_reduce(self, attempt: _Attempt, group: pb.Group, gradient: Gradient | None) -> GroupReduction:
         host = self._host
         members = {member.member: member.peer for member in group.members}
         length = host.backend.lengths.get(group.name)
@@ -182,18 +192,18 @@ class Reducer:
             BACKGROUND, lambda: [host.backend.slice(gradient, group.name, first, last) for first, last in bounds]
         )
         own = order.index(host.member)
-        box = _Box(members, roster, bounds[own][1] - bounds[own][0])
+        box = _Box(members, attempt.roster, bounds[own][1] - bounds[own][0])
         box.put(host.member, slices[own])
-        self._boxes[key, group.name] = box
+        self._boxes[attempt.key, group.name] = box
         self._opened.set()
         async with asyncio.TaskGroup() as tasks:
             made = [
                 tasks.create_task(
                     self._own_part(box, group.name)
                     if part == own
-                    else self._send_slice(key, group.name, roster, peer, slices[part], bounds[part])
+                    else self._send_slice(attempt, group.name, (member, peer), slices[part], bounds[part])
                 )
-                for part, peer in enumerate(members.values())
+                for part, (member, peer) in enumerate(members.items())
             ]
         parts = [task.result() for task in made]
         norm = parts[0][1]
@@ -211,10 +221,10 @@ class Reducer:
         return box.result
 
     async def _send_slice(
-        self, key: AttemptKey, group: str, roster: bytes, peer: str, data: bytes, bounds: tuple[int, int]
+        self, attempt: _Attempt, group: str, owner: tuple[int, str], data: bytes, bounds: tuple[int, int]
     ) -> tuple[bytes, Scalar]:
-        """Sends one slice to the owner of its part; returns the summed part and its squared norm."""
-        host = self._host
+        """Sends one slice to the owner (member, peer) of its part; returns the summed part and its squared norm."""
+        host, key, (member, peer) = self._host, attempt.key, owner
         part = pb.Part(
             run=host.authority.run_id,
             epoch=key.epoch,
@@ -222,16 +232,20 @@ class Reducer:
             term=key.term,
             attempt=key.attempt,
             group=group,
-            roster=roster,
+            roster=attempt.roster,
             member=host.member,
         )
-        async with host.pool.exchange(peer) as channel:
-            await channel.send(part, data)
-            reply, result = await channel.receive(host.manifest.settings.limits.payload_bytes)
-            if isinstance(reply, pb.Refused):
-                raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
-            if not isinstance(reply, pb.PartResult):
-                raise ProtocolError(f"{peer} answered a Part with {reply.DESCRIPTOR.name}")
+        try:
+            async with host.pool.exchange(peer) as channel:
+                await channel.send(part, data)
+                reply, result = await channel.receive(host.manifest.settings.limits.payload_bytes)
+        except UnreachableError:
+            attempt.unreachable.append(member)
+            raise
+        if isinstance(reply, pb.Refused):
+            raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
+        if not isinstance(reply, pb.PartResult):
+            raise ProtocolError(f"{peer} answered a Part with {reply.DESCRIPTOR.name}")
         norm = from_scalar(reply.squared_norm, "squared norm", peer)
         length = bounds[1] - bounds[0]
         # Decoding it now means that a part that does not decode fails this attempt, not the update.

@@ -17,6 +17,7 @@ from ..protos import swarm_pb2 as pb
 from . import events
 from .authority import from_term, to_term
 from .backend import Arithmetic
+from .conditions import heed_cancellation
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Samples
 from .exchange import Channel, Meter
@@ -92,6 +93,7 @@ class Succession:
             except FencedError:
                 if not self.manifest.settings.pipeline.standby:
                     raise
+                heed_cancellation()
                 assert self.trainer is not None
                 self._past.update((past.step, past) for past in self.trainer.past(0))
                 if self.trainer.fenced_by is not None:

@@ -48,6 +48,9 @@ WINDOW_SHARE = 0.8
 
 FAREWELL_SECONDS = 5.0
 
+BENCH_SECONDS = 10.0
+"""How long a replica sits out that another one cannot reach; twice as long every time."""
+
 KEPT_DIGESTS = 8
 """Versions whose digests are remembered of each member; no two live members are that far apart."""
 
@@ -88,6 +91,7 @@ class Trainer:
         self._last_members = 0
         self._told = {past.step: past for past in self.known}
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._benched: dict[str, tuple[float, float]] = {}
         neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
         self.neighbours = neighbours
         self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
@@ -115,6 +119,8 @@ class Trainer:
             tell=self.admission.tell,
             rerun=self._rerun,
             lose=self.lost,
+            bench=self._bench,
+            leave_behind=lambda member, why: self._send_away(member, pb.TOO_OLD, why),
         )
         self._tasks: asyncio.TaskGroup
 
@@ -475,8 +481,11 @@ class Trainer:
 
     def _promote(self, member: Member) -> None:
         """Lets a member take part that has every committed version, or the best state there is of its stage."""
-        behind = member.version < self.closing.committed and self.roster.ready(member.stage)
-        if not member.live or member.ready or member.version < 0 or behind or not (self._started or not self._resumed):
+        behind = member.version < self.closing.committed or self._is_benched(member)
+        held_back = behind and self.roster.ready(member.stage)
+        if not member.live or member.ready or member.version < 0 or held_back:
+            return
+        if self._resumed and not self._started:
             return
         member.ready = member.took_part = True
         self._judge(member.stage, member.version)
@@ -487,6 +496,27 @@ class Trainer:
                     if self.ledger.is_open(number) and not self.steps[number].committed:
                         self._credit_held(member, held, number)
         self.signal.notify()
+
+    def _bench(self, member: Member, why: str) -> None:
+        """Loses a member, and lets it take part again only after a while; each time it is longer.
+
+        Two replicas that cannot reach each other would fail every all-reduce, though the trainer hears both.
+        """
+        _, seconds = self._benched.get(member.peer, (0.0, BENCH_SECONDS / 2))
+        loop = asyncio.get_running_loop()
+        self._benched[member.peer] = loop.time() + 2 * seconds, 2 * seconds
+        loop.call_later(2 * seconds, self._recall, member.peer)
+        self.lost(member, why)
+
+    def _is_benched(self, member: Member) -> bool:
+        until, _ = self._benched.get(member.peer, (0.0, 0.0))
+        return asyncio.get_running_loop().time() < until
+
+    def _recall(self, peer: str) -> None:
+        self._benched[peer] = 0.0, self._benched[peer][1]
+        member = self.roster.by_peer(peer)
+        if member is not None and not self._finishing:
+            self._promote(member)
 
     def _send_away(self, member: Member, reason: pb.Reason, why: str) -> None:
         if not member.sent_away:

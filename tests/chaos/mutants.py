@@ -111,12 +111,22 @@ def credit_the_dead(self: Driver, step: int, index: int, done: pb.Done, last: in
     _credit(self, step, index, done, last)
 
 
-def credit_uncounted_stages(self: Driver, step: int, index: int, done: pb.Done, last: int) -> None:
-    for entry in done.path:
-        member = self.roster.get(entry.member)
-        if member is not None and member.ready and (step, entry.stage) in self.ledger._credits:
-            self.ledger._credits[step, entry.stage][index] = entry.member
-    _credit(self, step, index, done, last)
+def credit_everyone(self: Ledger, step: int, stage: int, index: int, member: int) -> bool:
+    if _first_credit(self, step, stage, index, member):
+        return True
+    second = self.__dict__.setdefault("second", {})
+    if self.holder(step, stage, index) not in (None, member):
+        second[step, stage, index] = member
+    return False
+
+
+def indices_of_everyone(self: Ledger, step: int, stage: int, member: int) -> tuple[int, ...]:
+    second = self.__dict__.get("second", {})
+    also = [key[2] for key, holder in second.items() if (*key[:2], holder) == (step, stage, member)]
+    return tuple(sorted({*_indices(self, step, stage, member), *also}))
+
+
+_first_credit, _indices = Ledger.credit, Ledger.indices
 
 
 def no_widening(self: Driver, step: int, index: int, gap: tuple[int, int], wider: tuple[int, int]) -> tuple[int, int]:
@@ -249,8 +259,8 @@ MUTANTS: dict[str, Mutant] = {
         "a path entry counts only if its member is live when Done arrives", ((Driver, "_credit", credit_the_dead),)
     ),
     "credit-twice": Mutant(
-        "exactly one live holder is credited: a range that was widened runs uncounted where one is",
-        ((Driver, "_credit", credit_uncounted_stages),),
+        "exactly one live holder is credited, whoever else holds the gradient too",
+        ((Ledger, "credit", credit_everyone), (Ledger, "indices", indices_of_everyone)),
     ),
     "no-widening": Mutant("a range is widened past a holder that is gone", ((Driver, "_widen", no_widening),)),
     "keep-credits": Mutant("a lost member has no credits, also when it comes back", ((Ledger, "lose", keep_credits),)),

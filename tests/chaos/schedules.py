@@ -60,8 +60,8 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One run and its faults. Latencies and directory times are in seconds, `gradients` is how many gradients a peer
-    may keep apart (0: as many as there are)."""
+    """One run and its faults. Latencies and directory times are in seconds, `background` is how long a sum or an update
+    takes, `gradients` is how many gradients a peer may keep apart (0: as many as there are)."""
 
     seed: int
     staleness: int
@@ -74,6 +74,7 @@ class Schedule:
     latency: tuple[float, float] = (0.001, 0.005)
     directory_delay: float = 0.0
     directory_stale: float = 0.0
+    background: float = 0.01
     gradients: int = 0
 
     @property
@@ -97,7 +98,7 @@ class Schedule:
 
 
 def draw_schedule(seed: int) -> Schedule:
-    """One to six faults of all kinds, half of them at a moment of the protocol, half at a time."""
+    """One to six faults of all kinds, or a storm of twelve; half of them at moments of the protocol, half at times."""
     draw = random.Random(f"chaos {seed}")
     base = Schedule(
         seed=seed,
@@ -108,9 +109,10 @@ def draw_schedule(seed: int) -> Schedule:
         latency=draw.choice(((0.001, 0.005), (0.001, 0.005), (0.02, 0.2))),
         directory_delay=draw.choice((0.0, 0.0, 0.3)),
         directory_stale=draw.choice((0.0, 0.0, 3.0)),
-        gradients=draw.choice((0, 0, 3)),
+        background=draw.choice((0.01, 0.01, 0.5)),
+        gradients=draw.choice((0, 0, 1, 3)),
     )
-    faults = [_draw_fault(draw, base) for _ in range(draw.randint(1, 6))]
+    faults = [_draw_fault(draw, base) for _ in range(draw.choice((1, 2, 3, 4, 5, 6, 12)))]
     return replace(base, faults=tuple(faults))
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from swarm_peer.errors import ConservationError
 from swarm_peer.simulations import conservation
+from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import Update
+from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event
 from swarm_peer.swarm.exact_backend import ExactBackend, ExactState
 from swarm_peer.swarm.host import Moment
@@ -87,6 +89,7 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
         manifest,
         seed=schedule.seed,
         latency=schedule.latency,
+        durations={**DURATIONS, BACKGROUND: schedule.background},
         delegations=delegations_of(schedule, manifest),
         watch=chaos.watch,
         emit=chaos.emit,

@@ -1,0 +1,176 @@
+"""Cases that the review of the protocol left open, each on the exact backend and bit-equal to the reference."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.swarm.events import Event
+from swarm_peer.swarm.host import Moment
+from swarm_peer.swarm.keys import Identity
+
+from tests.chaos.checks import check_promises
+from tests.chaos.schedules import Schedule
+from tests.chaos.virtual import STANDBY_IDENTITY, Chaos, delegations_of, manifest_of
+from tests.exact import TRAINER, exact_swarm
+
+STAGE, STEP = 1, 2
+
+Watch = Callable[[SimulatedSwarm, str, Moment], None]
+
+
+def simulate(schedule: Schedule, watch: Watch, seen: Callable[[Event], None] = lambda event: None) -> Chaos:
+    """Runs a schedule whose faults are `watch`'s; every promise is checked."""
+
+    def build(schedule: Schedule, chaos: Chaos) -> SimulatedSwarm:
+        def watched(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+            chaos.watch(swarm, peer, moment)
+            watch(swarm, peer, moment)
+
+        def emit(event: Event) -> None:
+            chaos.emit(event)
+            seen(event)
+
+        manifest = manifest_of(schedule)
+        delegations = delegations_of(schedule, manifest)
+        return exact_swarm(manifest, seed=schedule.seed, delegations=delegations, watch=watched, emit=emit)
+
+    chaos = Chaos(schedule)
+    check_promises(chaos.simulate(build), schedule)
+    return chaos
+
+
+def plain(staleness: int, replicas: int, *, standby: bool = False) -> Schedule:
+    return Schedule(seed=1, staleness=staleness, replicas=replicas, standby=standby, faults=())
+
+
+def count(chaos: Chaos, text: str) -> int:
+    return sum(text in line for line in chaos.log)
+
+
+def cut(swarm: SimulatedSwarm, pairs: Iterable[tuple[str, str]], *, both: bool = True) -> None:
+    for one, other in pairs:
+        swarm.network.cut(one, other, both=both)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_both_holders_of_a_reduction_die_and_the_third_replica_never_got_it(staleness: int) -> None:
+    """The third gave its slices, but no answer reached it; the Commit names what only the dead had."""
+    parts: dict[str, int] = {}
+    third: list[str] = []
+    dead: list[str] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if (moment.stage, moment.step) != (STAGE, STEP):
+            return
+        if moment.name == "part" and not dead:
+            third[:] = third or [swarm.live_at(STAGE)[-1]]
+            parts[peer] = parts.get(peer, 0) + 1
+            if peer != third[0] and parts[peer] == 2:
+                cut(swarm, [(peer, third[0])], both=False)
+                swarm.later(30.0, lambda: swarm.network.heal(peer, third[0]))
+        if moment.name == "commit" and not dead:
+            dead.extend(other for other in swarm.live_at(STAGE) if other != third[0])
+            for other in dead:
+                swarm.kill(other)
+
+    chaos = simulate(plain(staleness, 3), watch)
+    assert len(dead) == 2
+    reduced = [line for line in chaos.log if f'"reduced", "stage": {STAGE}, "step": {STEP}' in line]
+    assert [line for line in reduced if third[0] in line], "the third replica reduced the step anew, alone"
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("replicas", [2, 3])
+@pytest.mark.parametrize("both", [True, False], ids=["both ways", "one way"])
+def test_two_replicas_of_a_stage_cannot_reach_each_other_any_more(staleness: int, replicas: int, both: bool) -> None:
+    """The trainer hears both; no all-reduce of theirs can succeed, so one of them sits out."""
+    apart: list[str] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if (moment.name, moment.stage, moment.step) == ("forward", STAGE, 1) and not apart:
+            apart.extend(swarm.live_at(STAGE)[:2])
+            cut(swarm, [(apart[0], apart[1])], both=both)
+
+    chaos = simulate(plain(staleness, replicas), watch)
+    assert count(chaos, "cannot reach each other") >= 1
+    assert chaos.finished_at < 200
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_peer_is_cut_off_from_some_peers_of_other_stages_for_good(staleness: int) -> None:
+    done: list[bool] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if (moment.name, moment.stage, moment.step) == ("forward", STAGE, 1) and not done:
+            done.append(True)
+            lonely = swarm.live_at(STAGE)[0]
+            cut(swarm, ((lonely, swarm.live_at(stage)[0]) for stage in (0, 2)))
+
+    simulate(plain(staleness, 2), watch)
+    assert done
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("healed_after", [8.0, 60.0])
+def test_two_trainers_are_alive(staleness: int, healed_after: float) -> None:
+    """The trainer and one replica of each stage are cut off from the standby and the others: both sides have a whole
+    pipeline, but only one has a majority."""
+    done: list[bool] = []
+    terms: list[int] = []
+    losses: dict[int, set[int]] = {}
+
+    def seen(event: Event) -> None:
+        told = event.to_json()
+        if event.kind == "leads":
+            terms.append(told["term"])
+        if event.kind == "stepped":
+            losses.setdefault(told["step"], set()).add(told["loss"])
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if (moment.name, moment.stage, moment.step) == ("forward", STAGE, 1) and not done:
+            done.append(True)
+            here = [TRAINER.peer_id, *(swarm.live_at(stage)[0] for stage in range(3))]
+            there = [name for name in (STANDBY_IDENTITY.peer_id, *swarm.peers) if name not in here]
+            pairs = [(one, other) for one in here for other in there]
+            cut(swarm, pairs)
+            swarm.later(healed_after, lambda: [swarm.network.heal(*pair) for pair in pairs] and None)
+
+    simulate(plain(staleness, 3, standby=True), watch, seen)
+    assert max(terms) > 1
+    assert [len(told) for told in losses.values()] == [1] * 5, "two trainers say different things of a step"
+
+
+def test_the_trainer_cannot_reach_its_standby_but_everyone_else_can() -> None:
+    """The standby wants to lead, and finds nobody who leaves a trainer that is heard."""
+    done: list[bool] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if (moment.name, moment.stage, moment.step) == ("forward", STAGE, 1) and not done:
+            done.append(True)
+            cut(swarm, [(TRAINER.peer_id, STANDBY_IDENTITY.peer_id)])
+
+    chaos = simulate(replace(plain(1, 2, standby=True), steps=20), watch)
+    assert count(chaos, '"event": "leads", "term": 2') == 1
+    assert count(chaos, '"event": "stepped"') == 20
+    assert count(chaos, '"event": "lost"') == 0
+
+
+def test_every_pair_of_peers_can_be_cut_for_a_while() -> None:
+    """One after the other, so that no place in the protocol needs a particular pair."""
+    names = [Identity.from_seed(f"peer {number}").peer_id for number in range(6)]
+    pairs = list(combinations(names, 2))
+    begun: list[bool] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if not begun:
+            begun.append(True)
+            for number, (one, other) in enumerate(pairs):
+                swarm.later(4.0 * number, lambda one=one, other=other: swarm.network.cut(one, other))  # type: ignore[misc]
+                swarm.later(
+                    4.0 * number + 3.5,
+                    lambda one=one, other=other: swarm.network.heal(one, other),  # type: ignore[misc]
+                )
+
+    simulate(plain(1, 2), watch)
