@@ -46,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
     join.add_argument("--stage", type=int, help="the stage to host (default: where peers are fewest)")
     join.add_argument("--listen", nargs="+", default=["/ip4/0.0.0.0/tcp/0"], metavar="MULTIADDR")
+    join.add_argument(
+        "--announce",
+        nargs="+",
+        default=[],
+        metavar="MULTIADDR",
+        help="addresses to tell others, such as a forwarded port's (default: those listened on)",
+    )
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
     join.add_argument("--threads", type=int, help="compute threads (default: all cores)")
     join.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")

@@ -65,7 +65,8 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     device = ThreadDevice()
     try:
         where = folder.path / identity.peer_id[-8:]
-        async with network_node(identity, where, options.listen, addresses) as (transport, directory):
+        node = network_node(identity, where, options.listen, addresses, options.announce)
+        async with node as (transport, directory):
             tell(f"peer {identity.peer_id} connected")
             parts = torch_parts(options.model, options.device or default_device())
             return await Peer(transport, directory, device, parts, tell=tell).run(run_id, options.stage)

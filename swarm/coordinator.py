@@ -1,32 +1,46 @@
-"""The coordinator: the organizer's process. Bootstrap node of the directory and trainer of one run.
+"""The coordinator: the organizer's process. Node of the directory, and trainer or standby of one run.
 
-Owns the organizer's signature: it freezes the settings into a manifest, signs it, and delegates the run to itself as
-its trainer. What happens goes out as events (`events.py`); how they are shown is the command line's.
+`coordinate` starts a run: it freezes the settings into a manifest, signs it with the organizer's key, delegates the run
+to itself and leads. `stand_by` belongs to a run that has begun: it follows whoever leads and leads when nobody does
+(`succession.py`). Either keeps what it needs to come again (`coordinator_state.py`) if the run has standbys. What
+happens goes out as events (`events.py`); how they are shown is the command line's.
 """
 
+import asyncio
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any, ClassVar
 
-from ..errors import StoppedError
+from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
 from .arithmetic import RealArithmetic
-from .authority import from_term
+from .coordinator_state import CoordinatorState
+from .dht_directory import DHTDirectory
+from .directory import TRAINER_STAGE
+from .driving import Samples
 from .events import Event
-from .freezing import prepare
-from .keys import Identity, delegate, sign_manifest, sign_term
+from .first_contact import ask_for_manifest
+from .freezing import prepare, take_up
+from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest
 from .local_runs import LocalRun, advertised
-from .manifest import Settings
+from .manifest import Manifest, Settings, parse_manifest
+from .p2p_transport import P2PTransport, peer_in
 from .process import SharedFolder, network_node
-from .trainer import Trainer
+from .succession import Succession
 
-FIRST_TERM = 1
+MEETING_SECONDS = 1.0
+LOOKS = 10
+"""How often a coordinator keeps where the members of the run are that it leads, and, every so many times, asks the
+directory for others: it must find the run when it comes again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
-    """The run can be joined. `join`: the command to give to volunteers."""
+    """The run can be joined. `join`: the command to give to volunteers; `stand_by`: the one that starts another
+    coordinator, empty for a run without standbys."""
 
     kind: ClassVar[str] = "listening"
     run_id: str
@@ -36,60 +50,181 @@ class Listening(Event):
     microbatches: int
     addresses: tuple[str, ...]
     join: str
+    stand_by: str
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended(Event):
-    """The run is over; `error` is empty if it came to its last step."""
+    """The run is over, and this coordinator led it to its end; `error` is empty if it came to its last step."""
 
     kind: ClassVar[str] = "ended"
     error: str
     report: dict[str, Any]
 
 
-async def coordinate(
-    settings: Settings,
-    *,
-    organizer: Identity,
-    folder: SharedFolder,
-    listen: Sequence[str],
-    emit: Callable[[Event], None],
-    give_up: float | None = None,
-) -> dict[str, Any]:
-    """Leads a run from its settings to its report.
+@dataclass(frozen=True, slots=True)
+class Over(Event):
+    """The run is over; the coordinator that led it then has the report."""
+
+    kind: ClassVar[str] = "over"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
+    listens on. `emit` takes events; `give_up` is the trainer's."""
+
+    folder: SharedFolder
+    listen: Sequence[str]
+    emit: Callable[[Event], None]
+    announce: Sequence[str] = ()
+    give_up: float | None = None
+
+    @asynccontextmanager
+    async def network(
+        self, identity: Identity, initial_peers: Sequence[str]
+    ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
+        """This process's node, under an identity of the run. Raises `UnreachableError`."""
+        where = self.folder.path / identity.peer_id[-8:]
+        async with network_node(identity, where, self.listen, initial_peers, self.announce) as made:
+            yield made
+
+
+async def coordinate(settings: Settings, *, organizer: Identity, node: Node) -> dict[str, Any] | None:
+    """Leads a run from its settings to its report; None if another coordinator led it at its end.
 
     Raises `ManifestError`, `DataError`, `ModelError` before anything is started, `UnreachableError` if the node cannot
     listen, `StoppedError` (after an `Ended` event with the report so far) if the run cannot go on.
     """
     prepared = prepare(settings, organizer=organizer.public_hex, nonce=secrets.token_hex(16))
-    manifest, samples = prepared.manifest, prepared.samples()
-    run_id = manifest.run_id
-    signed = sign_manifest(organizer, manifest)
+    manifest = prepared.manifest
     identity = Identity.generate()
-    term = sign_term(identity, run_id, FIRST_TERM, delegate(organizer, run_id, identity.public_hex))
-    async with network_node(identity, folder.path / "coordinator", listen, ()) as (transport, directory):
-        trainer = Trainer(
-            manifest=manifest,
-            signature=signed.signature,
-            term=from_term(term),
+    part = _Part(
+        signed=sign_manifest(organizer, manifest),
+        manifest=manifest,
+        samples=prepared.samples(),
+        identity=identity,
+        delegation=delegate(organizer, manifest.run_id, identity.public_hex),
+    )
+    with CoordinatorState.claim(manifest.run_id, identity) if settings.pipeline.standby else nullcontext() as state:
+        async with node.network(identity, ()) as (transport, directory):
+            return await part.take(node, transport, directory, state, lead=True)
+
+
+async def stand_by(
+    run_id: str, *, organizer: Identity | None, initial_peers: Sequence[str], node: Node
+) -> dict[str, Any] | None:
+    """Follows whoever leads a run, leads it when nobody does, and so on to its end: the report if it led then.
+
+    `organizer` may be None where this coordinator has been before. Raises as `coordinate` does, and `TrustError` if the
+    organizer's key is not the run's.
+    """
+    with CoordinatorState.claim(run_id) as state:
+        if state.over:
+            node.emit(Over())
+            return None
+        identity = state.identity
+        known = dict.fromkeys((*initial_peers, *state.met()))
+        others = [address for address in known if peer_in(address) != identity.peer_id]
+        async with node.network(identity, others) as (transport, directory):
+            signed = state.manifest() or await ask_for_manifest(transport, directory, run_id)
+            manifest = parse_manifest(signed.canonical)
+            if not manifest.settings.pipeline.standby:
+                raise ManifestError(f"run {run_id[:12]} has no standbys: its manifest lacks pipeline.standby = true")
+            delegation = _delegation(state, manifest, organizer)
+            part = _Part(signed, manifest, take_up(manifest).samples(), identity, delegation)
+            return await part.take(node, transport, directory, state, lead=False)
+
+
+def _delegation(state: CoordinatorState, manifest: Manifest, organizer: Identity | None) -> bytes:
+    """The organizer's word that this coordinator may lead: the one that was kept, else a new one."""
+    kept = state.delegation()
+    if kept is not None:
+        check_delegation(manifest, Delegation(manifest.run_id, state.identity.public_hex, kept))
+        return kept
+    if organizer is None or organizer.public_hex != manifest.organizer:
+        found = "there is none here" if organizer is None else f"the one here is {organizer.public_hex[:16]}..."
+        raise TrustError(
+            f"a standby needs the key of the run's organizer ({manifest.organizer[:16]}...), and {found}: "
+            "copy it to this machine, or name its file with --organizer-key"
+        )
+    return delegate(organizer, manifest.run_id, state.identity.public_hex)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One coordinator's part in a run: all that it needs to lead it."""
+
+    signed: SignedManifest
+    manifest: Manifest
+    samples: Samples
+    identity: Identity
+    delegation: bytes
+
+    async def take(
+        self,
+        node: Node,
+        transport: P2PTransport,
+        directory: DHTDirectory,
+        state: CoordinatorState | None,
+        *,
+        lead: bool,
+    ) -> dict[str, Any] | None:
+        """To the end of the run: the report if this coordinator led it then."""
+        succession = Succession(
+            manifest=self.manifest,
+            signature=self.signed.signature,
+            identity=self.identity,
+            delegation=self.delegation,
             transport=transport,
             directory=directory,
-            arithmetic=RealArithmetic(manifest),
-            samples=samples,
-            emit=emit,
-            give_up=give_up,
+            arithmetic=RealArithmetic(self.manifest),
+            samples=self.samples,
+            emit=node.emit,
+            give_up=node.give_up,
         )
-        name = settings.model.name
-        join = f"swarm-peer join --model {name} --run {run_id} --initial-peers {' '.join(transport.addresses)}"
-        run = LocalRun(run_id, name, transport.addresses, os.getpid())
+        if state is not None:
+            state.keep_manifest(self.signed)
+            state.keep_delegation(self.delegation)
+            succession.highest, succession.remember = state.term(), state.keep_term
+        run = LocalRun(self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid())
         with advertised(run):
-            steps, microbatches = settings.train.steps, manifest.microbatches
-            emit(Listening(**asdict(run), stages=manifest.stages, steps=steps, microbatches=microbatches, join=join))
+            node.emit(self._listening(run))
+            meeting = asyncio.create_task(self._meet(succession, directory, state))
             try:
-                report = await trainer.run()
+                report = await succession.run(lead=lead)
             except StoppedError as error:
-                emit(Ended(str(error), trainer.report()))
+                if succession.trainer is not None:
+                    node.emit(Ended(str(error), succession.trainer.report()))
                 raise
-        emit(Ended("", report))
+            finally:
+                meeting.cancel()
+        if state is not None:
+            state.over = True
+        node.emit(Over() if report is None else Ended("", report))
         return report
+
+    def _listening(self, run: LocalRun) -> Listening:
+        settings = self.manifest.settings
+        where = f"--run {run.run_id} --initial-peers {' '.join(run.addresses)}"
+        return Listening(
+            **asdict(run),
+            stages=self.manifest.stages,
+            steps=settings.train.steps,
+            microbatches=self.manifest.microbatches,
+            join=f"swarm-peer join --model {settings.model.name} {where}",
+            stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
+        )
+
+    async def _meet(self, succession: Succession, directory: DHTDirectory, state: CoordinatorState | None) -> None:
+        """Keeps the addresses of those who are in the run: this coordinator may come again when its own are gone."""
+        for beat in count():
+            if state is None:
+                return
+            for stage in (TRAINER_STAGE, *range(self.manifest.stages)) if beat % LOOKS == 0 else ():
+                with suppress(UnreachableError):
+                    await directory.read(self.manifest.run_id, stage)
+            members = [] if succession.trainer is None else succession.trainer.roster.live()
+            state.keep_met({*directory.met, *(address for member in members for address in member.addresses)})
+            await asyncio.sleep(MEETING_SECONDS)

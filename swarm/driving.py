@@ -185,8 +185,8 @@ class Driver:
             known = path.get(entry.stage)
             path[entry.stage] = entry
             if known is None or (known.member, known.phase, known.begun) != (entry.member, entry.phase, entry.begun):
-                phase = pb.Phase.Name(entry.phase)
-                self.emit(events.Visited(step, index, entry.stage, entry.peer, phase))
+                phase, now = pb.Phase.Name(entry.phase), asyncio.get_running_loop().time()
+                self.emit(events.Visited(step, index, entry.stage, entry.peer, phase, now))
         self.steps[step].saw_begun(index, entries)
 
     def _credit(self, step: int, index: int, done: pb.Done, last: int) -> None:

@@ -49,7 +49,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, slots=True)
 class Visited(Event):
-    """A stage-visit has entered a phase (a name of `pb.Phase`)."""
+    """A stage-visit has entered a phase (a name of `pb.Phase`), as the trainer hears of it."""
 
     kind: ClassVar[str] = "visited"
     step: int
@@ -57,11 +57,13 @@ class Visited(Event):
     stage: int
     peer: str
     phase: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped(Event):
-    """A step is committed. `seconds`: first Run to Commit; `loss`: nats per label token."""
+    """A step is committed. `seconds`: first Run to Commit; `loss`: nats per label token; `reissued`: stage-visits
+    begun beyond the first."""
 
     kind: ClassVar[str] = "stepped"
     step: int
@@ -71,6 +73,7 @@ class Stepped(Event):
     seconds: float
     version: int
     replicas: tuple[int, ...]
+    reissued: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from .messages import Body, pack, payload_length, unpack
 from .transport import Stream, Transport
 
 CHUNK_BYTES = 1 << 20
-IDLE_STREAMS_PER_PEER = 8
+IDLE_STREAMS = 8
+"""Kept a peer, unless more visits may be open there at once: opening one anew costs several round trips."""
 HEARTBEAT_SECONDS = 1.0
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
@@ -117,12 +118,13 @@ class _Link:
 @dataclass
 class Pool:
     """Streams to peers, reused from exchange to exchange. `addresses` says where peers can be dialled, `silence` how
-    many seconds a peer with open exchanges may be silent."""
+    many seconds a peer with open exchanges may be silent, `idle` how many streams to a peer are kept between exchanges."""
 
     transport: Transport
     meter: Meter
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     silence: float = 3.0
+    idle: int = IDLE_STREAMS
     _links: dict[str, _Link] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -153,7 +155,7 @@ class Pool:
         except BaseException:
             channel.close()
             raise
-        if len(link.idle) < IDLE_STREAMS_PER_PEER:
+        if len(link.idle) < self.idle:
             link.idle.append(channel)
         else:
             channel.close()

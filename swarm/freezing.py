@@ -1,12 +1,14 @@
-"""From settings to a run: reads texts and model on the organizer's machine and freezes the manifest.
+"""From settings to a run: reads texts and model on the organizer's machine and freezes the manifest; and what a
+coordinator that comes later needs beside a frozen one.
 
 Errors: `ManifestError`, `DataError`, `ModelError`, each naming what to change.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError, ManifestError
+from ..errors import DataError, ManifestError, ModelError
 from .data import Corpus, CorpusSamples, file_digest
 from .manifest import LlamaShape, Manifest, Settings, freeze
 from .model import config
@@ -55,6 +57,33 @@ def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
         nonce=nonce,
     )
     return Prepared(manifest, folder, Corpus.from_texts(texts, tokenizer), Corpus.from_texts(heldout, tokenizer))
+
+
+def take_up(manifest: Manifest) -> Prepared:
+    """What a coordinator holds beside a manifest that was frozen before, perhaps on another machine.
+
+    Raises `DataError` or `ModelError` if a text or tokenizer here is not the one that the run is trained on.
+    """
+    settings = manifest.settings
+    folder = model_path(settings.model.name)
+    tokenizer, tokenizer_digest = _tokenizer(folder)
+    if tokenizer_digest != manifest.tokenizer_sha256:
+        raise ModelError(
+            f"the tokenizer of {settings.model.name!r} here has digest {tokenizer_digest}; "
+            f"the run wants {manifest.tokenizer_sha256}: fetch the model that the run was started with"
+        )
+    texts = _same_texts(settings.data.texts, manifest.texts_sha256)
+    heldout = _same_texts(settings.data.heldout, manifest.heldout_sha256)
+    return Prepared(manifest, folder, Corpus.from_texts(texts, tokenizer), Corpus.from_texts(heldout, tokenizer))
+
+
+def _same_texts(names: Sequence[str], digests: Sequence[str]) -> list[Path]:
+    paths = [text_path(name) for name in names]
+    for path, wanted in zip(paths, digests, strict=True):
+        found = file_digest(path)
+        if found != wanted:
+            raise DataError(f"{path} has digest {found}; the run is trained on {wanted}: bring the same file here")
+    return paths
 
 
 def _tokenizer(folder: Path | None) -> tuple[Tokenizer, str | None]:

@@ -32,7 +32,7 @@ def advertised(run: LocalRun) -> Iterator[None]:
     """Keeps a run findable on this machine while the block lasts."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{run.run_id}.json"
+    path = folder / f"{run.run_id}.{run.pid}.json"
     unfinished = path.with_suffix(".new")
     unfinished.write_text(json.dumps(asdict(run)), encoding="utf-8")
     unfinished.replace(path)

@@ -152,21 +152,25 @@ class P2PTransport:
         *,
         socket_folder: Path,
         listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        announce: Sequence[str] = (),
         initial_peers: Sequence[str] = (),
         startup_timeout: float = STARTUP_SECONDS,
     ) -> "P2PTransport":
         """Starts p2pd as `identity` and connects it to `initial_peers` (multiaddrs ending in /p2p/<peer id>).
 
-        `socket_folder` is made if need be (0700) and gets the daemon's sockets; the private key lies there, 0600, only
-        until p2pd has read it. Raises `UnreachableError` if p2pd does not start or no initial peer answers,
-        `UsageError` if the folder's path leaves no room for a socket's name.
+        Others are told the addresses `announce` in place of those it listens on, if there are any: a forwarded port's,
+        say. `socket_folder` is made if need be (0700) and gets the daemon's sockets; the private key lies there, 0600,
+        only until p2pd has read it. Raises `UnreachableError` if p2pd does not start or no initial peer answers,
+        `UsageError` if the folder's path leaves no room for a socket's name or nobody could dial what is announced.
         """
+        announced = _announceable(announce, identity.peer_id)
         daemon = _daemon_in(socket_folder)
         key_file = _write_key(identity, socket_folder)
         try:
             p2p = await daemon.create(
                 identity_path=str(key_file),
                 host_maddrs=list(listen),
+                announce_maddrs=announced or None,
                 auto_nat=False,
                 nat_port_map=False,
                 check_if_identity_free=False,
@@ -234,7 +238,9 @@ class P2PTransport:
         return not self._closed and self.p2p._child.returncode is None
 
     async def serve(self, handler: StreamHandler) -> None:
-        self._handler = handler
+        known, self._handler = self._handler, handler
+        if known is not None:
+            return
         await self.p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve)
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -391,6 +397,20 @@ def peer_in(address: str) -> str:
         return peer_id_of(public_key_of(peer))
     except TrustError as error:
         raise UnreachableError(f"{address!r} does not end in /p2p/ and an Ed25519 peer id") from error
+
+
+def _announceable(addresses: Sequence[str], peer: str) -> list[str]:
+    """The addresses without the peer's own id at their end. Raises `UsageError` for one that nobody could dial."""
+    announced = [address.removesuffix(f"/p2p/{peer}") for address in addresses]
+    for address in announced:
+        try:
+            parsed = Multiaddr(address)
+            port = parsed["tcp"]
+        except Exception as error:  # see `_dialable`
+            raise UsageError(f"{address!r} is not a multiaddr such as /ip4/203.0.113.7/tcp/4001: {error}") from error
+        if port == "0":
+            raise UsageError(f"{address} cannot be announced: it names no port")
+    return announced
 
 
 def _dialable(peer: str, addresses: Sequence[str]) -> list[bytes]:

@@ -20,7 +20,7 @@ from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation
 from .directory import TRAINER_STAGE, Directory, Record
-from .exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
@@ -182,6 +182,7 @@ class Peer:
         authority = Authority(manifest, self.transport.peer_id, asyncio.get_running_loop().time)
         authority.admit(welcome.term, trainer)
         self.pool.silence = manifest.settings.pipeline.silence
+        self.pool.idle = max(IDLE_STREAMS, manifest.settings.pipeline.slots)
         backend = await self.device.run(BACKGROUND, lambda: self.parts.backend(manifest, stage))
         run_id = manifest.run_id
         seed = int.from_bytes(hashlib.sha256(f"{manifest.settings.seed}/{welcome.member}".encode()).digest()[:8])

@@ -92,10 +92,20 @@ class SharedFolder:
 
 @asynccontextmanager
 async def network_node(
-    identity: Identity, folder: Path, listen: Sequence[str], initial_peers: Sequence[str]
+    identity: Identity,
+    folder: Path,
+    listen: Sequence[str],
+    initial_peers: Sequence[str],
+    announce: Sequence[str] = (),
 ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
-    """A libp2p node and its part of the directory, closed at the end of the block. Raises `UnreachableError`."""
-    transport = await P2PTransport.create(identity, socket_folder=folder, listen=listen, initial_peers=initial_peers)
+    """A libp2p node and its part of the directory, closed at the end of the block.
+
+    `announce`: the addresses that others are told, if they are not those it listens on. Raises `UnreachableError`,
+    `UsageError`.
+    """
+    transport = await P2PTransport.create(
+        identity, socket_folder=folder, listen=listen, announce=announce, initial_peers=initial_peers
+    )
     try:
         directory = await DHTDirectory.create(transport, identity, initial_peers=initial_peers)
         try:

@@ -1,14 +1,22 @@
 """Events as lines for people: what a coordinator prints when nobody reads its JSON."""
 
-from .coordinator import Ended, Listening
+from .coordinator import Ended, Listening, Over
 from .events import Evaluated, Event, Joined, Lost, Ready, Rerouted, Stepped, Waiting
+from .succession import Follows, Leads
 
 
 def line_of(event: Event) -> str | None:
     """One line, or None for events that are too fine to print."""
     match event:
         case Listening():
-            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n"
+            stand_by = f"\nanother coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
+            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n{stand_by if event.stand_by else ''}"
+        case Leads():
+            return f"leading the run in term {event.term}"
+        case Follows():
+            return f"standing by; the run is led by {event.trainer[-8:]} in term {event.term}"
+        case Over():
+            return "the run is over; the coordinator that led it has the report"
         case Joined():
             return f"peer {event.peer[-8:]} joins stage {event.stage}"
         case Ready():

@@ -422,6 +422,7 @@ class Trainer:
                 seconds=step.seconds,
                 version=self._version_of(step.number),
                 replicas=tuple(len(self.roster.live(stage)) for stage in stages),
+                reissued=step.totals(self.manifest.stages, self.manifest.microbatches).reissued,
             )
         )
         await self.closing.announce(commit)

@@ -52,7 +52,7 @@ class Transport(Protocol):
 
     async def serve(self, handler: StreamHandler) -> None:
         """From now on runs `handler(stream)` in a task of its own for each incoming stream, and closes the stream after
-        it. To be called once."""
+        it; a later handler takes the place of the one before."""
         ...
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> Stream:

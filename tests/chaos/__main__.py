@@ -4,13 +4,17 @@
     python -m tests.chaos replay SEED [--log FILE]            run one seed again and show (or write) its event log
     python -m tests.chaos replay --file SCHEDULE.json         the same for a schedule that was shrunk or written by hand
     python -m tests.chaos shrink SEED [--out FILE]            find a smallest schedule that still breaks
+    python -m tests.chaos real SEED [--minutes 5] [--report FILE] [--logs FOLDER]
+                                                              the same on real processes: kills, freezes, bad links
 
 Exit code 1 if a promise was broken.
 """
 
 import argparse
 import contextlib
+import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tests.chaos.checks import check_promises
@@ -41,9 +45,16 @@ def main() -> int:
         one.add_argument("seed", type=int, nargs="?")
         one.add_argument("--file", type=Path, help="a schedule as JSON instead of a seed")
         one.add_argument("--log" if name == "replay" else "--out", type=Path, dest="out")
-    for command in commands.choices.values():
+    real = commands.add_parser("real", help="run one seed on real processes (needs the fetched texts)")
+    real.add_argument("seed", type=int)
+    real.add_argument("--minutes", type=float, default=5.0, help="how long things go wrong (default: 5)")
+    real.add_argument("--report", type=Path, help="write the report here, JSON")
+    real.add_argument("--logs", type=Path, help="keep the processes' logs and all events in this folder")
+    for command in [commands.choices[name] for name in ("run", "replay", "shrink")]:
         command.add_argument("--mutant", choices=sorted(MUTANTS), help="with this rule of the protocol broken")
     options = parser.parse_args()
+    if options.command == "real":
+        return run_real(options)
     with MUTANTS[options.mutant].broken() if options.mutant else contextlib.nullcontext():
         if options.command == "run":
             return run_several(options.first, options.last)
@@ -65,6 +76,25 @@ def run_several(first: int, last: int) -> int:
             print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
     print(f"{bad} of {last - first} schedules broke a promise; the longest took {longest:.1f} virtual seconds")
     return bool(bad)
+
+
+def run_real(options: argparse.Namespace) -> int:
+    from tests.chaos.real import RealChaos  # torch takes seconds to import
+
+    chaos = RealChaos(options.seed, options.minutes * 60, tell=lambda line: print(line, flush=True), logs=options.logs)
+    try:
+        report = chaos.run()
+    except Exception as error:
+        print(f"seed {options.seed} of {options.minutes} minutes; carried out:")
+        for fault in chaos.done:
+            print(f"  {json.dumps(fault)}")
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    if options.report:
+        options.report.write_text(json.dumps({**report, "chaos": chaos.done}, indent=2) + "\n", encoding="utf-8")
+    counts = Counter(fault["kind"] for fault in chaos.done)
+    print(f"every promise kept; carried out: {', '.join(f'{counts[kind]} x {kind}' for kind in sorted(counts))}")
+    return 0
 
 
 def replay(schedule: Schedule, out: Path | None) -> int:

@@ -1,0 +1,314 @@
+"""Carries out a seeded fault schedule on real processes, and says whether the run kept its promises.
+
+A swarm as `demo --model tiny --replicas 3` starts it, and a standby; every link goes through a loopback proxy, whose
+addresses are the only ones that anybody announces. What goes wrong and when is drawn from the seed (`draw_real`); whom
+it hits is decided when the time has come, from those whom it may hit: never the last up-to-date replica of a stage, and
+a trainer only while another coordinator follows it. Who was killed is started again under its identity, a trainer as
+standby. Wall-clock time: the same seed draws the same faults, not the same run.
+
+Fails with `StuckError` when the run does not end in time, and with `AssertionError` for a promise that it broke.
+"""
+
+import heapq
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from swarm_peer.errors import StuckError
+from swarm_peer.peer.local_swarm import Child, LocalSwarm
+from swarm_peer.peer.reference import run_reference
+from swarm_peer.peer.watching import Watching
+from swarm_peer.simulations.loopback_proxy import ProxyNet
+from swarm_peer.swarm.freezing import prepare
+from swarm_peer.swarm.manifest import parse_settings
+from swarm_peer.swarm.process import SharedFolder
+
+STAGES, REPLICAS = 3, 3
+BATCH = 32
+STEPS_A_MINUTE = 20
+"""With links of `DELAY_SECONDS` a step takes about three seconds on any machine that computes faster than that."""
+
+DELAY_SECONDS = 0.2
+LOSS_TOLERANCE = 1e-3
+
+DISTURBANCE_SECONDS, KILL_SECONDS, TRAINER_SECONDS = 10.0, 20.0, 110.0
+"""Mean times between disturbances, kills of peers, kills of the trainer."""
+
+DISTURBANCES = {"freeze": 3, "cut": 3, "one-way cut": 1, "stall": 2, "thin": 2, "delay": 1}
+THIN_BYTES_PER_SECOND = 20_000.0
+SLOW_DELAY_SECONDS = 0.5
+COMING_BACK_SECONDS = (3.0, 6.0)
+"""Between a kill and the start of its successor: the killed one's network daemon is gone by then."""
+
+RETRY_SECONDS, RETRIES = 0.5, 20
+"""How often, and how many times, a fault that may hit nobody now is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealFault:
+    """`at` and `seconds` as in `schedules.Fault`; `choice` in [0, 1) picks among those whom it may hit."""
+
+    kind: str
+    at: float
+    seconds: float
+    choice: float
+    other: float = 0.0
+
+
+def draw_real(seed: int, seconds: float) -> list[RealFault]:
+    """The faults of a run of this length, by time. Trainer kills (one at least) are evenly spread."""
+    draw = random.Random(f"real chaos {seed}")
+    faults = []
+    at = draw.uniform(0.3, 1.0) * DISTURBANCE_SECONDS
+    while at < seconds:
+        kind = draw.choices(list(DISTURBANCES), list(DISTURBANCES.values()))[0]
+        faults.append(RealFault(kind, at, draw.choice((1.0, 2.0, 5.0, 8.0)), draw.random(), draw.random()))
+        at += draw.uniform(0.7, 1.3) * DISTURBANCE_SECONDS
+    at = draw.uniform(0.3, 0.6) * KILL_SECONDS
+    while at < seconds:
+        faults.append(RealFault("kill", at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
+        at += draw.uniform(0.7, 1.3) * KILL_SECONDS
+    kills = max(1, int(seconds / TRAINER_SECONDS))
+    for number in range(kills):
+        at = seconds * (number + draw.uniform(0.3, 0.6)) / kills
+        faults.append(RealFault("trainer kill", at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+def manifest_toml(seed: int, steps: int) -> str:
+    return f"""
+seed = {seed}
+[model]
+name = "tiny"
+stages = {STAGES}
+[train]
+mode = "full"
+steps = {steps}
+batch = {BATCH}
+[data]
+sequence_length = 64
+[optimizer]
+learning_rate = 3e-3
+warmup_steps = 3
+[pipeline]
+standby = true
+min_replicas = {REPLICAS}
+"""
+
+
+@dataclass
+class RealChaos:
+    """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `tell` is given lines for people."""
+
+    seed: int
+    seconds: float
+    tell: Callable[[str], None]
+    environment: dict[str, str] = field(default_factory=dict)
+    logs: Path | None = None
+    log: list[str] = field(default_factory=list)
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.faults = draw_real(self.seed, self.seconds)
+        self.toml = manifest_toml(self.seed, max(8, round(self.seconds / 60 * STEPS_A_MINUTE)))
+        self.report: dict[str, Any] | None = None
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._began = time.monotonic()
+        self._started = False
+        self._watching = Watching()
+        self._down: dict[str, int] = {}
+        self._followers: dict[str, float] = {}
+        self._first: dict[str, Any] = {}
+        self._net: ProxyNet
+        self.swarm: LocalSwarm
+
+    # ---- the run
+
+    def run(self) -> dict[str, Any]:
+        """To the end of the run and of its processes: the report, checked."""
+        folder = SharedFolder.temporary()
+        with ProxyNet(delay=DELAY_SECONDS) as self._net:
+            state = {"SWARM_PEER_STATE": str(folder.path / "state")}
+            self.swarm = LocalSwarm("tiny", folder, {**self.environment, **state})
+            self._later(120.0, self._overdue)
+            try:
+                self.swarm.start_coordinator(self.toml, *self._flags("coordinator"))
+                for event in self.swarm.events(self._act, pause=0.05):
+                    self._see(event)
+                    if self.report is not None:
+                        break
+            finally:
+                for child in self.swarm.children.values():
+                    self._thaw(child)
+                self.swarm.close()
+                self._keep_logs(folder.path)
+                folder.leave()
+        assert self.report is not None, "every coordinator ended, and none has a report"
+        self.check(self.report)
+        return self.report
+
+    def _flags(self, name: str) -> tuple[str, ...]:
+        return ("--listen", self._net.listen_for(name), "--announce", self._net.address_for(name))
+
+    def _keep_logs(self, folder: Path) -> None:
+        if self.logs is not None:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("*.log"):
+                shutil.copy(path, self.logs)
+            (self.logs / "events.jsonl").write_text("\n".join(self.log) + "\n", encoding="utf-8")
+
+    def check(self, report: dict[str, Any]) -> None:
+        """P1 and P2: each microbatch counted once, equal states, the reference's loss at every step."""
+        settings = parse_settings(self.toml)
+        torch.set_num_threads(1)  # more of them only wait for each other at this size
+        prepared = prepare(settings, organizer="0" * 64, nonce="0" * 32)
+        expected = run_reference(prepared.manifest, prepared.corpus, prepared.heldout, prepared.folder)
+        ledger = report["ledger"]
+        assert (ledger["lost"], ledger["duplicated"]) == (0, 0)
+        assert ledger["microbatches"] == settings.train.steps * BATCH
+        assert len(report["steps"]) == settings.train.steps
+        for ours, theirs in zip(report["steps"], expected["steps"], strict=True):
+            assert (ours["step"], ours["version"]) == (theirs["step"], theirs["version"])
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=LOSS_TOLERANCE), f"step {ours['step']}"
+        for replica in report["replicas"]:
+            assert replica["version"] == settings.train.steps
+            assert len(set(replica["digests"].values())) == 1, f"stage {replica['stage']}: the states differ"
+
+    # ---- time
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._number, call))
+
+    def _act(self) -> None:
+        while self._due and self._due[0][0] <= time.monotonic():
+            heapq.heappop(self._due)[2]()
+
+    def _overdue(self) -> None:
+        words = "\n".join(f"--- {name}:\n{self.swarm.last_words(name)[-500:]}" for name in self.swarm.children)
+        raise StuckError(f"the run is not at its end after {time.monotonic() - self._began:.0f} s\n{words}")
+
+    # ---- what the coordinators say
+
+    def _see(self, event: dict[str, Any]) -> None:
+        kind, by = event["event"], event["by"]
+        leads = self._watching.see(event)
+        if kind != "visited":
+            self._note({key: value for key, value in event.items() if key != "report"})
+        if kind == "listening" and not self._first:
+            self._first = event
+            self.swarm.start_standby(event["run_id"], event["addresses"], *self._flags("standby"))
+            for number in range(STAGES * REPLICAS):
+                self._start_peer(number)
+        elif kind == "leads":
+            self._followers.clear()
+        elif kind == "follows":
+            self._followers[by] = time.monotonic()
+        elif kind == "ended":
+            assert event["error"] == "", event["error"]
+            self.report = event["report"]
+        elif kind == "stepped" and leads:
+            self.tell(f"{time.monotonic() - self._began:6.1f} s  step {event['step']}: loss {event['loss']:.4f}")
+            if not self._started:
+                self._start_faults()
+
+    def _start_faults(self) -> None:
+        """The schedule's time begins with the first step; so does that by which the run must be at its end."""
+        self._started = True
+        self._due.clear()
+        self._later(4 * self.seconds + 120.0, self._overdue)
+        for fault in self.faults:
+            self._later(fault.at, lambda fault=fault: self._carry_out(fault))
+
+    def _start_peer(self, number: int) -> None:
+        name = f"peer-{number}"
+        self.swarm.start_peer(number, self._first["run_id"], self._first["addresses"], *self._flags(name))
+
+    # ---- faults
+
+    def _carry_out(self, fault: RealFault, tries: int = 0) -> None:
+        target = self._target(fault)
+        if target is not None:
+            what = self._strike(fault, target)
+            self.done.append({**asdict(fault), "target": target, **what})
+            self._note({"event": "chaos", **self.done[-1]})
+            self.tell(f"{time.monotonic() - self._began:6.1f} s  {fault.kind} {target} {what or ''}")
+        elif tries < RETRIES:
+            self._later(RETRY_SECONDS, lambda: self._carry_out(fault, tries + 1))
+
+    def _target(self, fault: RealFault) -> str | None:
+        """The name of the process that it hits; None if it may hit nobody now."""
+        if fault.kind == "trainer kill":
+            well = [name for name in self._followers if name not in self._down and self._alive(name)]
+            followed = any(time.monotonic() > self._followers[name] + 2.0 for name in well)
+            leader = self._watching.leader
+            return leader if followed and leader not in self._down else None
+        children = self.swarm.children
+        down = {child.peer for child in children.values() if child.name in self._down or not child.alive}
+        peers = self._watching.may_fail(down)
+        return self.swarm.child_of(peers[int(fault.choice * len(peers))]).name if peers else None
+
+    def _alive(self, name: str) -> bool:
+        return self.swarm.children[name].alive
+
+    def _strike(self, fault: RealFault, name: str) -> dict[str, Any]:
+        child = self.swarm.children[name]
+        if fault.kind in ("kill", "trainer kill"):
+            self.swarm.kill(child)
+            self._back(name, fault.seconds, lambda: self._start_again(child))
+            return {}
+        if fault.kind == "freeze":
+            self.swarm.freeze(child)
+            self._back(name, fault.seconds, lambda: self._thaw(child))
+            return {}
+        return self._spoil_link(fault, name)
+
+    def _spoil_link(self, fault: RealFault, name: str) -> dict[str, Any]:
+        others = [other for other in self.swarm.children if other != name]
+        other = others[int(fault.other * len(others))]
+        if fault.kind in ("cut", "one-way cut"):
+            self._net.cut(name, other, both=fault.kind == "cut")
+            self._back(name, fault.seconds, lambda: self._net.heal(name, other))
+        elif fault.kind == "stall":
+            self._net.stall(name, other, fault.seconds)
+        elif fault.kind == "thin":
+            self._net.thin(name, other, THIN_BYTES_PER_SECOND)
+            self._later(fault.seconds, lambda: self._net.thin(name, other, 0.0))
+        else:
+            self._net.delay(name, other, SLOW_DELAY_SECONDS)
+            self._later(fault.seconds, lambda: self._net.delay(name, other, DELAY_SECONDS))
+        return {"link_to": other}
+
+    def _back(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Undoes a fault after `seconds`; meanwhile the process counts as down."""
+        self._down[name] = 1
+
+        def undo() -> None:
+            del self._down[name]
+            call()
+
+        self._later(seconds, undo)
+
+    def _start_again(self, child: Child) -> None:
+        self._note({"event": "started again", "target": child.name})
+        if child.peer:
+            self._start_peer(int(child.name.removeprefix("peer-")))
+        else:
+            first = self._first
+            flags = self._flags(child.name)
+            self.swarm.start_standby(first["run_id"], first["addresses"], *flags, name=child.name)
+
+    def _thaw(self, child: Child) -> None:
+        if child.alive:
+            self.swarm.thaw(child)
+
+    def _note(self, what: dict[str, Any]) -> None:
+        self.log.append(json.dumps({"t": round(time.monotonic() - self._began, 3), **what}))
