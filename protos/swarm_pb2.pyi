@@ -437,7 +437,7 @@ class Follow(_message.Message):
     def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., led: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
 
 class Past(_message.Message):
-    __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout")
+    __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout", "heldout_after", "replicas")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +445,8 @@ class Past(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     HELDOUT_FIELD_NUMBER: _ClassVar[int]
+    HELDOUT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     step: int
     loss: Scalar
     grad_norm: Scalar
@@ -452,7 +454,9 @@ class Past(_message.Message):
     seconds: float
     totals: Totals
     heldout: Scalar
-    def __init__(self, step: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., grad_norm: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., heldout: _Optional[_Union[Scalar, _Mapping]] = ...) -> None: ...
+    heldout_after: Scalar
+    replicas: str
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., grad_norm: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., heldout: _Optional[_Union[Scalar, _Mapping]] = ..., heldout_after: _Optional[_Union[Scalar, _Mapping]] = ..., replicas: _Optional[str] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("member", "peer", "addresses")

@@ -19,7 +19,7 @@ from ..swarm.keys import Identity, SignedManifest, SignedTerm
 from ..swarm.manifest import Manifest
 from ..swarm.peer import Parts, Peer
 from ..swarm.succession import Succession
-from ..swarm.trainer import Trainer
+from ..swarm.trainer import FAREWELL_SECONDS, Trainer
 from .devices import SimulatedDevice
 from .directory import MemoryDirectory
 from .network import MemoryNetwork, MemoryTransport
@@ -97,6 +97,10 @@ class SimulatedSwarm:
     async def _run_coordinator(self, coordinator: Succession, transport: MemoryTransport, lead: bool) -> None:
         try:
             report = await coordinator.run(lead=lead)
+            if report is None:
+                # Whoever has led has the fuller one, unless it is killed now.
+                await asyncio.sleep(FAREWELL_SECONDS + 1.0)
+                report = coordinator.known_report()
             if report is not None and not self._report.done():
                 self._report.set_result(report)
         except asyncio.CancelledError:

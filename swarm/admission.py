@@ -14,6 +14,7 @@ from typing import Protocol
 from ..errors import TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
+from .conditions import Signal
 from .exchange import Channel, Meter
 from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
@@ -49,6 +50,10 @@ class Listener(Protocol):
 
     def closed_marker(self) -> int: ...
 
+    def settled(self) -> int:
+        """The step below which nothing changes any more of what a standby is told."""
+        ...
+
     def past(self, step: int) -> Sequence[pb.Past]: ...
 
     def learn(self, past: pb.Past) -> None: ...
@@ -66,13 +71,15 @@ class Admission:
     listener: Listener
     joined: Callable[[Member], None]
     _channels: dict[int, Channel] = field(default_factory=dict)
-    _standbys: list[Channel] = field(default_factory=list)
+    _standbys: dict[Channel, int] = field(default_factory=dict)
+    """By standby: the step below which it has been told everything."""
 
     def __post_init__(self) -> None:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
         self._over = asyncio.Event()
         self._news = asyncio.Event()
+        self._told = Signal()
         self._closed = False
 
     def proves_higher(self, term: pb.Term) -> bool:
@@ -97,7 +104,7 @@ class Admission:
             async with asyncio.timeout(self._pace.silence):
                 hello, _ = await channel.receive(0)
             if isinstance(hello, pb.Follow):
-                self._standbys.append(channel)
+                self._standbys[channel] = 0
                 await self._lead(channel, hello)
                 return
             refusal = self._refusal(hello)
@@ -119,8 +126,7 @@ class Admission:
             why = str(error)
         finally:
             stream.close()
-            if channel in self._standbys:
-                self._standbys.remove(channel)
+            self._standbys.pop(channel, None)
             if member is not None:
                 self._channels.pop(member.number, None)
                 self.listener.lost(member, why)
@@ -140,6 +146,8 @@ class Admission:
             return pb.Refused(reason=pb.WRONG_STAGE, detail=detail)
         if len(hello.addresses) > MAX_ADDRESSES or any(len(text) > MAX_ADDRESS_LENGTH for text in hello.addresses):
             return pb.Refused(reason=pb.MALFORMED, detail=f"more than {MAX_ADDRESSES} addresses, or too long ones")
+        if self._over.is_set():
+            return pb.Refused(reason=pb.CLOSED, detail="the run is finished")
         if hello.HasField("term") and (self.proves_higher(hello.term) or self._shares_number(hello.term)):
             self.listener.fenced(hello.term)
             return pb.Refused(reason=pb.FENCED, detail="a higher term leads", proof=hello.term)
@@ -189,7 +197,9 @@ class Admission:
             for past in self.listener.past(step):
                 await channel.send(past)
                 # A step that is not closed is told again when it is: until then its totals may change.
-                step = max(step, min(past.step + 1, self.listener.closed_marker()))
+                step = max(step, min(past.step + 1, self.listener.settled()))
+            self._standbys[channel] = step
+            self._told.notify()
             await channel.send(pb.Heartbeat())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.heartbeat):
@@ -200,6 +210,15 @@ class Admission:
     def committed(self) -> None:
         """Tells the standbys what is new at once: the trainer may be gone in a moment."""
         self._news.set()
+
+    async def conclude(self) -> None:
+        """Waits until every standby knows all that there is to report, or is gone: only then may anyone leave."""
+        self.committed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.silence):
+                await self._told.wait_for(
+                    lambda: all(step >= self.listener.settled() for step in self._standbys.values())
+                )
 
     def finish(self) -> None:
         """Tells the standbys that the run is over."""

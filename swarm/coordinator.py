@@ -171,7 +171,7 @@ class _Part:
         *,
         lead: bool,
     ) -> dict[str, Any] | None:
-        """To the end of the run: the report if this coordinator led it then."""
+        """To the end of the run: the report; if another led it then, as far as it has told."""
         succession = Succession(
             manifest=self.manifest,
             signature=self.signed.signature,
@@ -202,7 +202,10 @@ class _Part:
                 meeting.cancel()
         if state is not None:
             state.over = True
-        node.emit(Over() if report is None else Ended("", report))
+        if report is None:
+            node.emit(Over())
+            return succession.known_report()
+        node.emit(Ended("", report))
         return report
 
     def _listening(self, run: LocalRun) -> Listening:

@@ -101,6 +101,8 @@ class Peer:
             try:
                 return await self._serve_under(trainer, run_id, stage)
             except (UnreachableError, RefusedError, WireError, TrustError) as error:
+                if isinstance(error, RefusedError) and error.reason == "CLOSED":
+                    return error.detail
                 if self.host is None and (isinstance(error, RefusedError) or began > first_try + FIND_TRAINER_SECONDS):
                     raise
                 if self.host is not None and isinstance(error, RefusedError):

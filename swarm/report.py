@@ -1,8 +1,10 @@
 """The report of a run: a JSON document of what happened, documented field by field in the README of this folder."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import ProtocolError
 from .backend import Scalar
 from .exchange import Meter
 from .faults import FaultLog
@@ -65,6 +67,17 @@ def make_report(
             "tokens": sum(step.tokens for step in committed),
         },
     }
+
+
+def parse_replicas(text: str) -> list[dict[str, Any]]:
+    """A report's list of replicas as another trainer has sent it. Raises `ProtocolError`."""
+    try:
+        replicas = json.loads(text)
+    except ValueError as error:
+        raise ProtocolError(f"a trainer sent a list of replicas that is not JSON: {error}") from error
+    if not isinstance(replicas, list) or not all(isinstance(entry, dict) for entry in replicas):
+        raise ProtocolError("a trainer sent a list of replicas that is none")
+    return replicas
 
 
 def _replicas(stage: int, live: Sequence[Member]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .conditions import heed_cancellation
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Samples
 from .exchange import Channel, Meter
-from .keys import Identity, check_term, public_key_of, sign_term
+from .keys import Identity, SignedTerm, check_term, public_key_of, sign_term
 from .manifest import Manifest
 from .trainer import Trainer
 from .transport import Transport
@@ -108,7 +108,18 @@ class Succession:
         self.remember(number)
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
         self.highest = number
-        self.trainer = Trainer(
+        self.trainer = self._make_trainer(term)
+        self.emit(Leads(number))
+        report: dict[str, Any] = await self.trainer.run()
+        return report
+
+    def known_report(self) -> dict[str, Any] | None:
+        """After a run that another has led to its end: the report of what it has told, if it has told everything."""
+        trainer = self._make_trainer(sign_term(self.identity, self.manifest.run_id, self.highest, self.delegation))
+        return trainer.recall() if trainer.knows_all else None
+
+    def _make_trainer(self, term: SignedTerm) -> Trainer:
+        return Trainer(
             manifest=self.manifest,
             signature=self.signature,
             term=from_term(term),
@@ -120,9 +131,6 @@ class Succession:
             give_up=self.give_up,
             known=[self._past[step] for step in sorted(self._past)],
         )
-        self.emit(Leads(number))
-        report: dict[str, Any] = await self.trainer.run()
-        return report
 
     async def _follow(self) -> None:
         """Returns when there is nobody to follow any more. Raises `_Over`."""
@@ -154,7 +162,7 @@ class Succession:
         async with asyncio.timeout(silence) as limit:
             channel = Channel(await self.transport.open(record.peer, record.addresses), Meter())
             try:
-                follow = pb.Follow(run=self.manifest.run_id, step=max(self._past, default=-1) + 1)
+                follow = pb.Follow(run=self.manifest.run_id, step=max(self._past, default=0))
                 if self.trainer is not None:
                     follow.led.CopyFrom(self.trainer.term)
                 await channel.send(follow)

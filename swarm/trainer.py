@@ -13,11 +13,13 @@ Errors: `StoppedError` when the run cannot go on, `FencedError` when another tra
 """
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from ..errors import FencedError, StoppedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -36,7 +38,7 @@ from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import from_scalar, to_scalar
 from .neighbours import Neighbours
 from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS, SEQUENCE_BITS
-from .report import make_report
+from .report import make_report, parse_replicas
 from .roster import Member, Roster
 from .steps import Step
 from .transport import Transport
@@ -47,6 +49,9 @@ WINDOW_SHARE = 0.8
 """Share of the narrowest stage's slots that microbatches in flight may take."""
 
 FAREWELL_SECONDS = 5.0
+
+LINGER_SECONDS = 10.0
+"""How long a trainer that finds the run finished goes on telling so: longer than peers take to find it."""
 
 BENCH_SECONDS = 10.0
 """How long a replica sits out that another one cannot reach; twice as long every time."""
@@ -91,6 +96,9 @@ class Trainer:
         self.founders = self._last_members = 0
         self._told = {past.step: past for past in self.known}
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._replicas: list[Any] = []
+        """At the end of the run, as a trainer before this one saw it."""
+
         self._benched: dict[str, tuple[float, float]] = {}
         neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
         self.neighbours = neighbours
@@ -160,6 +168,10 @@ class Trainer:
 
     async def _train(self) -> None:
         settings = self.manifest.settings
+        if self.knows_all:
+            self.recall()
+            await self._conclude_for_another()
+            return
         await self.signal.wait_for(self._crewed)
         await self._tell_founders()
         self._started = True
@@ -184,6 +196,31 @@ class Trainer:
                 self._drive(number, index)
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
         self.heldout["after"] = await self._evaluate(settings.train.steps)
+        await self.admission.conclude()
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether the run had come to its end before this trainer's term, and it was told of all of it."""
+        steps = range(self.manifest.settings.train.steps)
+        return all(step in self._told for step in steps) and self._told[steps[-1]].HasField("heldout_after")
+
+    def recall(self) -> dict[str, object]:
+        """The report of a run that another trainer has led to its end and told everything of."""
+        self.closing.closed = self.closing.committed = self.manifest.settings.train.steps
+        for past in self._told.values():
+            self._remember(past)
+        return self.report()
+
+    async def _conclude_for_another(self) -> None:
+        """The trainer before has done all but say so to everyone: whoever comes is told that the run is over."""
+        self._started = self._finishing = True
+        self.admission.finish()
+        await asyncio.sleep(LINGER_SECONDS)
+
+    def settled(self) -> int:
+        steps = self.manifest.settings.train.steps
+        unsaid = self.closing.closed == steps and self.heldout["after"] is None and bool(self.samples.heldout())
+        return steps - 1 if unsaid else self.closing.closed
 
     @property
     def over(self) -> bool:
@@ -266,6 +303,9 @@ class Trainer:
         self.steps[past.step] = step
         if past.HasField("heldout"):
             self.heldout["before"] = from_scalar(past.heldout, "held-out loss", "the trainer before")
+        if past.HasField("heldout_after"):
+            self.heldout["after"] = from_scalar(past.heldout_after, "held-out loss", "the trainer before")
+            self._replicas = parse_replicas(past.replicas)
 
     def held(self, member: Member, held: pb.Held) -> None:
         """What a member that comes (again) holds: it counts for whatever lacks a credit."""
@@ -355,6 +395,9 @@ class Trainer:
                 )
                 if self.heldout["before"] is not None:
                     past.heldout.CopyFrom(to_scalar(self.heldout["before"]))
+                if self.heldout["after"] is not None and number == self.manifest.settings.train.steps - 1:
+                    past.heldout_after.CopyFrom(to_scalar(self.heldout["after"]))
+                    past.replicas = json.dumps(self.report()["replicas"])
                 found.append(past)
         return found
 
@@ -621,7 +664,8 @@ class Trainer:
 
     def report(self) -> dict[str, object]:
         """What has happened so far (`report.py`)."""
-        return make_report(self.manifest, self.steps, self.roster, self.faults, self.heldout, self.meter)
+        report = make_report(self.manifest, self.steps, self.roster, self.faults, self.heldout, self.meter)
+        return {**report, "replicas": self._replicas} if self._replicas else report
 
     async def _say_farewell(self, detail: str) -> None:
         """Tells everyone that the run is over and waits, for a while, until they have hung up."""

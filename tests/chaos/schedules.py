@@ -32,7 +32,7 @@ late. (corrupt, never drawn: the next update makes a wrong state.)
 """
 
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
-"""Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and one replica of
+"""Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and a replica of
 every stage are cut off from the rest."""
 
 
