@@ -26,7 +26,7 @@ from .admission import Admission
 from .backend import Arithmetic, Scalar
 from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
-from .directory import TRAINER_STAGE, Directory, Record
+from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .driving import Driver, Samples
 from .exchange import Channel, Meter, Pool
 from .faults import Fault, FaultLog
@@ -34,8 +34,8 @@ from .hop import Hop
 from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import from_scalar, to_scalar
-from .neighbours import Neighbours
-from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS, SEQUENCE_BITS
+from .neighbours import POLICIES, Neighbours
+from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS
 from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
@@ -88,7 +88,8 @@ class Trainer:
         self._last_members = 0
         self._told = {past.step: past for past in self.known}
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
-        neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
+        policy = POLICIES[manifest.settings.pipeline.routing]
+        neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
         self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
         self.driver = Driver(
@@ -518,7 +519,7 @@ class Trainer:
         member.live = member.ready = False
         why = member.sent_away or why
         self.admission.drop(member)
-        self.neighbours.failed(member.stage, member.peer)
+        self.neighbours.gone(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
         affected = set(uncredited) | self.driver.open_at(member.number)
         now = asyncio.get_running_loop().time()
