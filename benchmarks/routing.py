@@ -100,6 +100,7 @@ class Scenario:
     rates: Sequence[float]
     in_flight: Sequence[int]
     stages: int = 1
+    batch: int | None = None
     script: Script = nothing
     left: float = 1.0
     since: float = WARM_UP_SECONDS
@@ -111,7 +112,7 @@ SCENARIOS = (
     Scenario("uneven, 2 stages", UNEVEN, (32, 64), stages=2),
     Scenario("uneven, 3 stages", UNEVEN, (48, 96), stages=3),
     Scenario("drifting", UNEVEN, (32, 64), script=drift),
-    Scenario("failing", EVEN, (32, 64), script=kills, left=1 - DOWN_SECONDS / KILL_SECONDS / 8),
+    Scenario("failing", EVEN, (32, 64), batch=100, script=kills, left=1 - DOWN_SECONDS / KILL_SECONDS / 8),
     Scenario("hanging", EVEN, (32, 64), script=hang, left=7 / 8, since=HANG_AT + RECOVERED_SECONDS),
 )
 
@@ -125,17 +126,15 @@ def least_work_served(scenario: Scenario, in_flight: int, seconds: float) -> Ser
 
 
 def all_knowing_served(scenario: Scenario, in_flight: int, seconds: float) -> Served:
-    loop = Loop(scenario.rates, in_flight, scenario.stages)
+    loop = Loop(scenario.rates, in_flight, scenario.stages, scenario.batch)
     policy = AllKnowing(loop)
     loop.watch = policy.watch
     until = scenario.since + seconds
-    return closed_loop(
-        loop, until=until, since=scenario.since, script=scenario.script, policies={"least-work": policy}
-    )
+    return closed_loop(loop, until=until, since=scenario.since, script=scenario.script, policies={"least-work": policy})
 
 
 def _served(scenario: Scenario, in_flight: int, seconds: float, routing: str) -> Served:
-    loop = Loop(scenario.rates, in_flight, scenario.stages)
+    loop = Loop(scenario.rates, in_flight, scenario.stages, scenario.batch)
     until = scenario.since + seconds
     return closed_loop(loop, until=until, since=scenario.since, script=scenario.script, routing=routing)
 

@@ -31,7 +31,7 @@ OWN_COMPUTE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds of a visit that is sent now: on the `link`, waiting for the work `ahead`, in its own `service`, `below`."""
+    """Seconds of a visit that is sent now: on the `link`, for the work `ahead` of it, in its own `service`, `below`."""
 
     link: float
     ahead: float

@@ -6,7 +6,7 @@ known and who may be chosen is the pure `routing.py`; whom to choose is one of `
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import UnreachableError
@@ -105,6 +105,10 @@ class Neighbours:
             records = await self._read(stage)
         except UnreachableError:
             return
+        self.show(stage, records)
+
+    def show(self, stage: int, records: Sequence[Record]) -> None:
+        """Takes in a reading of a stage; one without any record says nothing."""
         if not records:
             return
         now = asyncio.get_running_loop().time()

@@ -112,7 +112,11 @@ class Roster:
         winner = max(votes, key=lambda digest: votes[digest])
         return [member for member in voters if member.digests[version] != winner]
 
-    async def records(self, stage: int) -> tuple[Record, ...]:
+    async def read(self, stage: int) -> tuple[Record, ...]:
+        """The records of a stage, as a directory would give them."""
+        return self.records(stage)
+
+    def records(self, stage: int) -> tuple[Record, ...]:
         """The ready replicas of a stage in the form of directory records."""
         return tuple(
             Record(

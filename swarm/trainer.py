@@ -89,7 +89,7 @@ class Trainer:
         self._told = {past.step: past for past in self.known}
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]
-        neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed), policy)
+        neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
         self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
         self.driver = Driver(
@@ -479,6 +479,7 @@ class Trainer:
         if not member.live or member.ready or member.version < 0 or behind or not (self._started or not self._resumed):
             return
         member.ready = member.took_part = True
+        self.neighbours.show(member.stage, self.roster.records(member.stage))
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
         for reporter, held in self._reports:

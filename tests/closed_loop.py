@@ -1,7 +1,8 @@
 """Routing in a closed loop: the real trainer and peers keep a number of microbatches in flight, on virtual time.
 
 A peer that serves r visits a second takes a third of 1/r seconds for a forward and two thirds for a backward, each
-within a fifth of it. The whole run is one long step, so that nothing but routing decides how busy the peers are.
+within a fifth of it. Unless told otherwise the whole run is one long step, so that nothing but routing decides how busy
+the peers are. A microbatch that is run again counts again: what is measured is how busy they are kept.
 """
 
 import asyncio
@@ -32,12 +33,14 @@ WARM_UP_SECONDS = 30.0
 
 @dataclass
 class Loop:
-    """A swarm of `stages` stages whose replicas serve `rates` visits a second, while it runs. What happens to it is told
-    to `watch`; `served` are the times at which microbatches were issued and done."""
+    """A swarm of `stages` stages whose replicas serve `rates` visits a second, while it runs, in steps of `batch`
+    microbatches. What happens to it is told to `watch`; `served` are the times at which microbatches were issued and
+    done."""
 
     rates: Sequence[float]
     in_flight: int
     stages: int = 1
+    batch: int | None = None
     seed: int = 0
     watch: Callable[[str, Moment], None] = field(default=lambda peer, moment: None)
     served: list[tuple[float, float]] = field(default_factory=list)
@@ -93,9 +96,10 @@ def closed_loop(
         loop.served.append((issued, loop.swarm.now))
 
     async def main() -> None:
-        batch = int(1.2 * loop.capacity * until) + loop.in_flight
+        microbatches = int(1.2 * loop.capacity * until) + loop.in_flight
+        batch = loop.batch or microbatches
         manifest = exact_manifest(
-            stages=loop.stages, steps=1, batch=batch, staleness=0, replicas=len(loop.rates), slots=SLOTS
+            stages=loop.stages, steps=-(-microbatches // batch), batch=batch, replicas=len(loop.rates), slots=SLOTS
         )
         pipeline = manifest.settings.pipeline.model_copy(update={"routing": routing})
         settings = manifest.settings.model_copy(update={"pipeline": pipeline})
