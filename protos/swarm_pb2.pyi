@@ -19,6 +19,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BACKWARD: _ClassVar[Phase]
     HELD: _ClassVar[Phase]
     ENDED: _ClassVar[Phase]
+    RETURNED: _ClassVar[Phase]
 
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ BELOW: Phase
 BACKWARD: Phase
 HELD: Phase
 ENDED: Phase
+RETURNED: Phase
 UNSPECIFIED: Reason
 WRONG_RUN: Reason
 WRONG_PROTOCOL: Reason

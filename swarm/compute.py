@@ -52,6 +52,11 @@ class ComputeQueue:
         self._arrivals = 0
         self._waiting: list[tuple[bool, int, int, int, asyncio.Future[None]]] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether who comes now has to wait."""
+        return self._busy
+
     async def run(self, phase: str, step: int, index: int, work: Callable[[], T], begins: Callable[[], None]) -> T:
         """Runs `work` when its turn comes; `begins` is called just before."""
         if self._busy:

@@ -114,7 +114,7 @@ class StageHost:
         """What callers are told of this peer's load."""
         phases = [visit.own.phase for visit in self.visits.open_visits()]
         ahead = phases.count(pb.QUEUED) + phases.count(pb.FORWARD)
-        returning = phases.count(pb.BELOW) + phases.count(pb.BACKWARD)
+        returning = sum(map(phases.count, (pb.BELOW, pb.RETURNED, pb.BACKWARD)))
         return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
 
     def _measured(self, phase: str, seconds: float) -> None:
@@ -303,6 +303,9 @@ class StageHost:
             output_gradient = await self._call_below(visit, unusable)
             if visit.key.mode != pb.TRAIN:
                 return None
+            if self.queue.busy:
+                # A caller that took this for waiting below would never hedge a visit on a device that hangs.
+                visit.enter(pb.RETURNED)
             try:
                 return await self._backward(visit, state, context, output_gradient)
             except WireError as error:

@@ -23,7 +23,13 @@ REFRESH_SECONDS = 0.25
 
 POLICIES: dict[str, Policy] = {"least-work": least_work, "round-robin": round_robin}
 
-PLACES = {pb.QUEUED: Place.AHEAD, pb.FORWARD: Place.AHEAD, pb.BELOW: Place.RETURNING, pb.BACKWARD: Place.RETURNING}
+PLACES = {
+    pb.QUEUED: Place.AHEAD,
+    pb.FORWARD: Place.AHEAD,
+    pb.BELOW: Place.RETURNING,
+    pb.RETURNED: Place.RETURNING,
+    pb.BACKWARD: Place.RETURNING,
+}
 
 BELOW_SMOOTHING = 0.2
 """Weight of the newest expectation of the next stage, as this peer tells its own callers."""
