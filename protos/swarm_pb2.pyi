@@ -19,6 +19,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BACKWARD: _ClassVar[Phase]
     HELD: _ClassVar[Phase]
     ENDED: _ClassVar[Phase]
+    RETURNED: _ClassVar[Phase]
 
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ BELOW: Phase
 BACKWARD: Phase
 HELD: Phase
 ENDED: Phase
+RETURNED: Phase
 UNSPECIFIED: Reason
 WRONG_RUN: Reason
 WRONG_PROTOCOL: Reason
@@ -207,17 +209,33 @@ class Run(_message.Message):
     lacking: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, run: _Optional[str] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., samples: _Optional[int] = ..., version: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., order: _Optional[_Iterable[int]] = ..., hint: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., labels: _Optional[bytes] = ..., input_holder: _Optional[str] = ..., gradient_holder: _Optional[str] = ..., closed: _Optional[int] = ..., payload: _Optional[int] = ..., lacking: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Load(_message.Message):
+    __slots__ = ("forward", "backward", "backlog", "below")
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    forward: int
+    backward: int
+    backlog: int
+    below: int
+    def __init__(self, forward: _Optional[int] = ..., backward: _Optional[int] = ..., backlog: _Optional[int] = ..., below: _Optional[int] = ...) -> None: ...
+
 class Accepted(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("load",)
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    load: Load
+    def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Busy(_message.Message):
-    __slots__ = ("retry_after_ms", "version")
+    __slots__ = ("retry_after_ms", "version", "load")
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     retry_after_ms: int
     version: bool
-    def __init__(self, retry_after_ms: _Optional[int] = ..., version: bool = ...) -> None: ...
+    load: Load
+    def __init__(self, retry_after_ms: _Optional[int] = ..., version: bool = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("reason", "detail", "proof")
@@ -230,20 +248,24 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., detail: _Optional[str] = ..., proof: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("changes",)
+    __slots__ = ("changes", "load")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[PathEntry]
-    def __init__(self, changes: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ...) -> None: ...
+    load: Load
+    def __init__(self, changes: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("loss", "path", "payload")
+    __slots__ = ("loss", "path", "payload", "load")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     loss: Scalar
     path: _containers.RepeatedCompositeFieldContainer[PathEntry]
     payload: int
-    def __init__(self, loss: _Optional[_Union[Scalar, _Mapping]] = ..., path: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., payload: _Optional[int] = ...) -> None: ...
+    load: Load
+    def __init__(self, loss: _Optional[_Union[Scalar, _Mapping]] = ..., path: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ..., payload: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("stage", "reason", "detail")
@@ -633,15 +655,17 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("members", "open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes")
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    members: int
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
     reduce_bytes: int
-    def __init__(self, members: _Optional[int] = ..., open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ...) -> None: ...
+    load: Load
+    members: int
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ...) -> None: ...

@@ -33,6 +33,11 @@ class SimulatedDevice:
             await self._going.wait()
         return work()
 
+    @property
+    def going(self) -> bool:
+        """Whether visits end."""
+        return self._going.is_set()
+
     def hang(self) -> None:
         self._going.clear()
 

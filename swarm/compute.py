@@ -43,13 +43,19 @@ class ThreadDevice:
 
 
 class ComputeQueue:
-    """Orders the visits of one stage in front of a device."""
+    """Orders the visits of one stage in front of a device. `measured(phase, seconds)` hears of every one."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, measured: Callable[[str, float], None] = lambda phase, seconds: None) -> None:
         self._device = device
+        self._measured = measured
         self._busy = False
         self._arrivals = 0
         self._waiting: list[tuple[bool, int, int, int, asyncio.Future[None]]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether who comes now has to wait."""
+        return self._busy
 
     async def run(self, phase: str, step: int, index: int, work: Callable[[], T], begins: Callable[[], None]) -> T:
         """Runs `work` when its turn comes; `begins` is called just before."""
@@ -66,7 +72,10 @@ class ComputeQueue:
         self._busy = True
         try:
             begins()
-            return await self._device.run(phase, work)
+            began = asyncio.get_running_loop().time()
+            result = await self._device.run(phase, work)
+            self._measured(phase, asyncio.get_running_loop().time() - began)
+            return result
         finally:
             self._pass_on()
 

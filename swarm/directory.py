@@ -7,6 +7,9 @@ One record a (run, stage, peer). Implementations: `dht_directory.py` (hivemind's
 from dataclasses import dataclass
 from typing import Protocol
 
+SEQUENCE_BITS = 32
+"""The high bits of a record's sequence tell incarnations apart: a peer that comes again is not one that failed."""
+
 TRAINER_STAGE = -1
 """The pseudo-stage under which the trainer of a run publishes itself."""
 

@@ -126,6 +126,7 @@ class Pool:
     addresses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     silence: float = 3.0
     idle: int = IDLE_STREAMS
+    on_heartbeat: Callable[[str, pb.Heartbeat], None] = field(default=lambda peer, beat: None)
     _links: dict[str, _Link] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -184,7 +185,9 @@ class Pool:
                         if channel is None:
                             channel = await self._open(peer, link)
                             await channel.send(pb.Watch())
-                        await channel.receive(0)
+                        beat, _ = await channel.receive(0)
+                        if isinstance(beat, pb.Heartbeat):
+                            self.on_heartbeat(peer, beat)
                 except (UnreachableError, WireError):
                     # Exchanges that have ended say so themselves; those that have not may go on.
                     if channel is not None:
@@ -248,10 +251,10 @@ class Incoming:
             waiting.cancel()
 
 
-async def serve_watch(incoming: Incoming) -> None:
-    """Sends a heartbeat a second until the caller goes away."""
+async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
+    """Sends a heartbeat a second, made anew each time, until the caller goes away."""
     while True:
-        await incoming.channel.send(pb.Heartbeat())
+        await incoming.channel.send(beat())
         await incoming.race(_pause(HEARTBEAT_SECONDS))
 
 

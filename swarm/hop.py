@@ -5,28 +5,38 @@ Retry is local: a hop that fails is retried here, by the caller that still holds
 hints lead past a dead peer to what is done below it. A failure of a stage further down is passed up unchanged, and
 superseded, fenced and closed are never retried. An orphaned visit makes no retries.
 
+A hop whose callee is slow in its own phases is hedged (`hedging.py`): a second replica is asked as well, with a higher
+order, so that what is done below is re-attached. There are never more than two attempts at a time, and whichever is
+done first is the answer; while one runs, the other's failure is not the end. The one that was overtaken is left: its
+visit runs out orphaned, uncredited, and its gradient is taken back at the freeze.
+
 Errors: `FailedError`, after which the caller's own visit has failed too.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import FailedError, ProtocolError, RefusedError, SilentError, UnreachableError, WireError
+from ..errors import FailedError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
+from .attempts import Answer, Attempt
 from .exchange import Pool
+from .hedging import Budget, OwnTimes
 from .neighbours import Neighbours
 from .visits import Order
 
 BUSY_PAUSE_SECONDS = 0.05
 NO_REPLICA_PAUSE_SECONDS = 0.2
-RECONNECT_SECONDS = 1.0
+HEDGE_PAUSE_SECONDS = 0.25
+"""How soon it is looked again whether a call is to be hedged, at the least."""
+
 DISTINCT_FAILURES = 2
 """A visit that fails by its own numbers on this many replicas is not tried on a third."""
 
 FINAL = frozenset({"SUPERSEDED", "FENCED", "CLOSED"})
 NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH", "TRAINER_ALIVE"})
-"""Refusals by a peer that does not serve this stage (any more): it is left out until it announces itself anew."""
+"""Refusals by a peer that does not serve this stage (any more): it is banned for a while."""
 
 PASSED_UP = FINAL | {"INPUT_GONE", "GRADIENT_GONE"}
 
@@ -39,6 +49,8 @@ class Hop:
     neighbours: Neighbours
     max_payload: int
     fenced: Callable[[pb.Term], None] = field(default=lambda term: None)
+    own_times: dict[int, OwnTimes] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
 
     async def call(
         self,
@@ -55,113 +67,182 @@ class Hop:
         `order()` is the caller's own order, None once it is orphaned; `hint()` what it knows of the stages below;
         `hear` is told of every change. `unusable` peers have answered this call before with what could not be used.
         """
-        stage = request.first
-        tried: dict[str, None] = dict.fromkeys(unusable)
-        unfit: dict[str, FailedError | RefusedError] = {}
-        attempt = 0
-        while True:
-            base = order()
-            if base is None:
-                raise FailedError(stage, "ORPHANED")
-            known = hint()
-            peer = await self._pick(stage, known, tried)
-            if peer is None:
-                await self.neighbours.refresh(stage)
-                await asyncio.sleep(NO_REPLICA_PAUSE_SECONDS)
-                continue
-            attempt += 1
-            request.ClearField("order")
-            request.order.extend((*base, attempt))
-            request.ClearField("hint")
-            request.hint.extend(known[below] for below in sorted(known) if below > stage)
-            tried[peer] = None
-            try:
-                reply, data = await self._exchange(peer, request, payload, hear)
-            except (UnreachableError, WireError):
-                self.neighbours.failed(stage, peer)
-                continue
-            finally:
-                attempt = request.order[-1]
-            if isinstance(reply, pb.Done):
-                return reply, data
-            if isinstance(reply, pb.Busy):
-                if len(tried) >= self.neighbours.usable(stage):
-                    tried = dict.fromkeys(unusable)
-                    await self.neighbours.refresh(stage)
-                    await asyncio.sleep(max(BUSY_PAUSE_SECONDS, min(reply.retry_after_ms, 1000) / 1000))
-                continue
-            error = self._judge(stage, peer, reply)
-            if error.reason in NOT_HERE:
-                self.neighbours.failed(stage, peer)
-                continue
-            if not isinstance(error, FailedError) or error.reason != "ORPHANED":
-                unfit[peer] = error
-            if len(unfit) >= min(DISTINCT_FAILURES, max(1, self.neighbours.usable(stage))):
-                if isinstance(error, FailedError):
-                    raise error
-                raise FailedError(stage, error.reason, str(error)) from error
+        return await _Calling(self, request, payload, order, hint, hear, tuple(unusable)).run()
 
-    async def _pick(self, stage: int, known: Mapping[int, pb.PathEntry], tried: Mapping[str, None]) -> str | None:
-        hinted = known.get(stage)
-        if hinted is not None and hinted.peer not in tried and not self.neighbours.has_failed(stage, hinted.peer):
-            await self.neighbours.locate(stage, hinted.peer)
-            return hinted.peer
-        return await self.neighbours.choose(stage, tried)
 
-    async def _exchange(
-        self, peer: str, request: pb.Run, payload: bytes, hear: Callable[[Sequence[pb.PathEntry]], None]
-    ) -> tuple[pb.Done | pb.Busy | pb.Refused | pb.Failed, bytes]:
-        """One exchange; reconnects once to the same peer, which may be alive though the stream is gone."""
+@dataclass(eq=False)
+class _Calling:
+    """The attempts of one `Hop.call`. `tried`: peers asked since all were last busy; `unfit`: those whose answers the
+    visit itself may be to blame for."""
+
+    hop: Hop
+    request: pb.Run
+    payload: bytes
+    order: Callable[[], Order | None]
+    hint: Callable[[], Mapping[int, pb.PathEntry]]
+    hear: Callable[[Sequence[pb.PathEntry]], None]
+    unusable: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.stage = self.request.first
+        self.neighbours = self.hop.neighbours
+        self.tried: dict[str, None] = dict.fromkeys(self.unusable)
+        self.unfit: dict[str, FailedError | RefusedError] = {}
+        self.running: dict[Attempt, asyncio.Task[tuple[Answer, bytes]]] = {}
+        self._numbers = itertools.count(1)
+        self._hedge_from = 0.0
+
+    async def run(self) -> tuple[pb.Done, bytes]:
         try:
-            return await self._ask(peer, request, payload, hear, fresh=False)
-        except SilentError:
-            raise
-        except UnreachableError:
-            request.order[-1] += 1
-            try:
-                async with asyncio.timeout(RECONNECT_SECONDS) as limit:
-                    return await self._ask(peer, request, payload, hear, fresh=True, limit=limit)
-            except TimeoutError as error:
-                raise UnreachableError(f"{peer} did not take the call within {RECONNECT_SECONDS} s") from error
-
-    async def _ask(
-        self,
-        peer: str,
-        request: pb.Run,
-        payload: bytes,
-        hear: Callable[[Sequence[pb.PathEntry]], None],
-        *,
-        fresh: bool,
-        limit: asyncio.Timeout | None = None,
-    ) -> tuple[pb.Done | pb.Busy | pb.Refused | pb.Failed, bytes]:
-        loop = asyncio.get_running_loop()
-        async with self.pool.exchange(peer, fresh=fresh) as channel:
-            began = loop.time()
-            await channel.send(request, payload)
             while True:
-                reply, data = await channel.receive(self.max_payload)
-                if limit is not None:
-                    limit.reschedule(None)
-                if isinstance(reply, pb.Progress):
-                    hear(reply.changes)
-                elif isinstance(reply, pb.Done):
-                    self.neighbours.measured(request.first, peer, loop.time() - began)
-                    return reply, data
-                elif isinstance(reply, pb.Busy | pb.Refused | pb.Failed):
-                    return reply, data
-                elif not isinstance(reply, pb.Accepted):
-                    raise ProtocolError(f"{peer} answered a Run with {reply.DESCRIPTOR.name}")
+                if not self.running:
+                    await self._begin()
+                await self._wait()
+                for attempt, task in [pair for pair in self.running.items() if pair[1].done()]:
+                    del self.running[attempt]
+                    done = await self._take(attempt, task)
+                    if done is not None:
+                        return done
+        finally:
+            for task in self.running.values():
+                task.cancel()
+            await asyncio.gather(*self.running.values(), return_exceptions=True)
 
-    def _judge(self, stage: int, peer: str, reply: pb.Refused | pb.Failed) -> FailedError | RefusedError:
-        """The error of an unfavourable reply, raised if nobody may retry it here."""
+    async def _begin(self) -> None:
+        """Starts the first attempt, or one more after all others have failed; waits until there is somebody to ask."""
+        paused = False
+        while True:
+            if self.order() is None:
+                raise FailedError(self.stage, "ORPHANED")
+            peer = await self._pick()
+            base = self.order()
+            if peer is not None and base is not None and (paused or not self.neighbours.is_banned(self.stage, peer)):
+                self._start(peer, base, is_hedge=False)
+                return
+            await self.neighbours.refresh(self.stage)
+            await asyncio.sleep(NO_REPLICA_PAUSE_SECONDS)
+            paused = True
+
+    async def _pick(self) -> str | None:
+        hinted = self.hint().get(self.stage)
+        if hinted and hinted.peer not in self.tried and not self.neighbours.is_banned(self.stage, hinted.peer):
+            await self.neighbours.locate(self.stage, hinted.peer)
+            return hinted.peer
+        return await self.neighbours.choose(self.stage, self.tried)
+
+    def _start(self, peer: str, base: Order, *, is_hedge: bool) -> None:
+        request = pb.Run()
+        request.CopyFrom(self.request)
+        request.ClearField("order")
+        request.order.extend((*base, next(self._numbers)))
+        request.ClearField("hint")
+        known = self.hint()
+        request.hint.extend(known[below] for below in sorted(known) if below > self.stage)
+        self.tried[peer] = None
+        attempt = Attempt(
+            pool=self.hop.pool,
+            call=self.neighbours.call(self.stage, peer),
+            request=request,
+            payload=self.payload,
+            max_payload=self.hop.max_payload,
+            hear=self.hear,
+            again=lambda: next(self._numbers),
+            is_hedge=is_hedge,
+        )
+        self.running[attempt] = asyncio.create_task(attempt.run())
+
+    # ---- hedging
+
+    async def _wait(self) -> None:
+        """Returns when an attempt has ended; until then hedges it once it is due."""
+        while True:
+            done, _ = await asyncio.wait(
+                self.running.values(), timeout=self._look_again(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            self._hedge()
+
+    def _look_again(self) -> float | None:
+        """Seconds after which the only attempt may be due: its clock may stand still, but runs no faster than time."""
+        if len(self.running) > 1:
+            return None
+        now = asyncio.get_running_loop().time()
+        (attempt,) = self.running
+        left = self._times.limit - attempt.clock.own(now)
+        return max(HEDGE_PAUSE_SECONDS, left, self._hedge_from - now)
+
+    def _hedge(self) -> None:
+        now = asyncio.get_running_loop().time()
+        (attempt,) = self.running
+        base = self.order()
+        if base is None or attempt.clock.own(now) < self._times.limit or now < self._hedge_from:
+            return
+        peer = self.neighbours.another(self.stage, {*self.unusable, *self.unfit, attempt.peer})
+        budget = self.hop.budget.spend(now)
+        if peer is not None and budget is not None:
+            self.hop.budget = budget
+            self._hedge_from = now + HEDGE_PAUSE_SECONDS
+            self._start(peer, base, is_hedge=True)
+
+    @property
+    def _times(self) -> OwnTimes:
+        return self.hop.own_times.setdefault(self.stage, OwnTimes())
+
+    # ---- answers
+
+    async def _take(self, attempt: Attempt, task: "asyncio.Task[tuple[Answer, bytes]]") -> tuple[pb.Done, bytes] | None:
+        """What an attempt has brought: Done, or None if the hop goes on. Raises `FailedError` if it does not."""
+        now = asyncio.get_running_loop().time()
+        try:
+            reply, data = task.result()
+        except (UnreachableError, WireError):
+            attempt.call.failed(now)
+            return None
+        if isinstance(reply, pb.Done):
+            self._note_done(attempt, now)
+            return reply, data
+        if isinstance(reply, pb.Busy):
+            if not self.running and len(self.tried) >= self.neighbours.usable(self.stage):
+                self.tried = dict.fromkeys(self.unusable)
+                await self.neighbours.refresh(self.stage)
+                await asyncio.sleep(max(BUSY_PAUSE_SECONDS, min(reply.retry_after_ms, 1000) / 1000))
+            return None
+        error = self._judge(attempt.peer, reply)
+        if isinstance(error, RefusedError) and error.reason in NOT_HERE:
+            attempt.call.failed(now)
+            return None
+        if not isinstance(error, FailedError) or error.reason != "ORPHANED":
+            self.unfit[attempt.peer] = error
+        if self.running:
+            return None
+        if isinstance(error, FailedError) and (error.stage != self.stage or error.reason in PASSED_UP):
+            raise error
+        if len(self.unfit) >= min(DISTINCT_FAILURES, max(1, self.neighbours.usable(self.stage))):
+            if isinstance(error, FailedError):
+                raise error
+            raise FailedError(self.stage, error.reason, str(error)) from error
+        return None
+
+    def _note_done(self, attempt: Attempt, now: float) -> None:
+        self.hop.budget = self.hop.budget.after_call()
+        if attempt.clock.computed:
+            self._times.add(attempt.clock.own(now))
+        if attempt.is_hedge:
+            for other in self.running:
+                other.call.overtaken(now)
+
+    def _judge(self, peer: str, reply: pb.Refused | pb.Failed) -> FailedError | RefusedError:
+        """The error of an unfavourable reply, raised if it is the end of the other attempt too."""
+        error: FailedError | RefusedError
         if isinstance(reply, pb.Failed):
-            failed = FailedError(reply.stage, pb.Reason.Name(reply.reason), reply.detail)
-            if reply.stage != stage or failed.reason in PASSED_UP:
-                raise failed
-            return failed
-        refused = RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
-        if reply.HasField("proof"):
-            self.fenced(reply.proof)
-        if refused.reason in FINAL:
-            raise FailedError(stage, refused.reason, refused.detail)
-        return refused
+            error = FailedError(reply.stage, pb.Reason.Name(reply.reason), reply.detail)
+        else:
+            error = RefusedError(pb.Reason.Name(reply.reason), reply.detail, peer)
+            if reply.HasField("proof"):
+                self.hop.fenced(reply.proof)
+            if error.reason in FINAL:
+                error = FailedError(self.stage, error.reason, error.detail)
+        if isinstance(error, FailedError) and error.reason in ("FENCED", "CLOSED"):
+            raise error
+        return error

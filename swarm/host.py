@@ -22,6 +22,8 @@ from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import GradientStore
 from .hop import DISTINCT_FAILURES, Hop
+from .loads import Pace
+from .loads import to_message as to_load
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import Neighbours
@@ -69,7 +71,8 @@ class StageHost:
         self.visits = VisitTable(settings.pipeline.slots)
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
         self.versions = VersionStore()
-        self.queue = ComputeQueue(self.device)
+        self.pace = Pace()
+        self.queue = ComputeQueue(self.device, self._measured)
         self.hop = Hop(self.pool, self.neighbours, settings.limits.payload_bytes)
         self.commits: dict[int, pb.Commit] = {}
         self._last_stage = self.stage == self.manifest.stages - 1
@@ -106,6 +109,18 @@ class StageHost:
             message.steps.append(entry)
         return message
 
+    # ---- how loaded it is
+
+    def load(self) -> pb.Load:
+        """What callers are told of this peer's load."""
+        phases = [visit.own.phase for visit in self.visits.open_visits()]
+        ahead = phases.count(pb.QUEUED) + phases.count(pb.FORWARD)
+        returning = sum(map(phases.count, (pb.BELOW, pb.RETURNED, pb.BACKWARD)))
+        return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
+
+    def _measured(self, phase: str, seconds: float) -> None:
+        self.pace = self.pace.measured(phase, seconds)
+
     # ---- the door
 
     async def serve_run(self, incoming: Incoming, run: pb.Run, payload: bytes) -> None:
@@ -119,13 +134,12 @@ class StageHost:
             await incoming.channel.send(visit)
             return
         if visit.finished and any(stage > self.stage for stage in run.lacking):
-            visit.finished = False
-            visit.run = run
+            self.visits.reopen(visit, run)
             self.spawn(self._ask_again(visit))
         attachment = visit.attach(tuple(run.order))
         wants_gradient = bool(payload) and self.stage > 0 and run.mode == pb.TRAIN
         try:
-            await incoming.channel.send(pb.Accepted())
+            await incoming.channel.send(pb.Accepted(load=self.load()))
             while True:
                 await incoming.race(attachment.changed())
                 changes = attachment.take()
@@ -138,7 +152,7 @@ class StageHost:
                     await self._tell_end(incoming, visit, wants_gradient)
                     return
                 if changes:
-                    await incoming.channel.send(pb.Progress(changes=changes))
+                    await incoming.channel.send(pb.Progress(changes=changes, load=self.load()))
         finally:
             visit.detach(attachment)
 
@@ -148,7 +162,7 @@ class StageHost:
             told = pb.Failed(stage=failure.stage, reason=failure.reason, detail=failure.detail)
             await incoming.channel.send(told)
             return
-        done = pb.Done(path=visit.path())
+        done = pb.Done(path=visit.path(), load=self.load())
         if visit.loss is not None:
             done.loss.CopyFrom(to_scalar(visit.loss))
         await incoming.channel.send(done, (visit.input_gradient or b"") if wants_gradient else b"")
@@ -177,7 +191,7 @@ class StageHost:
         if known is not None:
             return known
         if not self.visits.has_room(run.step, self.authority.closed):
-            return pb.Busy(retry_after_ms=BUSY_RETRY_MS)
+            return pb.Busy(retry_after_ms=BUSY_RETRY_MS, load=self.load())
         own = pb.PathEntry(stage=self.stage, member=self.member, peer=self.peer_id, phase=pb.QUEUED)
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)
@@ -290,6 +304,9 @@ class StageHost:
             output_gradient = await self._call_below(visit, unusable)
             if visit.key.mode != pb.TRAIN:
                 return None
+            if self.queue.busy:
+                # A caller that took this for waiting below would never hedge a visit on a device that hangs.
+                visit.enter(pb.RETURNED)
             try:
                 return await self._backward(visit, state, context, output_gradient)
             except WireError as error:

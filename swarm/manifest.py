@@ -106,7 +106,7 @@ class PipelineSettings(_Frozen):
 
     `heartbeat` and `silence` are seconds: a peer or trainer not heard for `silence` is taken for gone. With `standby`
     another trainer may take over: then peers stay with a trainer that they hear, and a step is committed only with more
-    than half of the members of the last Commit.
+    than half of the members of the last Commit. `routing` is how a caller chooses among the replicas of a stage.
     """
 
     staleness: Literal[0, 1] = 1
@@ -115,6 +115,7 @@ class PipelineSettings(_Frozen):
     heartbeat: Rate = 1.0
     silence: Rate = 3.0
     standby: bool = False
+    routing: Literal["least-work", "round-robin"] = "least-work"
 
     @model_validator(mode="after")
     def _silence_is_longer(self) -> Self:

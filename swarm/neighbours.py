@@ -1,34 +1,105 @@
 """What a caller knows of the replicas of the stages that it calls: the last good reading, and its own experience.
 
-Reads come from the directory (peers) or from the roster (trainer); when one fails the last snapshot stands. Choices are
-the pure policy of `routing.py`.
+Reads come from the directory (peers) or from the roster (trainer); when one fails the last snapshot stands. What is
+known and who may be chosen is the pure `routing.py`; whom to choose is one of `POLICIES`, named by the manifest.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from ..errors import UnreachableError
-from . import routing
+from ..protos import swarm_pb2 as pb
+from . import loads, routing
 from .directory import Record
 from .exchange import Pool
+from .least_work import Forecast, forecasts, least_work
+from .round_robin import round_robin
+from .routing import Place, Policy, Wiring
 
 REFRESH_SECONDS = 0.25
 """The directory is not read more often than this, a stage."""
 
+POLICIES: dict[str, Policy] = {"least-work": least_work, "round-robin": round_robin}
+
+PLACES = {
+    pb.QUEUED: Place.AHEAD,
+    pb.FORWARD: Place.AHEAD,
+    pb.BELOW: Place.RETURNING,
+    pb.RETURNED: Place.RETURNING,
+    pb.BACKWARD: Place.RETURNING,
+}
+
+BELOW_SMOOTHING = 0.2
+"""Weight of the newest expectation of the next stage, as this peer tells its own callers."""
+
 ReadStage = Callable[[int], Awaitable[tuple[Record, ...]]]
+
+
+@dataclass(eq=False)
+class Call:
+    """One open call of ours, from its sending to its end; every change of it changes what is known of the peer."""
+
+    neighbours: "Neighbours"
+    stage: int
+    peer: str
+    began: float
+    expected: float
+    place: Place | None = Place.SENT
+
+    def accepted(self, seconds: float) -> None:
+        """The callee has taken the call, `seconds` after it was sent."""
+        self.neighbours.change(self.stage, lambda wiring: routing.accepted(wiring, self.peer, seconds))
+        self._move(Place.AHEAD)
+
+    def entered(self, phase: pb.Phase) -> None:
+        """The callee says that it has entered a phase."""
+        self._move(PLACES.get(phase))
+
+    def told(self, load: pb.Load) -> None:
+        self.neighbours.told(self.stage, self.peer, load)
+
+    def succeeded(self, now: float, own_seconds: float | None) -> None:
+        """Done came; `own_seconds`: what the callee took for its own phases, None if it had done them before."""
+        self.neighbours.change(self.stage, lambda wiring: routing.succeeded(wiring, self.peer, now - self.began))
+        if own_seconds is not None:
+            self.neighbours.change(
+                self.stage, lambda wiring: routing.compared(wiring, self.peer, own_seconds, self.expected)
+            )
+
+    def failed(self, now: float) -> None:
+        self.neighbours.pool.forget(self.peer)
+        self.neighbours.change(self.stage, lambda wiring: routing.failed(wiring, self.peer, self.began, now))
+
+    def overtaken(self, now: float) -> None:
+        """Its hedge was done first."""
+        self.neighbours.change(self.stage, lambda wiring: routing.overtaken(wiring, self.peer, self.began, now))
+
+    def end(self) -> None:
+        """The exchange is over, however it ended."""
+        self._move(None)
+
+    def _move(self, place: Place | None) -> None:
+        before, self.place = self.place, place
+        if before is not None:
+            self.neighbours.change(self.stage, lambda wiring: routing.moved(wiring, self.peer, before, place))
+        elif place is not None:
+            self.place = None
 
 
 class Neighbours:
     """Snapshots and wirings by stage. `draw` breaks ties."""
 
-    def __init__(self, read: ReadStage, pool: Pool, draw: random.Random) -> None:
+    def __init__(self, read: ReadStage, pool: Pool, draw: random.Random, policy: Policy) -> None:
         self._read = read
-        self._pool = pool
+        self.pool = pool
         self._draw = draw
-        self._records: dict[int, dict[str, Record]] = {}
-        self._wirings: dict[int, routing.Wiring] = {}
+        self._policy = policy
+        self._wirings: dict[int, Wiring] = {}
         self._read_at: dict[int, float] = {}
+        self._below: dict[int, float] = {}
+        pool.on_heartbeat = self._heartbeat
 
     async def refresh(self, stage: int) -> None:
         """Reads a stage again, unless that was just done; keeps the last snapshot if that fails."""
@@ -40,38 +111,86 @@ class Neighbours:
             records = await self._read(stage)
         except UnreachableError:
             return
+        self.show(stage, records)
+
+    def show(self, stage: int, records: Sequence[Record]) -> None:
+        """Takes in a reading of a stage; one without any record says nothing."""
         if not records:
             return
-        self._records[stage] = {record.peer: record for record in records}
-        self._wirings[stage] = routing.observe(self._wirings.get(stage, routing.Wiring()), records)
-        self._pool.addresses.update((record.peer, record.addresses) for record in records)
+        now = asyncio.get_running_loop().time()
+        self._wirings[stage] = routing.observe(self._wirings.get(stage, Wiring()), records, now)
+        self.pool.addresses.update((record.peer, record.addresses) for record in records)
 
     async def choose(self, stage: int, excluded: Collection[str]) -> str | None:
+        """The peer for the next visit: one that is `excluded` or banned only if there is nobody else."""
         if stage not in self._wirings:
             await self.refresh(stage)
-        peer, self._wirings[stage] = routing.choose(self._wirings.get(stage, routing.Wiring()), excluded, self._draw)
-        return peer
+        now = asyncio.get_running_loop().time()
+        chosen = routing.choose(self._wirings.get(stage, Wiring()), self._policy, excluded, now, self._draw)
+        return None if chosen is None else chosen.peer
+
+    def another(self, stage: int, excluded: Collection[str]) -> str | None:
+        """A peer to hedge with: neither `excluded` nor banned."""
+        now = asyncio.get_running_loop().time()
+        chosen = routing.another(self._wirings.get(stage, Wiring()), self._policy, excluded, now, self._draw)
+        return None if chosen is None else chosen.peer
+
+    def call(self, stage: int, peer: str) -> Call:
+        """Notes that a call begins."""
+        now = asyncio.get_running_loop().time()
+        expected = self._forecasts(stage, now)
+        call = Call(self, stage, peer, now, expected[peer].own if peer in expected else 0.0)
+        if expected:
+            best = min(forecast.total for forecast in expected.values())
+            known = self._below.get(stage, best)
+            self._below[stage] = known + BELOW_SMOOTHING * (best - known)
+        self.change(stage, lambda wiring: routing.called(wiring, peer, now))
+        return call
+
+    def below(self, stage: int) -> float:
+        """Seconds that a visit from `stage` on is expected to take, at its best replica; 0 before any."""
+        return self._below.get(stage, 0.0)
+
+    def _forecasts(self, stage: int, now: float) -> dict[str, Forecast]:
+        replicas = self._replicas(stage)
+        pool = [replica for replica in replicas if not replica.ban.holds(now)] or list(replicas)
+        return {replica.peer: one for replica, one in zip(pool, forecasts(pool, now), strict=True)}
 
     def usable(self, stage: int) -> int:
-        """How many replicas are known that have not failed."""
-        wiring = self._wirings.get(stage, routing.Wiring())
-        return sum(peer not in wiring.failed for peer in wiring.candidates)
+        """How many replicas are known that are not banned."""
+        now = asyncio.get_running_loop().time()
+        return sum(not replica.ban.holds(now) for replica in self._replicas(stage))
 
-    def has_failed(self, stage: int, peer: str) -> bool:
-        return peer in self._wirings.get(stage, routing.Wiring()).failed
+    def is_banned(self, stage: int, peer: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        return any(replica.peer == peer and replica.ban.holds(now) for replica in self._replicas(stage))
 
-    def measured(self, stage: int, peer: str, seconds: float) -> None:
+    def _replicas(self, stage: int) -> Collection[routing.Replica]:
+        return self._wirings.get(stage, Wiring()).replicas.values()
+
+    def change(self, stage: int, change: Callable[[Wiring], Wiring]) -> None:
+        """Applies one of the changes of `routing.py` to what is known of a stage."""
         if stage in self._wirings:
-            self._wirings[stage] = routing.measured(self._wirings[stage], peer, seconds)
+            self._wirings[stage] = change(self._wirings[stage])
 
-    def failed(self, stage: int, peer: str) -> None:
-        """Leaves a peer out until its record shows that it has spoken again."""
-        self._pool.forget(peer)
-        record = self._records.get(stage, {}).get(peer)
-        if stage in self._wirings and record is not None:
-            self._wirings[stage] = routing.failed(self._wirings[stage], peer, record.sequence)
+    def told(self, stage: int, peer: str, message: pb.Load) -> None:
+        """A replica says how loaded it is."""
+        load = loads.from_message(message)
+        if load is not None:
+            now = asyncio.get_running_loop().time()
+            self.change(stage, lambda wiring: routing.told(wiring, peer, load, now))
+
+    def _heartbeat(self, peer: str, beat: pb.Heartbeat) -> None:
+        if beat.HasField("load"):
+            for stage in [stage for stage, wiring in self._wirings.items() if peer in wiring.replicas]:
+                self.told(stage, peer, beat.load)
+
+    def gone(self, stage: int, peer: str) -> None:
+        """A peer is known to be lost: it is left out until a record shows it again."""
+        self.pool.forget(peer)
+        self.change(stage, lambda wiring: routing.gone(wiring, peer))
 
     async def locate(self, stage: int, peer: str) -> None:
         """Makes sure that the addresses of a peer of `stage` are known, if the directory has them."""
-        if peer not in self._pool.addresses:
+        if peer not in self.pool.addresses:
             await self.refresh(stage)

@@ -19,13 +19,13 @@ from .backend import Arithmetic, StageBackend
 from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation
-from .directory import TRAINER_STAGE, Directory, Record
+from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
-from .neighbours import Neighbours
+from .neighbours import POLICIES, Neighbours
 from .reduction import Reducer
 from .transport import Stream, Transport
 
@@ -35,8 +35,6 @@ MAX_REJOIN_PAUSE_SECONDS = 1.0
 WRONG_STATES = 3
 """A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0
-SEQUENCE_BITS = 32
-"""The high bits of a record's sequence tell incarnations apart: a peer that comes again is not one that failed."""
 NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
 """Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
@@ -188,7 +186,8 @@ class Peer:
         backend = await self.device.run(BACKGROUND, lambda: self.parts.backend(manifest, stage))
         run_id = manifest.run_id
         seed = int.from_bytes(hashlib.sha256(f"{manifest.settings.seed}/{welcome.member}".encode()).digest()[:8])
-        neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, random.Random(seed))
+        policy = POLICIES[manifest.settings.pipeline.routing]
+        neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, random.Random(seed), policy)
         host = StageHost(
             manifest=manifest,
             authority=authority,
@@ -224,6 +223,7 @@ class Peer:
                 addresses=self.transport.addresses,
                 sequence=sequence,
                 protocol=PROTOCOL_VERSION,
+                throughput=host.pace.throughput,
                 queue=host.visits.open,
                 versions=(host.versions.oldest, host.versions.latest),
             )
@@ -242,6 +242,9 @@ class Peer:
 
     # ---- incoming streams
 
+    def _beat(self) -> pb.Heartbeat:
+        return pb.Heartbeat() if self.host is None else pb.Heartbeat(load=self.host.load())
+
     async def _serve(self, stream: Stream) -> None:
         await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch)
 
@@ -250,7 +253,7 @@ class Peer:
 
     async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming)
+            await serve_watch(incoming, self._beat)
         elif self.host is None or self._reducer is None:
             await incoming.channel.send(pb.Refused(reason=pb.NOT_READY, detail="this peer has no stage yet"))
         elif isinstance(body, pb.Run):

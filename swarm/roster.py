@@ -7,7 +7,7 @@ A member number names one incarnation of a peer and is never given twice. Pure b
 from dataclasses import dataclass, field
 
 from ..protos import swarm_pb2 as pb
-from .directory import Record
+from .directory import SEQUENCE_BITS, Record
 from .manifest import PROTOCOL_VERSION
 
 MEMBERS_PER_TERM = 1 << 16
@@ -112,9 +112,21 @@ class Roster:
         winner = max(votes, key=lambda digest: votes[digest])
         return [member for member in voters if member.digests[version] != winner]
 
-    async def records(self, stage: int) -> tuple[Record, ...]:
+    async def read(self, stage: int) -> tuple[Record, ...]:
+        """The records of a stage, as a directory would give them."""
+        return self.records(stage)
+
+    def records(self, stage: int) -> tuple[Record, ...]:
         """The ready replicas of a stage in the form of directory records."""
         return tuple(
-            Record(self.run_id, stage, member.peer, member.addresses, member.number, PROTOCOL_VERSION)
+            Record(
+                run=self.run_id,
+                stage=stage,
+                peer=member.peer,
+                addresses=member.addresses,
+                sequence=member.number << SEQUENCE_BITS,
+                protocol=PROTOCOL_VERSION,
+                queue=member.beat.open_visits,
+            )
             for member in self.ready(stage)
         )

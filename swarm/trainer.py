@@ -28,7 +28,7 @@ from .admission import Admission
 from .backend import Arithmetic, Scalar
 from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
-from .directory import TRAINER_STAGE, Directory, Record
+from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .driving import Driver, Samples
 from .exchange import Channel, Meter, Pool
 from .faults import Fault, FaultLog
@@ -36,8 +36,8 @@ from .hop import Hop
 from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import from_scalar, to_scalar
-from .neighbours import Neighbours
-from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS, SEQUENCE_BITS
+from .neighbours import POLICIES, Neighbours
+from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS
 from .report import make_report, parse_replicas
 from .roster import Member, Roster
 from .steps import Step
@@ -100,7 +100,8 @@ class Trainer:
         """At the end of the run, as a trainer before this one saw it."""
 
         self._benched: dict[str, tuple[float, float]] = {}
-        neighbours = Neighbours(self.roster.records, self.pool, random.Random(manifest.settings.seed))
+        policy = POLICIES[manifest.settings.pipeline.routing]
+        neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
         self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
         self.driver = Driver(
@@ -547,6 +548,7 @@ class Trainer:
         if self._resumed and not self._started:
             return
         member.ready = member.took_part = True
+        self.neighbours.show(member.stage, self.roster.records(member.stage))
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
         for reporter, held in self._reports:
@@ -612,7 +614,7 @@ class Trainer:
         member.live = member.ready = False
         why = member.sent_away or why
         self.admission.drop(member)
-        self.neighbours.failed(member.stage, member.peer)
+        self.neighbours.gone(member.stage, member.peer)
         uncredited = self.ledger.lose(member.number)
         affected = set(uncredited) | self.driver.open_at(member.number)
         now = asyncio.get_running_loop().time()

@@ -125,6 +125,7 @@ class VisitTable:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._visits: dict[VisitKey, Visit] = {}
+        self._open: list[Visit] = []
         self._begun: dict[VisitKey, int] = {}
 
     def get(self, key: VisitKey) -> Visit | None:
@@ -132,7 +133,12 @@ class VisitTable:
 
     @property
     def open(self) -> int:
-        return sum(not visit.ended for visit in self._visits.values())
+        return len(self.open_visits())
+
+    def open_visits(self) -> list[Visit]:
+        """The visits that have not ended."""
+        self._open = [visit for visit in self._open if not visit.ended]
+        return self._open
 
     def has_room(self, step: int, oldest: int) -> bool:
         reserved = 1 if self.slots > 1 and step > oldest else 0
@@ -141,7 +147,15 @@ class VisitTable:
     def add(self, visit: Visit) -> None:
         """Adds a visit that begins; its own entry says how many times this stage-visit has begun here."""
         self._visits[visit.key] = visit
+        self._open.append(visit)
         self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
+
+    def reopen(self, visit: Visit, run: pb.Run) -> None:
+        """A finished visit has something to do again, for another Run."""
+        visit.finished = False
+        visit.run = run
+        if visit not in self._open:
+            self._open.append(visit)
 
     def rebadge(self, member: int) -> None:
         """From now on all visits are those of this member: the same process has a new place in the run."""

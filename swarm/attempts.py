@@ -1,0 +1,93 @@
+"""One attempt of a hop: an exchange with one replica about one visit, from Run to the answer that ends it.
+
+It connects again once to the same peer, which may be alive though the stream is gone; tells what it hears of the path;
+and keeps the books of the call: the peer's load, and how long it has spent in its own phases (`hedging.PhaseClock`).
+
+Errors: `UnreachableError`, `WireError`. What the answer means is for `hop.py` to say.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ..errors import ProtocolError, SilentError, UnreachableError
+from ..protos import swarm_pb2 as pb
+from .exchange import Pool
+from .hedging import PhaseClock
+from .neighbours import Call
+
+RECONNECT_SECONDS = 1.0
+
+Answer: TypeAlias = pb.Done | pb.Busy | pb.Refused | pb.Failed
+
+
+@dataclass(eq=False)
+class Attempt:
+    """`request` is this attempt's own; `again()` is the last entry of its order should it be sent again."""
+
+    pool: Pool
+    call: Call
+    request: pb.Run
+    payload: bytes
+    max_payload: int
+    hear: Callable[[Sequence[pb.PathEntry]], None]
+    again: Callable[[], int]
+    is_hedge: bool = False
+    clock: PhaseClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = PhaseClock(self.call.began)
+
+    @property
+    def peer(self) -> str:
+        return self.call.peer
+
+    async def run(self) -> tuple[Answer, bytes]:
+        """The answer that ends the exchange, and its payload."""
+        try:
+            try:
+                return await self._exchange(None)
+            except SilentError:
+                raise
+            except UnreachableError:
+                self.request.order[-1] = self.again()
+                try:
+                    async with asyncio.timeout(RECONNECT_SECONDS) as limit:
+                        return await self._exchange(limit)
+                except TimeoutError as error:
+                    raise UnreachableError(f"{self.peer} did not take the call within {RECONNECT_SECONDS} s") from error
+        finally:
+            self.call.end()
+
+    async def _exchange(self, limit: asyncio.Timeout | None) -> tuple[Answer, bytes]:
+        """One exchange; a second one comes with a `limit` until the first answer, and takes no kept stream."""
+        loop = asyncio.get_running_loop()
+        async with self.pool.exchange(self.peer, fresh=limit is not None) as channel:
+            began = loop.time()
+            await channel.send(self.request, self.payload)
+            while True:
+                reply, data = await channel.receive(self.max_payload)
+                if limit is not None:
+                    limit.reschedule(None)
+                if isinstance(reply, pb.Accepted | pb.Progress | pb.Busy | pb.Done) and reply.HasField("load"):
+                    self.call.told(reply.load)
+                if isinstance(reply, pb.Accepted):
+                    self.call.accepted(loop.time() - began)
+                elif isinstance(reply, pb.Progress):
+                    self._follow(reply.changes, loop.time())
+                    self.hear(reply.changes)
+                elif isinstance(reply, pb.Done):
+                    now = loop.time()
+                    self.call.succeeded(now, self.clock.own(now) if self.clock.computed else None)
+                    return reply, data
+                elif isinstance(reply, pb.Busy | pb.Refused | pb.Failed):
+                    return reply, data
+                else:
+                    raise ProtocolError(f"{self.peer} answered a Run with {reply.DESCRIPTOR.name}")
+
+    def _follow(self, changes: Sequence[pb.PathEntry], now: float) -> None:
+        for entry in changes:
+            if entry.stage == self.request.first:
+                self.clock = self.clock.entered(entry.phase, now)
+                self.call.entered(entry.phase)
