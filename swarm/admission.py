@@ -32,7 +32,8 @@ MAX_ADDRESS_LENGTH = 256
 class Listener(Protocol):
     """What the trainer does with what members say. `founders`: how many members the run began with."""
 
-    founders: int
+    @property
+    def founders(self) -> int: ...
 
     def held(self, member: Member, held: pb.Held) -> None: ...
 

@@ -116,7 +116,7 @@ class Succession:
     def known_report(self) -> dict[str, Any] | None:
         """After a run that another has led to its end: the report of what it has told, if it has told everything."""
         trainer = self._make_trainer(sign_term(self.identity, self.manifest.run_id, self.highest, self.delegation))
-        return trainer.recall() if trainer.knows_all else None
+        return trainer.recall()
 
     def _make_trainer(self, term: SignedTerm) -> Trainer:
         return Trainer(

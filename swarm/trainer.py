@@ -13,37 +13,35 @@ Errors: `StoppedError` when the run cannot go on, `FencedError` when another tra
 """
 
 import asyncio
-import json
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-from ..errors import FencedError, StoppedError, UnreachableError, WireError
+from ..errors import FencedError, StoppedError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
 from .backend import Arithmetic, Scalar
+from .bench import Bench
 from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
-from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
+from .crew import Crew
+from .directory import Directory
 from .driving import Driver, Samples
-from .exchange import Channel, Meter, Pool
+from .exchange import Meter, Pool
 from .faults import Fault, FaultLog
+from .history import History
 from .hop import Hop
 from .ledger import Ledger
-from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import from_scalar, to_scalar
+from .manifest import Manifest
+from .messages import from_scalar
 from .neighbours import POLICIES, Neighbours
-from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS
-from .report import make_report, parse_replicas
+from .presence import Presence
+from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
 from .transport import Transport
-
-logger = logging.getLogger(__name__)
 
 WINDOW_SHARE = 0.8
 """Share of the narrowest stage's slots that microbatches in flight may take."""
@@ -52,9 +50,6 @@ FAREWELL_SECONDS = 5.0
 
 LINGER_SECONDS = 10.0
 """How long a trainer that finds the run finished goes on telling so: longer than peers take to find it."""
-
-BENCH_SECONDS = 10.0
-"""How long a replica sits out that another one cannot reach; twice as long every time."""
 
 KEPT_DIGESTS = 8
 """Versions whose digests are remembered of each member; no two live members are that far apart."""
@@ -86,20 +81,16 @@ class Trainer:
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
         self.faults = FaultLog()
-        self.heldout: dict[str, Scalar | None] = {"before": None, "after": None}
         self._started = False
         self._finishing = False
         self.fenced_by: pb.Term | None = None
         """The term that has shown this one to be over."""
 
-        self._reports: list[tuple[Member, pb.Held]] = []
-        self.founders = self._last_members = 0
-        self._told = {past.step: past for past in self.known}
+        self.history = History(manifest, self.steps, self.known)
+        self.heldout = self.history.heldout
+        self.crew = Crew(manifest, self.roster, self.history)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._replicas: list[Any] = []
-        """At the end of the run, as a trainer before this one saw it."""
-
-        self._benched: dict[str, tuple[float, float]] = {}
+        self._bench = Bench()
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
@@ -111,12 +102,12 @@ class Trainer:
             ledger=self.ledger,
             steps=self.steps,
             faults=self.faults,
-            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self._fenced_on_a_call),
+            hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self._shown_a_term),
             samples=self.samples,
             signal=self.signal,
             emit=self.emit,
             closed=lambda: self.closing.closed,
-            fenced=self._fenced_on_a_call,
+            fenced=self._shown_a_term,
         )
         self.closing = Closing(
             manifest=manifest,
@@ -128,9 +119,10 @@ class Trainer:
             tell=self.admission.tell,
             rerun=self._rerun,
             lose=self.lost,
-            bench=self._bench,
+            bench=self._sit_out,
             leave_behind=lambda member, why: self._send_away(member, pb.TOO_OLD, why),
         )
+        self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> dict[str, object]:
@@ -139,9 +131,10 @@ class Trainer:
         problem: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                watches = (self._watch_stages(), self._watch_terms(), self._watch_rivals())
+                watches = (self._watch_stages(), self._watch_terms(), self._presence.watch_rivals())
                 background = [
-                    self._tasks.create_task(work) for work in (self._announce(), *watches, self.closing.remind())
+                    self._tasks.create_task(work)
+                    for work in (self._presence.announce(), *watches, self.closing.remind())
                 ]
                 await self.transport.serve(self.admission.serve)
                 try:
@@ -169,11 +162,10 @@ class Trainer:
 
     async def _train(self) -> None:
         settings = self.manifest.settings
-        if self.knows_all:
-            self.recall()
+        if self.recall() is not None:
             await self._conclude_for_another()
             return
-        await self.signal.wait_for(self._crewed)
+        await self.signal.wait_for(self.crew.is_complete)
         await self._tell_founders()
         self._started = True
         self._take_over()
@@ -187,7 +179,7 @@ class Trainer:
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
             self.ledger.open(number)
-            for member, held in self._reports:
+            for member, held in self.crew.reports:
                 self._credit_held(member, held, number)
             closing = self._tasks.create_task(self._close(step, closing))
             if step.commit is not None:
@@ -199,17 +191,12 @@ class Trainer:
         self.heldout["after"] = await self._evaluate(settings.train.steps)
         await self.admission.conclude()
 
-    @property
-    def knows_all(self) -> bool:
-        """Whether the run had come to its end before this trainer's term, and it was told of all of it."""
-        steps = range(self.manifest.settings.train.steps)
-        return all(step in self._told for step in steps) and self._told[steps[-1]].HasField("heldout_after")
-
-    def recall(self) -> dict[str, object]:
-        """The report of a run that another trainer has led to its end and told everything of."""
+    def recall(self) -> dict[str, object] | None:
+        """The report of a run that another trainer has led to its end, if everything of it was told."""
+        if not self.history.is_whole:
+            return None
         self.closing.closed = self.closing.committed = self.manifest.settings.train.steps
-        for past in self._told.values():
-            self._remember(past)
+        self.history.recall(self.closing.closed)
         return self.report()
 
     async def _conclude_for_another(self) -> None:
@@ -229,37 +216,15 @@ class Trainer:
         return self._finishing or self.fenced_by is not None
 
     @property
-    def _resumed(self) -> bool:
-        """Whether the run had begun before this trainer did."""
-        return bool(self._told) or any(member.returning for member in self.roster.everyone())
-
-    def _crewed(self) -> bool:
-        stages = range(self.manifest.stages)
-        if self._resumed:
-            return self._has_majority() and all(
-                any(member.stage == stage for member in self.roster.following()) for stage in stages
-            )
-        needed = self.manifest.settings.pipeline.min_replicas
-        return all(len(self.roster.ready(stage)) >= needed for stage in stages)
-
-    def _has_majority(self) -> bool:
-        """Whether more than half of the members of the last Commit are here, or before there is one, of the founders;
-        without a standby that is not asked."""
-        if not self.manifest.settings.pipeline.standby:
-            return True
-        commits = [commit for _, held in self._reports for commit in held.commits]
-        latest = max(commits, key=lambda commit: commit.step, default=None)
-        members = max(self._last_members, latest.members if latest is not None else 0)
-        founders = max([self.founders, *(held.members for _, held in self._reports)])
-        return 2 * len(self.roster.following()) > (members or founders)
+    def founders(self) -> int:
+        return self.crew.founders
 
     async def _tell_founders(self) -> None:
-        """With a standby: nothing begins before everyone here knows how many began it, so that no two halves of a swarm
-        can both take themselves for the greater one."""
-        self.founders = max([0, *(held.members for _, held in self._reports)])
+        """With a standby, nothing begins before everyone here knows how many began it."""
+        self.crew.founders = self.crew.told_founders()
         if not self.manifest.settings.pipeline.standby or self.founders:
             return
-        self.founders = len(self.roster.following())
+        self.crew.founders = len(self.roster.following())
         for member in self.roster.following():
             await self.admission.tell(member, pb.Heartbeat(members=self.founders))
         await self.signal.wait_for(
@@ -270,49 +235,31 @@ class Trainer:
 
     def _take_over(self) -> None:
         """Finds out where the run is, from what peers have said and what a standby was told."""
-        commits = [commit.step + 1 for _, held in self._reports for commit in held.commits]
-        closed = [held.closed for _, held in self._reports]
+        commits = self.crew.commits()
         versions = [member.version for member in self.roster.following()]
-        self.closing.closed = max(closed, default=0)
-        self.closing.committed = max([*commits, *versions], default=0)
-        for past in self._told.values():
-            if past.step < self.closing.closed:
-                self._remember(past)
-        for _, held in self._reports:
-            for commit in held.commits:
-                if commit.step >= self.closing.closed:
-                    continue
-                self.closing.commits.setdefault(commit.step, commit)
-                if commit.step not in self.steps:
-                    step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
-                    self.closing.adopt(step, commit)
+        self.closing.closed = max((held.closed for _, held in self.crew.reports), default=0)
+        self.closing.committed = max([*(commit.step + 1 for commit in commits), *versions], default=0)
+        self.history.recall(self.closing.closed)
+        for commit in commits:
+            if commit.step >= self.closing.closed:
+                continue
+            self.closing.commits.setdefault(commit.step, commit)
+            if commit.step not in self.steps:
+                step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
+                self.closing.adopt(step, commit)
         for member in sorted(self.roster.following(), key=lambda member: member.version, reverse=True):
             self._receive(member)
 
     def learn(self, past: pb.Past) -> None:
         """What a trainer before this one knows of a closed step."""
         if not self._started:
-            self._told[past.step] = past
-        elif past.step < self.closing.closed and past.step not in self.steps:
-            self._remember(past)
-
-    def _remember(self, past: pb.Past) -> None:
-        """A step that was closed before this trainer's term."""
-        step = Step(past.step, tokens=past.tokens, seconds=past.seconds, committed=True, final=past.totals)
-        step.loss = from_scalar(past.loss, "loss", "the trainer before")
-        step.grad_norm = from_scalar(past.grad_norm, "gradient norm", "the trainer before")
-        self.steps[past.step] = step
-        if past.HasField("heldout"):
-            self.heldout["before"] = from_scalar(past.heldout, "held-out loss", "the trainer before")
-        if past.HasField("heldout_after"):
-            self.heldout["after"] = from_scalar(past.heldout_after, "held-out loss", "the trainer before")
-            self._replicas = parse_replicas(past.replicas)
+            self.history.told[past.step] = past
+        elif past.step < self.closing.closed:
+            self.history.remember(past)
 
     def held(self, member: Member, held: pb.Held) -> None:
         """What a member that comes (again) holds: it counts for whatever lacks a credit."""
-        member.kept = {(kept.step, kept.term, kept.attempt) for kept in held.kept}
-        self._reports = [(other, report) for other, report in self._reports if other.live]
-        self._reports.append((member, held))
+        self.crew.heard(member, held)
 
     def _credit_held(self, member: Member, held: pb.Held, number: int) -> None:
         """Takes up what a report says of one step: a Commit that was sent, else the gradients that are held."""
@@ -341,8 +288,8 @@ class Trainer:
         self.fenced_by = term
         self.signal.notify()
 
-    def _fenced_on_a_call(self, term: pb.Term) -> None:
-        """A callee refuses this trainer and shows a term, which must prove itself."""
+    def _shown_a_term(self, term: pb.Term) -> None:
+        """A callee that refuses this trainer, or a rival, shows a term, which must prove itself."""
         if self.admission.proves_higher(term):
             self.fenced(term)
 
@@ -351,56 +298,11 @@ class Trainer:
         assert self.fenced_by is not None
         raise FencedError(f"term {self.fenced_by.number} has been led by another; this trainer had {self.term.number}")
 
-    async def _watch_rivals(self) -> None:
-        """Asks whoever announces a higher term for its proof; its followers and ours might never meet."""
-        while True:
-            await asyncio.sleep(ANNOUNCE_SECONDS)
-            try:
-                found = await self.directory.read(self.run_id, TRAINER_STAGE)
-            except UnreachableError:
-                continue
-            for record in found:
-                if record.peer != self.transport.peer_id and record.sequence >> SEQUENCE_BITS >= self.term.number:
-                    await self._ask_for_proof(record)
-
-    async def _ask_for_proof(self, record: Record) -> None:
-        try:
-            async with asyncio.timeout(self.manifest.settings.pipeline.silence):
-                channel = Channel(await self.transport.open(record.peer, record.addresses), self.meter)
-                try:
-                    await channel.send(pb.Follow(run=self.run_id, step=self.manifest.settings.train.steps))
-                    welcome, _ = await channel.receive(0)
-                finally:
-                    channel.close()
-        except (UnreachableError, WireError, TimeoutError):
-            return
-        if isinstance(welcome, pb.Welcome) and self.admission.proves_higher(welcome.term):
-            self.fenced(welcome.term)
-
     def closed_marker(self) -> int:
         return self.closing.closed
 
     def past(self, step: int) -> list[pb.Past]:
-        """The committed steps from `step` on, for a standby."""
-        found = []
-        for number in range(step, self.closing.committed):
-            record = self.steps.get(number)
-            if record is not None and record.committed:
-                past = pb.Past(
-                    step=number,
-                    loss=to_scalar(record.loss),
-                    grad_norm=to_scalar(record.grad_norm),
-                    tokens=record.tokens,
-                    seconds=record.seconds,
-                    totals=record.totals(self.manifest.stages, self.manifest.microbatches),
-                )
-                if self.heldout["before"] is not None:
-                    past.heldout.CopyFrom(to_scalar(self.heldout["before"]))
-                if self.heldout["after"] is not None and number == self.manifest.settings.train.steps - 1:
-                    past.heldout_after.CopyFrom(to_scalar(self.heldout["after"]))
-                    past.replicas = json.dumps(self.report()["replicas"])
-                found.append(past)
-        return found
+        return self.history.tell(step, self.closing.committed, self.report())
 
     def _version_of(self, step: int) -> int:
         """The version at which step t computes: t, or max(0, t-1) with the one-step delayed update."""
@@ -451,7 +353,7 @@ class Trainer:
             making.cancel()
             adopting.cancel()
         await self.signal.wait_for(lambda: self._preceded(step))
-        self._last_members = commit.members
+        self.crew.last_members = commit.members
         now = asyncio.get_running_loop().time()
         step.seconds = now - (step.began if step.began is not None else now)
         step.committed = True
@@ -492,7 +394,7 @@ class Trainer:
         async with asyncio.TaskGroup() as tasks:
             reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
         choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
-        await self.signal.wait_for(self._has_majority)
+        await self.signal.wait_for(self.crew.has_majority)
         return self.closing.commit(step, choices)
 
     async def _evaluate(self, version: int) -> Scalar | None:
@@ -523,7 +425,7 @@ class Trainer:
         if self._finishing:
             return
         member.digests[version] = digest
-        if self._started or not self._resumed:
+        if self._started or not self.crew.resumes:
             self._receive(member)
         self.signal.notify()
 
@@ -541,40 +443,32 @@ class Trainer:
 
     def _promote(self, member: Member) -> None:
         """Lets a member take part that has every committed version, or the best state there is of its stage."""
-        behind = member.version < self.closing.committed or self._is_benched(member)
+        now = asyncio.get_running_loop().time()
+        behind = member.version < self.closing.committed or self._bench.holds(member.peer, now)
         held_back = behind and self.roster.ready(member.stage)
         if not member.live or member.ready or member.version < 0 or held_back:
             return
-        if self._resumed and not self._started:
+        if self.crew.resumes and not self._started:
             return
         member.ready = member.took_part = True
         self.neighbours.show(member.stage, self.roster.records(member.stage))
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
-        for reporter, held in self._reports:
+        for reporter, held in self.crew.reports:
             if reporter is member:
                 for number in list(self.steps):
                     if self.ledger.is_open(number) and not self.steps[number].committed:
                         self._credit_held(member, held, number)
         self.signal.notify()
 
-    def _bench(self, member: Member, why: str) -> None:
-        """Loses a member, and lets it take part again only after a while; each time it is longer.
-
-        Two replicas that cannot reach each other would fail every all-reduce, though the trainer hears both.
-        """
-        _, seconds = self._benched.get(member.peer, (0.0, BENCH_SECONDS / 2))
+    def _sit_out(self, member: Member, why: str) -> None:
+        """Loses a member, and lets it take part again only after a while."""
         loop = asyncio.get_running_loop()
-        self._benched[member.peer] = loop.time() + 2 * seconds, 2 * seconds
-        loop.call_later(2 * seconds, self._recall, member.peer)
+        loop.call_later(self._bench.send(member.peer, loop.time()), self._call_back, member.peer)
         self.lost(member, why)
 
-    def _is_benched(self, member: Member) -> bool:
-        until, _ = self._benched.get(member.peer, (0.0, 0.0))
-        return asyncio.get_running_loop().time() < until
-
-    def _recall(self, peer: str) -> None:
-        self._benched[peer] = 0.0, self._benched[peer][1]
+    def _call_back(self, peer: str) -> None:
+        self._bench.call_back(peer)
         member = self.roster.by_peer(peer)
         if member is not None and not self._finishing:
             self._promote(member)
@@ -650,24 +544,10 @@ class Trainer:
     def _empty_stage(self) -> int | None:
         return next((stage for stage in range(self.manifest.stages) if not self.roster.live(stage)), None)
 
-    async def _announce(self) -> None:
-        published = 0
-        while True:
-            published += 1
-            sequence = self.term.number << SEQUENCE_BITS | published
-            record = Record(
-                self.run_id, TRAINER_STAGE, self.transport.peer_id, self.transport.addresses, sequence, PROTOCOL_VERSION
-            )
-            try:
-                await self.directory.publish(record, RECORD_SECONDS)
-            except UnreachableError as error:
-                logger.warning("the trainer could not announce itself, and tries again: %s", error)
-            await asyncio.sleep(ANNOUNCE_SECONDS)
-
     def report(self) -> dict[str, object]:
         """What has happened so far (`report.py`)."""
         report = make_report(self.manifest, self.steps, self.roster, self.faults, self.heldout, self.meter)
-        return {**report, "replicas": self._replicas} if self._replicas else report
+        return {**report, "replicas": self.history.replicas} if self.history.replicas else report
 
     async def _say_farewell(self, detail: str) -> None:
         """Tells everyone that the run is over and waits, for a while, until they have hung up."""

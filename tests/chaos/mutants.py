@@ -17,11 +17,13 @@ from swarm_peer.swarm.admission import Admission
 from swarm_peer.swarm.authority import Authority
 from swarm_peer.swarm.backend import State
 from swarm_peer.swarm.closing import Closing, Unit
+from swarm_peer.swarm.crew import Crew
 from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import Frozen, GradientStore
 from swarm_peer.swarm.host import StageHost
 from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
+from swarm_peer.swarm.presence import Presence
 from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member
 from swarm_peer.swarm.trainer import Trainer
@@ -207,19 +209,19 @@ def _to_term(message: pb.Term) -> Any:
     return to_term(message)
 
 
-def forget_commits(self: Trainer, member: Member, held: pb.Held) -> None:
+def forget_commits(self: Crew, member: Member, held: pb.Held) -> None:
     del held.commits[:]
-    _held(self, member, held)
+    _heard(self, member, held)
 
 
-_held = Trainer.held
+_heard = Crew.heard
 
 
-def begin_with_anyone(self: Trainer) -> bool:
-    return bool(self.roster.following()) if self._resumed else _crewed(self)
+def begin_with_anyone(self: Crew) -> bool:
+    return bool(self.roster.following()) if self.resumes else _is_complete(self)
 
 
-_crewed = Trainer._crewed
+_is_complete = Crew.is_complete
 
 
 def yes(*arguments: Any) -> bool:
@@ -298,20 +300,20 @@ MUTANTS: dict[str, Mutant] = {
             (Authority, "admit", admit_anyone),
             (Admission, "proves_higher", no),
             (Admission, "_shares_number", no),
-            (Trainer, "_watch_rivals", sleep_for_ever),
+            (Presence, "watch_rivals", sleep_for_ever),
         ),
     ),
     "no-majority": Mutant(
-        "with a standby, a trainer commits only with a majority of the last roster", ((Trainer, "_has_majority", yes),)
+        "with a standby, a trainer commits only with a majority of the last roster", ((Crew, "has_majority", yes),)
     ),
     "forget-founders": Mutant(
         "before the first Commit, a majority is one of those with whom the run began",
         ((Trainer, "_tell_founders", nothing),),
     ),
     "begin-with-anyone": Mutant(
-        "a new trainer begins when a replica of every stage has answered", ((Trainer, "_crewed", begin_with_anyone),)
+        "a new trainer begins when a replica of every stage has answered", ((Crew, "is_complete", begin_with_anyone),)
     ),
     "forget-commits": Mutant(
-        "a Commit that anyone holds is finished as it is, also by a new trainer", ((Trainer, "held", forget_commits),)
+        "a Commit that anyone holds is finished as it is, also by a new trainer", ((Crew, "heard", forget_commits),)
     ),
 }

@@ -1,0 +1,61 @@
+"""Who is there, and whether that is enough to begin, to go on in a new term, and to commit.
+
+Owns what members have reported that they hold (Held). A new term needs a replica of every stage; with a standby
+configured also more than half of the members of the last Commit, or before the first, of the founders, so that no two
+halves of a swarm can both take themselves for the greater one. Pure bookkeeping.
+"""
+
+from dataclasses import dataclass, field
+
+from ..protos import swarm_pb2 as pb
+from .history import History
+from .manifest import Manifest
+from .roster import Member, Roster
+
+
+@dataclass
+class Crew:
+    """`founders`: how many members the run began with, 0 before that is known; `last_members`: those of the last Commit
+    of this term."""
+
+    manifest: Manifest
+    roster: Roster
+    history: History
+    founders: int = 0
+    last_members: int = 0
+    reports: list[tuple[Member, pb.Held]] = field(default_factory=list)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run had begun before this trainer did."""
+        return bool(self.history.told) or any(member.returning for member in self.roster.everyone())
+
+    def heard(self, member: Member, held: pb.Held) -> None:
+        """What a member that comes (again) holds."""
+        member.kept = {(kept.step, kept.term, kept.attempt) for kept in held.kept}
+        self.reports = [(other, report) for other, report in self.reports if other.live]
+        self.reports.append((member, held))
+
+    def commits(self) -> list[pb.Commit]:
+        """The Commits that members have told of."""
+        return [commit for _, held in self.reports for commit in held.commits]
+
+    def is_complete(self) -> bool:
+        stages = range(self.manifest.stages)
+        if self.resumes:
+            present = {member.stage for member in self.roster.following()}
+            return self.has_majority() and all(stage in present for stage in stages)
+        needed = self.manifest.settings.pipeline.min_replicas
+        return all(len(self.roster.ready(stage)) >= needed for stage in stages)
+
+    def has_majority(self) -> bool:
+        """Without a standby that is not asked."""
+        if not self.manifest.settings.pipeline.standby:
+            return True
+        latest = max(self.commits(), key=lambda commit: commit.step, default=None)
+        members = max(self.last_members, latest.members if latest is not None else 0)
+        return 2 * len(self.roster.following()) > (members or self.told_founders())
+
+    def told_founders(self) -> int:
+        """How many members the run began with, as far as anyone has been told."""
+        return max([self.founders, *(held.members for _, held in self.reports)])
