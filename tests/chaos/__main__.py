@@ -84,14 +84,16 @@ def run_real(options: argparse.Namespace) -> int:
     chaos = RealChaos(options.seed, options.minutes * 60, tell=lambda line: print(line, flush=True), logs=options.logs)
     try:
         report = chaos.run()
+        if options.report:
+            text = json.dumps({**report, "chaos": chaos.done}, indent=2) + "\n"
+            options.report.write_text(text, encoding="utf-8")
+        chaos.check(report)
     except Exception as error:
         print(f"seed {options.seed} of {options.minutes} minutes; carried out:")
         for fault in chaos.done:
             print(f"  {json.dumps(fault)}")
         print(f"{type(error).__name__}: {error}")
         return 1
-    if options.report:
-        options.report.write_text(json.dumps({**report, "chaos": chaos.done}, indent=2) + "\n", encoding="utf-8")
     counts = Counter(fault["kind"] for fault in chaos.done)
     print(f"every promise kept; carried out: {', '.join(f'{counts[kind]} x {kind}' for kind in sorted(counts))}")
     return 0

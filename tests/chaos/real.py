@@ -31,9 +31,12 @@ from swarm_peer.swarm.manifest import parse_settings
 from swarm_peer.swarm.process import SharedFolder
 
 STAGES, REPLICAS = 3, 3
-BATCH = 32
-STEPS_A_MINUTE = 20
-"""With links of `DELAY_SECONDS` a step takes about three seconds on any machine that computes faster than that."""
+BATCH = 64
+STEPS_A_MINUTE = 12
+LEAST_STEPS = 10
+"""A microbatch that crosses links of `DELAY_SECONDS` takes over a second and 19 may be in flight, so a step takes about
+five seconds on any machine that computes faster than that. Long steps, because few can be compared: the reference
+itself, its learning rate changed by 3e-7, is 6e-6 away from itself in loss after 60 steps and 3e-3 after 92."""
 
 DELAY_SECONDS = 0.2
 LOSS_TOLERANCE = 1e-3
@@ -117,7 +120,7 @@ class RealChaos:
 
     def __post_init__(self) -> None:
         self.faults = draw_real(self.seed, self.seconds)
-        self.toml = manifest_toml(self.seed, max(8, round(self.seconds / 60 * STEPS_A_MINUTE)))
+        self.toml = manifest_toml(self.seed, max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE)))
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -133,7 +136,7 @@ class RealChaos:
     # ---- the run
 
     def run(self) -> dict[str, Any]:
-        """To the end of the run and of its processes: the report, checked."""
+        """To the end of the run and of its processes: the report, to be given to `check`."""
         folder = SharedFolder.temporary()
         with ProxyNet(delay=DELAY_SECONDS) as self._net:
             state = {"SWARM_PEER_STATE": str(folder.path / "state")}
@@ -152,7 +155,6 @@ class RealChaos:
                 self._keep_logs(folder.path)
                 folder.leave()
         assert self.report is not None, "every coordinator ended, and none has a report"
-        self.check(self.report)
         return self.report
 
     def _flags(self, name: str) -> tuple[str, ...]:
