@@ -61,7 +61,8 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """One run and its faults. Latencies and directory times are in seconds, `gradients` is how many gradients a peer
-    may keep apart (0: as many as there are)."""
+    may keep apart (0: as many as there are), `visits` and `spilled` how many of the tensors that visits have sent it
+    may keep in memory (0: all) and then on disk, `disk` how many of those its disk really takes."""
 
     seed: int
     staleness: int
@@ -75,6 +76,9 @@ class Schedule:
     directory_delay: float = 0.0
     directory_stale: float = 0.0
     gradients: int = 0
+    visits: int = 0
+    spilled: int = 0
+    disk: int = 0
 
     @property
     def peers(self) -> int:
@@ -111,7 +115,9 @@ def draw_schedule(seed: int) -> Schedule:
         gradients=draw.choice((0, 0, 3)),
     )
     faults = [_draw_fault(draw, base) for _ in range(draw.randint(1, 6))]
-    return replace(base, faults=tuple(faults))
+    visits, spilled = draw.choice((0, 0, 1, 4)), draw.choice((0, 1, 4))
+    disk = draw.choice((spilled, spilled, 1))
+    return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:
