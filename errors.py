@@ -15,6 +15,7 @@
     ├── FailedError              a stage further down failed: Failed{stage, reason}
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
     │   └── FencedError          another trainer leads the run: this one has nothing more to say
+    ├── StorageError             what was to be kept on disk cannot be written or read back
     ├── StuckError               a simulation in which nothing can happen any more
     ├── ConservationError        a simulation in which a microbatch is nowhere
     └── UsageError               a command line that cannot be carried out
@@ -97,6 +98,10 @@ class StoppedError(SwarmError):
 
 class FencedError(StoppedError):
     """A trainer of a higher term leads the run."""
+
+
+class StorageError(SwarmError):
+    """A disk is full or fails: what was to be kept there is not."""
 
 
 class StuckError(SwarmError):

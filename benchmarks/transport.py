@@ -4,10 +4,10 @@
 
 Two processes with a p2pd each, whose only way to each other is a delaying proxy on loopback. The caller sends a Run
 with its payload, the callee answers Done with as much. *Fresh*: a stream of its own for each visit. *Kept*: the
-transport's way (`Pool`), a stream that has carried visits before. *Multiplexed*: all visits on one long-lived stream,
-in turn, each with credits for what it may have on its way. Figures are medians of seconds from Run to Done, of each
-of N visits begun at once. The proxy delays and holds no more than its buffer; it drops nothing, so this is libp2p's
-flow control (a stream's window grows by doubling), not TCP's congestion control.
+transport's way (`Pool`), a stream that has carried visits before. *Multiplexed*: all visits on one long-lived one, in
+turn, each with credits for what it may have on its way. Figures are medians of seconds from Run to Done, of each of N
+visits begun at once. The proxy delays and drops nothing, so this is libp2p's flow control (a stream's window grows by
+doubling), not TCP's congestion control.
 """
 
 import argparse

@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
     join.add_argument("--threads", type=int, help="compute threads (default: all cores)")
     join.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
     join.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     join.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
 

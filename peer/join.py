@@ -18,6 +18,7 @@ from ..swarm.model.weights import stage_base, weights_digest
 from ..swarm.peer import Parts, Peer
 from ..swarm.process import SharedFolder, network_node
 from ..swarm.sources import model_path
+from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
 
 
@@ -63,15 +64,17 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     torch.set_num_threads(options.threads or max(1, os.cpu_count() or 1))
     identity = Identity.load_or_create(options.identity or state_folder() / "peer.key")
     device = ThreadDevice()
+    where = folder.path / identity.peer_id[-8:]
+    spill = DiskSpill(options.spill or where)
     try:
-        where = folder.path / identity.peer_id[-8:]
         node = network_node(identity, where, options.listen, addresses, options.announce)
         async with node as (transport, directory):
             tell(f"peer {identity.peer_id} connected")
             parts = torch_parts(options.model, options.device or default_device())
-            return await Peer(transport, directory, device, parts, tell=tell).run(run_id, options.stage)
+            return await Peer(transport, directory, device, parts, spill, tell=tell).run(run_id, options.stage)
     finally:
         device.close()
+        spill.close()
 
 
 def shared_folder(path: Path | None) -> SharedFolder:

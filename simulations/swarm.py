@@ -23,13 +23,15 @@ from ..swarm.trainer import FAREWELL_SECONDS, Trainer
 from .devices import SimulatedDevice
 from .directory import MemoryDirectory
 from .network import MemoryNetwork, MemoryTransport
+from .spill import MemorySpill
 
 Watcher = Callable[["SimulatedSwarm", str, Moment], None]
 
 
 @dataclass
 class SimulatedSwarm:
-    """One run. `wanted` gives each peer its stage; `watch` is called with (swarm, peer id, moment)."""
+    """One run. `wanted` gives each peer its stage; `watch` is called with (swarm, peer id, moment);
+    `disk_bytes` is what the disk of each peer has left."""
 
     signed: SignedManifest
     manifest: Manifest
@@ -41,6 +43,7 @@ class SimulatedSwarm:
     seed: int = 0
     latency: tuple[float, float] = (0.001, 0.005)
     durations: Mapping[str, float] | None = None
+    disk_bytes: float = float("inf")
     watch: Watcher = field(default=lambda swarm, peer, moment: None)
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = 60.0
@@ -124,7 +127,7 @@ class SimulatedSwarm:
         def observe(moment: Moment) -> None:
             self.watch(self, name, moment)
 
-        peer = Peer(transport, self.directory, device, self.parts, observe=observe)
+        peer = Peer(transport, self.directory, device, self.parts, MemorySpill(self.disk_bytes), observe=observe)
         self.peers[name] = peer
         transport.spawn(self._run_peer(name, peer, stage, transport))
 

@@ -118,8 +118,7 @@ class _Link:
 @dataclass
 class Pool:
     """Streams to peers, reused from exchange to exchange. `addresses` says where peers can be dialled, `silence` how
-    many seconds a peer with open exchanges may be silent, `idle` how many streams to a peer are kept between
-    exchanges."""
+    many seconds a peer with open exchanges may be silent, `idle` how many streams to a peer are kept in between."""
 
     transport: Transport
     meter: Meter

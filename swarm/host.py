@@ -22,13 +22,14 @@ from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import GradientStore
 from .hop import DISTINCT_FAILURES, Hop
+from .kept import KeptStore, SpillFile
 from .loads import Pace
 from .loads import to_message as to_load
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import Neighbours
 from .versions import VersionStore
-from .visits import Order, Visit, VisitKey, VisitTable, key_of
+from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
 
 VERSION_PAUSE_SECONDS = 0.2
 """How long a Run waits for a version that is about to be made, before Busy{version}."""
@@ -52,7 +53,8 @@ Observe = Callable[[Moment], None]
 
 @dataclass
 class StageHost:
-    """One stage on one peer. `spawn` runs a visit's task under the peer's ownership."""
+    """One stage on one peer. `spawn` runs a visit's task under the peer's ownership; `spill` is where what visits have
+    sent goes when it does not fit into memory."""
 
     manifest: Manifest
     authority: Authority
@@ -65,11 +67,13 @@ class StageHost:
     neighbours: Neighbours
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     observe: Observe = field(default=lambda moment: None)
+    spill: SpillFile | None = None
 
     def __post_init__(self) -> None:
         settings = self.manifest.settings
         self.visits = VisitTable(settings.pipeline.slots)
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
+        self.kept = KeptStore(settings.limits.visit_bytes, settings.limits.spill_bytes, self.spill)
         self.versions = VersionStore()
         self.pace = Pace()
         self.queue = ComputeQueue(self.device, self._measured)
@@ -90,6 +94,7 @@ class StageHost:
         settings = self.manifest.settings
         self.visits = VisitTable(settings.pipeline.slots)
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
+        self.kept.clear()
         self.versions = VersionStore()
         self.commits.clear()
         self._exported = (-1, b"")
@@ -137,7 +142,6 @@ class StageHost:
             self.visits.reopen(visit, run)
             self.spawn(self._ask_again(visit))
         attachment = visit.attach(tuple(run.order))
-        wants_gradient = bool(payload) and self.stage > 0 and run.mode == pb.TRAIN
         try:
             await incoming.channel.send(pb.Accepted(load=self.load()))
             while True:
@@ -149,14 +153,19 @@ class StageHost:
                     )
                     return
                 if visit.ended:
-                    await self._tell_end(incoming, visit, wants_gradient)
+                    wanted = attachment if self._wants_gradient(run, payload) else None
+                    await self._tell_end(incoming, visit, wanted)
                     return
                 if changes:
                     await incoming.channel.send(pb.Progress(changes=changes, load=self.load()))
         finally:
             visit.detach(attachment)
 
-    async def _tell_end(self, incoming: Incoming, visit: Visit, wants_gradient: bool) -> None:
+    def _wants_gradient(self, run: pb.Run, payload: bytes) -> bool:
+        """Whoever sent the input gets its gradient."""
+        return bool(payload) and self.stage > 0 and run.mode == pb.TRAIN
+
+    async def _tell_end(self, incoming: Incoming, visit: Visit, wanted: Attachment | None) -> None:
         if visit.failure is not None:
             failure = visit.failure
             told = pb.Failed(stage=failure.stage, reason=failure.reason, detail=failure.detail)
@@ -165,7 +174,7 @@ class StageHost:
         done = pb.Done(path=visit.path(), load=self.load())
         if visit.loss is not None:
             done.loss.CopyFrom(to_scalar(visit.loss))
-        await incoming.channel.send(done, (visit.input_gradient or b"") if wants_gradient else b"")
+        await incoming.channel.send(done, (wanted.input_gradient if wanted else None) or b"")
 
     async def _admit(self, run: pb.Run, payload: bytes, sender: str) -> Visit | pb.Busy:
         """The visit that this Run is about: attached to, or begun. Raises `RefusedError`, `ProtocolError`."""
@@ -182,12 +191,12 @@ class StageHost:
         if run.mode == pb.TRAIN and run.step < self.authority.closed:
             raise self._refuse("CLOSED", f"step {run.step} is closed", sender)
         self._check_input(run, payload, sender)
-        known = self._known(key, run)
+        known = await self._attachable(key, run, payload)
         if known is not None:
             return known
         if not await self.versions.wait_for(run.version, VERSION_PAUSE_SECONDS):
             return pb.Busy(retry_after_ms=BUSY_RETRY_MS, version=True)
-        known = self._known(key, run)
+        known = await self._attachable(key, run, payload)
         if known is not None:
             return known
         if not self.visits.has_room(run.step, self.authority.closed):
@@ -195,10 +204,33 @@ class StageHost:
         own = pb.PathEntry(stage=self.stage, member=self.member, peer=self.peer_id, phase=pb.QUEUED)
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)
+        earlier = self.visits.get(key)
+        if earlier is not None:
+            visit.loss = earlier.loss
         self.visits.add(visit)
         self.observe(Moment("queued", self.stage, key.step, key.index))
         self.spawn(self._work(visit))
         return visit
+
+    async def _attachable(self, key: VisitKey, run: pb.Run, payload: bytes) -> Visit | None:
+        """The visit to re-attach to, with what it sent at hand as far as this Run needs it; None if it must begin.
+
+        One of which that was evicted begins again: its gradient stands, and the rest is computed anew.
+        """
+        while True:
+            visit = self._known(key, run)
+            if visit is None or not visit.finished:
+                return visit
+            below = any(stage > self.stage for stage in run.lacking)
+            needed = {pb.Fetch.OUTPUT: below, pb.Fetch.INPUT_GRADIENT: below or self._wants_gradient(run, payload)}
+            needed[pb.Fetch.INPUT_GRADIENT] &= self.stage > 0
+            found = {kind: await self.kept.get(key, kind) for kind, is_needed in needed.items() if is_needed}
+            if self._known(key, run) is visit and visit.finished:
+                if None in found.values():
+                    return None
+                visit.output = found.get(pb.Fetch.OUTPUT)
+                visit.input_gradient = found.get(pb.Fetch.INPUT_GRADIENT)
+                return visit
 
     def _known(self, key: VisitKey, run: pb.Run) -> Visit | None:
         """The visit to re-attach to; None if it must begin (also again, when its gradient was taken back)."""
@@ -239,10 +271,22 @@ class StageHost:
             failure = FailedError(self.stage, "NON_FINITE", str(error))
         except (CodecError, WireError) as error:
             failure = FailedError(self.stage, "MALFORMED", str(error))
+        await self._end(visit, failure)
+
+    async def _end(self, visit: Visit, failure: FailedError | None) -> None:
+        """Ends a visit: what it sent is kept if anybody may ask for it, and then its caller is told."""
+        if failure is None and self._is_asked_for(visit) and self.visits.get(visit.key) is visit:
+            for kind, data in ((pb.Fetch.OUTPUT, visit.output), (pb.Fetch.INPUT_GRADIENT, visit.input_gradient)):
+                if data is not None:
+                    await self.kept.put(visit.key, kind, data)
         visit.end(failure)
-        closed = visit.key.step < self.authority.closed
-        if failure is not None or visit.key.mode == pb.EVAL or closed:
+        if (failure is not None or not self._is_asked_for(visit)) and self.visits.get(visit.key) is visit:
             self.visits.remove(visit)
+            self.kept.drop(visit.key)
+
+    def _is_asked_for(self, visit: Visit) -> bool:
+        """Whether anybody may ask for what a visit has done: not of an evaluation, nor of a step that is closed."""
+        return visit.key.mode == pb.TRAIN and visit.key.step >= self.authority.closed
 
     async def _ask_again(self, visit: Visit) -> None:
         """Has stages below done again whose holders are gone; what this one did stands."""
@@ -251,9 +295,7 @@ class StageHost:
             await self._call_below(visit, ())
         except FailedError as error:
             failure = error
-        visit.end(failure)
-        if failure is not None or visit.key.step < self.authority.closed:
-            self.visits.remove(visit)
+        await self._end(visit, failure)
 
     async def _compute(self, visit: Visit) -> None:
         run, key = visit.run, visit.key
@@ -363,10 +405,13 @@ class StageHost:
 
     async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
         """Answers a Fetch of what a visit sent."""
-        visit = self.visits.get(VisitKey(question.epoch, pb.TRAIN, question.step, question.index))
+        key = VisitKey(question.epoch, pb.TRAIN, question.step, question.index)
+        visit = self.visits.get(key)
         found: bytes | None = None
         if visit is not None and question.run == self.authority.run_id and question.stage == self.stage:
             found = visit.output if question.kind == pb.Fetch.OUTPUT else visit.input_gradient
+            if found is None:
+                found = await self.kept.get(key, question.kind)
         if found is None:
             detail = f"stage {self.stage} keeps nothing of step {question.step}, microbatch {question.index}"
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
@@ -397,6 +442,7 @@ class StageHost:
         if not self.authority.advance(closed):
             return
         self.visits.close(0, closed)
+        self.kept.close(0, closed)
         self.gradients.close(0, closed)
         staleness = self.manifest.settings.pipeline.staleness
         self.versions.drop_below(min(self.versions.latest, max(0, closed - staleness)))

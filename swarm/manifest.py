@@ -21,6 +21,7 @@ PROTOCOL_VERSION = 1
 
 CodecName = Literal["fp32", "int8", "dynamic8"]
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -134,10 +135,13 @@ class CodecSettings(_Frozen):
 
 
 class LimitSettings(_Frozen):
-    """Bounds of one peer, in bytes: gradients kept apart per microbatch, and one message's payload."""
+    """Bounds of one peer, in bytes: gradients kept apart per microbatch, one message's payload, and what visits have
+    sent, in memory (`visit_bytes`) and then on disk (`spill_bytes`)."""
 
     gradient_bytes: Positive = 1 << 30
     payload_bytes: Positive = 256 << 20
+    visit_bytes: NotNegative = 1 << 30
+    spill_bytes: NotNegative = 16 << 30
 
 
 class Settings(_Frozen):

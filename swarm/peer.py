@@ -22,6 +22,7 @@ from .conditions import heed_cancellation
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
+from .kept import SpillFile
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
@@ -52,12 +53,14 @@ class Parts:
 
 @dataclass
 class Peer:
-    """One peer process. `tell` receives a line for people whenever something worth knowing happens."""
+    """One peer process. `tell` receives a line for people whenever something worth knowing happens; without `spill`
+    nothing is kept on disk."""
 
     transport: Transport
     directory: Directory
     device: Device
     parts: Parts
+    spill: SpillFile | None = None
     observe: Observe = field(default=lambda moment: None)
     tell: Callable[[str], None] = field(default=lambda line: None)
 
@@ -200,6 +203,7 @@ class Peer:
             neighbours=neighbours,
             spawn=self._spawn,
             observe=self.observe,
+            spill=self.spill,
         )
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
         self.host = host

@@ -29,11 +29,13 @@ def key_of(run: pb.Run) -> VisitKey:
 
 
 class Attachment:
-    """One caller waiting for a visit, and what it has not been told yet."""
+    """One caller waiting for a visit, and what it has not been told yet. `input_gradient` is the visit's, once that has
+    ended."""
 
     def __init__(self, order: Order, known: Iterable[pb.PathEntry]) -> None:
         self.order = order
         self.superseded = False
+        self.input_gradient: bytes | None = None
         self._untold = {entry.stage: entry for entry in known}
         self._wake = asyncio.Event()
 
@@ -55,7 +57,10 @@ class Attachment:
 
 @dataclass(eq=False)
 class Visit:
-    """One visit. `own` is this stage's path entry, `below` the entries that the stages below have reported."""
+    """One visit. `own` is this stage's path entry, `below` the entries that the stages below have reported.
+
+    `output` and `input_gradient` are at hand while it is open; from its end on they are kept elsewhere (`kept.py`).
+    """
 
     key: VisitKey
     own: pb.PathEntry
@@ -86,6 +91,8 @@ class Visit:
         self.order = order
         self.attachment = Attachment(order, self.path())
         self.attachment.tell()
+        if self.ended:
+            self._hand_over()
         return self.attachment
 
     def detach(self, attachment: Attachment) -> None:
@@ -113,6 +120,13 @@ class Visit:
         self.data = b""
         if self.attachment:
             self.attachment.tell()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Leaves what it sent to whoever waits for it."""
+        if self.attachment:
+            self.attachment.input_gradient = self.input_gradient
+        self.output = self.input_gradient = None
 
     def path(self) -> list[pb.PathEntry]:
         return [self.own, *(self.below[stage] for stage in sorted(self.below))]

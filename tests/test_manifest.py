@@ -45,6 +45,8 @@ block = 128
 [limits]
 gradient_bytes = 1000
 payload_bytes = 2000
+visit_bytes = 3000
+spill_bytes = 0
 """
 
 

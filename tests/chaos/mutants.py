@@ -101,6 +101,14 @@ def answer_from_the_result(self: StageHost, key: VisitKey, run: pb.Run) -> Visit
     return visit if visit is not None and visit.finished else _known(self, key, run)
 
 
+async def answer_what_is_gone(self: StageHost, key: VisitKey, run: pb.Run, payload: bytes) -> Visit | None:
+    visit = self._known(key, run)
+    if visit is not None and visit.finished:
+        visit.output = await self.kept.get(key, pb.Fetch.OUTPUT) or b""
+        visit.input_gradient = await self.kept.get(key, pb.Fetch.INPUT_GRADIENT) or b""
+    return visit
+
+
 # ---- who is credited
 
 
@@ -257,6 +265,9 @@ MUTANTS: dict[str, Mutant] = {
     "answer-from-the-result": Mutant(
         "'result kept' and 'gradient held' are two flags: a Run adds a gradient again that was taken back",
         ((StageHost, "_known", answer_from_the_result),),
+    ),
+    "answer-what-is-gone": Mutant(
+        "a visit of which what is needed was evicted runs again", ((StageHost, "_attachable", answer_what_is_gone),)
     ),
     "credit-the-dead": Mutant(
         "a path entry counts only if its member is live when Done arrives", ((Driver, "_credit", credit_the_dead),)

@@ -67,7 +67,9 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """One run and its faults. Latencies and directory times are in seconds, `background` is how long a sum or an update
-    takes, `gradients` is how many gradients a peer may keep apart (0: as many as there are)."""
+    takes, `gradients` is how many gradients a peer may keep apart (0: as many as there are), `visits` and `spilled` how
+    many of the tensors that visits have sent it may keep in memory (0: all) and then on disk, `disk` how many of those
+    its disk really takes."""
 
     seed: int
     staleness: int
@@ -82,6 +84,9 @@ class Schedule:
     directory_stale: float = 0.0
     background: float = 0.01
     gradients: int = 0
+    visits: int = 0
+    spilled: int = 0
+    disk: int = 0
 
     @property
     def peers(self) -> int:
@@ -122,7 +127,9 @@ def draw_schedule(seed: int) -> Schedule:
     if draw.random() < ORPHANED_REDUCTIONS:
         base = replace(base, replicas=3)
         faults[:0] = _orphan_a_reduction(draw, base)
-    return replace(base, faults=tuple(faults))
+    visits, spilled = draw.choice((0, 0, 1, 4)), draw.choice((0, 1, 4))
+    disk = draw.choice((spilled, spilled, 1))
+    return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 
 def _orphan_a_reduction(draw: random.Random, base: Schedule) -> list[Fault]:

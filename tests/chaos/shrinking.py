@@ -24,7 +24,7 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
     for number in range(len(schedule.faults)):
         yield schedule.without(number)
     plain = Schedule(schedule.seed, schedule.staleness, schedule.replicas, schedule.standby, schedule.faults)
-    for name in ("gradients", "background", "directory_stale", "directory_delay", "latency"):
+    for name in ("visits", "gradients", "background", "directory_stale", "directory_delay", "latency"):
         if getattr(schedule, name) != getattr(plain, name):
             yield replace(schedule, **{name: getattr(plain, name)})
     if schedule.standby:

@@ -7,6 +7,7 @@ time: the same schedule gives the same log, byte for byte.
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import Update
 from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event
-from swarm_peer.swarm.exact_backend import ExactBackend, ExactState
+from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity, delegate
 from swarm_peer.swarm.manifest import Manifest
@@ -40,6 +41,9 @@ TRAINER_SECONDS = 4.0
 
 QUIET_SECONDS = 10.0
 """After a state went wrong, nothing else happens to that stage for this long: the others must be able to outvote it."""
+
+CODED_BYTES = 8 * WIDTH
+"""Of a tensor that a visit on the exact backend sends."""
 
 SLOWDOWN = 10.0
 THIN_BYTES_PER_SECOND = 4000.0
@@ -77,6 +81,9 @@ def manifest_of(schedule: Schedule) -> Manifest:
     if schedule.gradients:
         apart = schedule.gradients * ExactBackend(0, 0, schedule.stages).gradient_bytes
         limits = limits.model_copy(update={"gradient_bytes": apart})
+    if schedule.visits:
+        kept = {"visit_bytes": schedule.visits * CODED_BYTES, "spill_bytes": schedule.spilled * CODED_BYTES}
+        limits = limits.model_copy(update=kept)
     return manifest.model_copy(
         update={"settings": settings.model_copy(update={"pipeline": pipeline, "limits": limits})}
     )
@@ -95,6 +102,7 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
         seed=schedule.seed,
         latency=schedule.latency,
         durations={**DURATIONS, BACKGROUND: schedule.background},
+        disk_bytes=schedule.disk * CODED_BYTES if schedule.visits else math.inf,
         delegations=delegations_of(schedule, manifest),
         watch=chaos.watch,
         emit=chaos.emit,
