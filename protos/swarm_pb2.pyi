@@ -406,7 +406,7 @@ class Ready(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("closed", "steps", "commits", "kept", "members")
+    __slots__ = ("closed", "steps", "commits", "kept", "members", "past")
     class Loss(_message.Message):
         __slots__ = ("index", "loss")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -441,12 +441,14 @@ class Held(_message.Message):
     COMMITS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
     closed: int
     steps: _containers.RepeatedCompositeFieldContainer[Held.Open]
     commits: _containers.RepeatedCompositeFieldContainer[Commit]
     kept: _containers.RepeatedCompositeFieldContainer[Held.Kept]
     members: int
-    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ..., members: _Optional[int] = ...) -> None: ...
+    past: _containers.RepeatedCompositeFieldContainer[Past]
+    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ..., members: _Optional[int] = ..., past: _Optional[_Iterable[_Union[Past, _Mapping]]] = ...) -> None: ...
 
 class Follow(_message.Message):
     __slots__ = ("run", "step", "led")
@@ -599,7 +601,7 @@ class Totals(_message.Message):
     def __init__(self, microbatches: _Optional[int] = ..., lost: _Optional[int] = ..., duplicated: _Optional[int] = ..., reissued: _Optional[int] = ..., taken_back: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "members")
+    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "members", "past")
     TERM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -613,6 +615,7 @@ class Commit(_message.Message):
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
     term: Term
     epoch: int
     step: int
@@ -626,7 +629,8 @@ class Commit(_message.Message):
     totals: Totals
     closed: int
     members: int
-    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., members: _Optional[int] = ...) -> None: ...
+    past: Past
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., members: _Optional[int] = ..., past: _Optional[_Union[Past, _Mapping]] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("epoch", "version", "digest")

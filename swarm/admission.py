@@ -18,7 +18,7 @@ from .conditions import Signal
 from .exchange import Channel, Meter
 from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_indices
+from .messages import Body, check_indices, check_past
 from .roster import Member, Roster
 from .transport import Stream
 
@@ -277,6 +277,8 @@ class Admission:
 
     def _check_held(self, channel: Channel, held: pb.Held) -> None:
         microbatches = self.manifest.microbatches
+        for past in held.past:
+            check_past(past, self.manifest.settings.train.steps, channel.peer)
         for entry in held.steps:
             check_indices(tuple(entry.indices), microbatches, channel.peer)
             check_indices(tuple(sorted(loss.index for loss in entry.losses)), microbatches, channel.peer)

@@ -271,6 +271,7 @@ class Closing:
         step.loss = self.arithmetic.mean(from_scalar(commit.loss, "loss", "a Commit"), step.tokens)
         step.grad_norm = self.arithmetic.norm(self._squared_norm(commit.choices), step.tokens)
         step.final = commit.totals
+        step.seconds = commit.past.seconds
         self.ledger.settle(step.number, range(self.manifest.stages))
 
     def _squared_norm(self, choices: Sequence[pb.Choice]) -> Scalar:

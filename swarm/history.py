@@ -35,6 +35,10 @@ class History:
         steps = range(self._manifest.settings.train.steps)
         return all(step in self.told for step in steps) and self.told[steps[-1]].HasField("heldout_after")
 
+    def hear(self, past: pb.Past) -> None:
+        """What a peer knows of a step; what a coordinator has told is better known."""
+        self.told.setdefault(past.step, past)
+
     def recall(self, closed: int) -> None:
         """Takes up what was told of the steps below `closed`."""
         for past in self.told.values():
@@ -58,15 +62,15 @@ class History:
     def tell(self, first: int, committed: int, report: Mapping[str, Any]) -> list[pb.Past]:
         """The committed steps from `first` on, for a standby; `report`: what has happened so far."""
         return [
-            self._past(number, report)
+            self.of(self._steps[number], report)
             for number in range(first, committed)
             if number in self._steps and self._steps[number].committed
         ]
 
-    def _past(self, number: int, report: Mapping[str, Any]) -> pb.Past:
-        step = self._steps[number]
+    def of(self, step: Step, report: Mapping[str, Any]) -> pb.Past:
+        """One step, as it is told."""
         past = pb.Past(
-            step=number,
+            step=step.number,
             loss=to_scalar(step.loss),
             grad_norm=to_scalar(step.grad_norm),
             tokens=step.tokens,
@@ -75,7 +79,7 @@ class History:
         )
         if self.heldout["before"] is not None:
             past.heldout.CopyFrom(to_scalar(self.heldout["before"]))
-        if self.heldout["after"] is not None and number == self._manifest.settings.train.steps - 1:
+        if self.heldout["after"] is not None and step.number == self._manifest.settings.train.steps - 1:
             past.heldout_after.CopyFrom(to_scalar(self.heldout["after"]))
             past.replicas = json.dumps(report["replicas"])
         return past

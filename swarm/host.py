@@ -36,6 +36,9 @@ VERSION_PAUSE_SECONDS = 0.2
 
 BUSY_RETRY_MS = 50
 
+KEPT_PAST = 4096
+"""Committed steps of which a peer can tell a new trainer: about 100 bytes each, so that all go into one message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -79,6 +82,7 @@ class StageHost:
         self.queue = ComputeQueue(self.device, self._measured)
         self.hop = Hop(self.pool, self.neighbours, settings.limits.payload_bytes)
         self.commits: dict[int, pb.Commit] = {}
+        self._past: dict[int, pb.Past] = {}
         self._last_stage = self.stage == self.manifest.stages - 1
         self._exported = (-1, b"")
 
@@ -103,6 +107,7 @@ class StageHost:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
         message = pb.Held(closed=self.authority.closed, members=self.authority.founders)
         message.commits.extend(self.commits[step] for step in sorted(self.commits))
+        message.past.extend(self._past.values())
         message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)
         for (epoch, step), indices in self.gradients.held().items():
             entry = pb.Held.Open(epoch=epoch, step=step, indices=indices)
@@ -125,6 +130,14 @@ class StageHost:
 
     def _measured(self, phase: str, seconds: float) -> None:
         self.pace = self.pace.measured(phase, seconds)
+
+    def take_commit(self, commit: pb.Commit) -> None:
+        """Keeps a Commit until its step is closed, and what the report shows of it for longer."""
+        self.commits[commit.step] = commit
+        if commit.past.step == commit.step:
+            self._past[commit.step] = commit.past
+            for old in [step for step in self._past if step <= commit.step - KEPT_PAST]:
+                del self._past[old]
 
     # ---- the door
 

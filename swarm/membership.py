@@ -156,7 +156,8 @@ class Membership:
             return
         if not 0 <= commit.step - self.host.versions.latest < MAX_COMMITS_AHEAD:
             raise ProtocolError(f"the trainer commits step {commit.step}; this peer is at {self.host.versions.latest}")
-        self._commits[commit.step] = self.host.commits[commit.step] = commit
+        self._commits[commit.step] = commit
+        self.host.take_commit(commit)
         self._wake.set()
 
     async def _apply_commits(self) -> None:

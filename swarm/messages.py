@@ -117,3 +117,15 @@ def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> N
         raise ProtocolError(f"{sender} sent indices that are not ascending")
     if indices and indices[-1] >= microbatches:
         raise ProtocolError(f"{sender} sent index {indices[-1]} of {microbatches}")
+
+
+def check_past(past: pb.Past, steps: int, sender: str) -> None:
+    """A committed step, as a peer remembers it. Raises `ProtocolError`."""
+    if past.step >= steps:
+        raise ProtocolError(f"{sender} remembers step {past.step} of {steps}")
+    from_scalar(past.loss, "loss", sender)
+    from_scalar(past.grad_norm, "gradient norm", sender)
+    if past.HasField("heldout"):
+        from_scalar(past.heldout, "held-out loss", sender)
+    if past.HasField("heldout_after"):
+        raise ProtocolError(f"{sender} tells of the end of the run, which is for trainers to tell")

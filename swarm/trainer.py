@@ -260,6 +260,8 @@ class Trainer:
     def held(self, member: Member, held: pb.Held) -> None:
         """What a member that comes (again) holds: it counts for whatever lacks a credit."""
         self.crew.heard(member, held)
+        for past in held.past if not self._started else ():
+            self.history.hear(past)
 
     def _credit_held(self, member: Member, held: pb.Held, number: int) -> None:
         """Takes up what a report says of one step: a Commit that was sent, else the gradients that are held."""
@@ -354,8 +356,6 @@ class Trainer:
             adopting.cancel()
         await self.signal.wait_for(lambda: self._preceded(step))
         self.crew.last_members = commit.members
-        now = asyncio.get_running_loop().time()
-        step.seconds = now - (step.began if step.began is not None else now)
         step.committed = True
         self.admission.committed()
         self.signal.notify()
@@ -395,7 +395,11 @@ class Trainer:
             reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
         choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
         await self.signal.wait_for(self.crew.has_majority)
-        return self.closing.commit(step, choices)
+        commit = self.closing.commit(step, choices)
+        now = asyncio.get_running_loop().time()
+        step.seconds = now - (step.began if step.began is not None else now)
+        commit.past.CopyFrom(self.history.of(step, {}))
+        return commit
 
     async def _evaluate(self, version: int) -> Scalar | None:
         total, tokens = self.arithmetic.zero, 0
