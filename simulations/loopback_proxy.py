@@ -2,13 +2,14 @@
 
 Every process of a `ProxyNet` listens on a loopback address of its own (`listen_for`) and announces only its proxy's
 (`address_for`). libp2p dials from the port it listens on (SO_REUSEPORT), so the proxy knows the dialer by the address
-that a connection comes from, the target by the port that it comes to, and so the pair: each pair of processes, whoever
-dialled, has two `_Way`s that can be made worse and better while connections are open. What arrives is what was sent, in
-order, later: a link holds, it never loses or changes.
+that a connection comes from (or, when libp2p falls back to another port because the last connection is not quite gone,
+by who has the other end: `socket_owners.py`), the target by the port that it comes to, and so the pair. Each pair of
+processes, whoever dialled, has two `_Way`s that can be made worse and better while connections are open. What arrives
+is what was sent, in order, later: a link holds, it never loses or changes.
 
 Owns a thread with an event loop, one listening socket a process, and at most `buffer_bytes` of each connection's each
 direction; who sends faster than the link carries is held up. A side that ends its connection lets go of it at once,
-and the other side hears of it over the link. A connection from an address that is nobody's is refused.
+and the other side hears of it over the link. A connection from a process that is not of the net is refused.
 
 Needs 127.0.0.0/8 to be local, which is so on Linux. Errors: `UsageError` where it is not.
 """
@@ -26,6 +27,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ..errors import UsageError
+from .socket_owners import listener_with
 
 T = TypeVar("T")
 
@@ -243,16 +245,24 @@ class ProxyNet:
     # ---- connections
 
     async def _accept(self, target: str, near: _Side) -> None:
-        dialer = self._names.get(near.writer.get_extra_info("peername")[0])
         try:
+            dialer = await self._dialer(near.writer.get_extra_info("peername"))
             if dialer is None:
                 self.refused += 1
-                raise OSError("a connection from an address that is nobody's")
+                raise OSError("a connection from nobody of this net")
             await self._connect(dialer, target, near)
         except* OSError:
             pass  # nobody listens there: the dialer hears of it by the end of its connection
         finally:
             near.reset()
+
+    async def _dialer(self, source: tuple[str, int]) -> str | None:
+        """Which process a connection comes from."""
+        if source[0] in self._names:
+            return self._names[source[0]]
+        listeners = [(address, LISTEN_PORT) for address in self._names]
+        found = await self._loop.run_in_executor(None, listener_with, source, listeners)
+        return self._names[found[0]] if found else None
 
     async def _connect(self, dialer: str, target: str, near: _Side) -> None:
         there, back = self._way(dialer, target), self._way(target, dialer)
@@ -309,6 +319,7 @@ class ProxyNet:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
 
     def __enter__(self) -> Self:
         return self
