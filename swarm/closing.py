@@ -102,17 +102,18 @@ class Closing:
             await self._ask(step, unit, attempt, members)
             await self._answers(step, attempt, members)
             outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
-            if self._void(step, outcomes) or any(outcome is None for _, outcome in outcomes):
+            if self._void(step, outcomes):
                 continue
             reduced = [
                 (member, outcome) for member, outcome in outcomes if member.live and isinstance(outcome, pb.Reduced)
             ]
-            if {member.stage for member, _ in reduced} != set(unit.stages):
+            unanswered = any(outcome is None for _, outcome in outcomes)
+            if unanswered or {member.stage for member, _ in reduced} != set(unit.stages):
                 apart = self._apart(outcomes)
                 failed_exchanges = failed_exchanges + 1 if apart is not None else 0
                 if apart is not None and failed_exchanges >= FAILED_EXCHANGES:
-                    self.bench(apart, "another replica and it cannot reach each other")
                     failed_exchanges = 0
+                    self.bench(apart, "another replica and it cannot reach each other")
                 continue
             if not self._agree(unit, reduced):
                 disagreements += 1
