@@ -63,7 +63,7 @@ class Visited(Event):
 @dataclass(frozen=True, slots=True)
 class Stepped(Event):
     """A step is committed. `seconds`: first Run to Commit; `loss`: nats per label token; `reissued`: stage-visits
-    begun beyond the first."""
+    begun beyond the first; `members`: how many were there when it was committed."""
 
     kind: ClassVar[str] = "stepped"
     step: int
@@ -74,6 +74,7 @@ class Stepped(Event):
     version: int
     replicas: tuple[int, ...]
     reissued: int
+    members: int
 
 
 @dataclass(frozen=True, slots=True)

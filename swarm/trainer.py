@@ -369,6 +369,7 @@ class Trainer:
                 version=self._version_of(step.number),
                 replicas=tuple(len(self.roster.live(stage)) for stage in stages),
                 reissued=step.totals(self.manifest.stages, self.manifest.microbatches).reissued,
+                members=commit.members,
             )
         )
         await self.closing.announce(commit)

@@ -272,7 +272,6 @@ def test_open_has_one_limit_and_leaves_nothing_when_it_is_reached(
     monkeypatch.setattr(p2p_transport, "DIAL_SECONDS", 1.0)
 
     async def body() -> None:
-        loop = asyncio.get_running_loop()
         async with two(folder) as (server, client):
             await server.serve(echo)
             connect = client.connect
@@ -285,11 +284,10 @@ def test_open_has_one_limit_and_leaves_nothing_when_it_is_reached(
 
             monkeypatch.setattr(client, "connect", slow)
             open_files = len(os.listdir("/proc/self/fd"))
-            before = loop.time()
             try:
-                with pytest.raises(UnreachableError, match="within 1 s"):
+                # These are the words of the limit of both questions; that of the second one alone says "no answer".
+                with pytest.raises(UnreachableError, match=r"no stream to \S+ within 1 s"):
                     await client.open(server.peer_id, server.addresses)
-                assert loop.time() - before < 1.6
                 await asyncio.sleep(0)
                 assert len(os.listdir("/proc/self/fd")) == open_files
             finally:

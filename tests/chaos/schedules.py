@@ -37,8 +37,9 @@ every stage are cut off from the rest."""
 
 
 ORPHANED_REDUCTIONS = 0.05
-"""How many of the schedules begin with faults that leave a Commit without a holder of what it names: by chance they
-would hardly ever come together."""
+HALF_SENT_COMMITS = 0.1
+"""How many of the schedules (of those with a standby) begin with faults that would hardly ever come together by chance:
+they leave a Commit without a holder of what it names, or with one peer alone that has heard it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Trigger:
 @dataclass(frozen=True, slots=True)
 class Fault:
     """`target` and `other` are "peer N", "trainer" (whoever leads then) or "standby". With a trigger, `at` is the delay
-    after it in seconds, and the target is the peer that passed it; else `at` is the time since the start."""
+    after it in seconds, and a target that is not named is the peer that passed it; else `at` is the time since the
+    start."""
 
     kind: str
     at: float
@@ -129,6 +131,8 @@ def draw_schedule(seed: int) -> Schedule:
         faults[:0] = _orphan_a_reduction(draw, base)
     visits, spilled = draw.choice((0, 0, 1, 4)), draw.choice((0, 1, 4))
     disk = draw.choice((spilled, spilled, 1))
+    if base.standby and draw.random() < HALF_SENT_COMMITS:
+        faults[:0] = _half_send_a_commit(draw, base)
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 
@@ -138,6 +142,15 @@ def _orphan_a_reduction(draw: random.Random, base: Schedule) -> list[Fault]:
     unanswered = f"peer {stage + base.stages * draw.randrange(base.replicas)}"
     cuts = [Fault("one-way cut", 0.0, 20.0, "", unanswered, Trigger("part", stage, step, nth)) for nth in range(3, 6)]
     return [*cuts, *(Fault("kill", 0.0, 20.0, trigger=Trigger("commit", stage, step, nth)) for nth in range(2))]
+
+
+def _half_send_a_commit(draw: random.Random, base: Schedule) -> list[Fault]:
+    """A Commit reaches one peer only; then the trainer dies, and that peer is not heard when the next one begins."""
+    when = Trigger("reduced", draw.randrange(base.stages), draw.randrange(base.steps), base.replicas - 1)
+    peers = [f"peer {number}" for number in range(base.peers)]
+    heard = peers.pop(draw.randrange(base.peers))
+    cuts = [Fault("one-way cut", 0.0, 20.0, TRAINER, peer, when) for peer in peers]
+    return [*cuts, Fault("isolate", 0.5, 8.0, heard, "", when), Fault("kill", 1.0, 4.0, TRAINER, "", when)]
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:

@@ -21,7 +21,7 @@ from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import Update
 from swarm_peer.swarm.compute import BACKGROUND
-from swarm_peer.swarm.events import Event
+from swarm_peer.swarm.events import Event, Stepped
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity, delegate
@@ -127,6 +127,7 @@ class Chaos:
         self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
+        self._crews: dict[int, int] = {}
         self.swarm: SimulatedSwarm
 
     def simulate(self, build: Callable[[Schedule, "Chaos"], SimulatedSwarm] = swarm_of) -> dict[str, Any]:
@@ -148,6 +149,8 @@ class Chaos:
     # ---- what happens
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self._check_majority(event.step, event.members)
         self._note("trainer", event.to_json())
 
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
@@ -163,14 +166,24 @@ class Chaos:
                 entry[1] -= 1
                 if entry[1] < 0:
                     self._waiting.remove(entry)
-                    swarm.later(fault.at, partial(self._carry_out, fault, peer))
+                    swarm.later(fault.at, partial(self._carry_out, fault, fault.target or peer))
 
     def _check_update(self, peer: str, stage: int, version: int) -> None:
-        """All replicas make a version of the very same bytes: with floats, equal sums would not be enough."""
+        """All replicas that the trainer leads make a version of the very same bytes: with floats, equal sums would not
+        be enough. (One that it does not lead may have applied what only it has heard; its digest is judged when it
+        comes again.)"""
+        led = [member.peer for member in self.swarm.trainer.roster.ready(stage) if member.peer not in self.swarm.killed]
         made = self._made_of(peer, stage, version)
-        for other in self.swarm.peers:
-            if other not in self.swarm.killed and self._made_of(other, stage, version) not in ((), made):
+        for other in led if peer in led else ():
+            if self._made_of(other, stage, version) not in ((), made):
                 self.swarm.fail(AssertionError(f"{peer} and {other} made version {version} of other bytes"))
+
+    def _check_majority(self, step: int, members: int) -> None:
+        """With a standby, a step is committed by more than half of those who committed the one before."""
+        before = self._crews.get(step - 1, self.schedule.peers)
+        self._crews.setdefault(step, members)
+        if self.schedule.standby and 2 * members <= before:
+            self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
     def _made_of(self, peer: str, stage: int, version: int) -> tuple[bytes, ...]:
         host = self.swarm.peers[peer].host
