@@ -40,6 +40,11 @@ class GradientStore:
         entry = self._steps.get((epoch, step))
         return entry is not None and (index in entry.apart or index in entry.summed_indices)
 
+    def indices(self, epoch: int, step: int) -> set[int]:
+        """The microbatches of a step whose gradients are held."""
+        entry = self._steps.get((epoch, step))
+        return set() if entry is None else {*entry.apart, *entry.summed_indices}
+
     def add(self, epoch: int, step: int, index: int, gradient: Gradient) -> None:
         """Adds the gradient of one microbatch; one that is held already stays as it is."""
         if self.holds(epoch, step, index):

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from swarm_peer.errors import ConservationError
-from swarm_peer.simulations import conservation
+from swarm_peer.simulations.conservation import Conservation
 from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
@@ -129,12 +129,14 @@ class Chaos:
         self._quiet: dict[int, float] = {}
         self._crews: dict[int, int] = {}
         self.swarm: SimulatedSwarm
+        self._conservation: Conservation
 
     def simulate(self, build: Callable[[Schedule, "Chaos"], SimulatedSwarm] = swarm_of) -> dict[str, Any]:
         """Runs the schedule to its end: the report. Raises what the run raises, also `ConservationError`."""
 
         async def main() -> dict[str, Any]:
             self.swarm = build(self.schedule, self)
+            self._conservation = Conservation(self.swarm)
             self.swarm.directory.delay = self.schedule.directory_delay
             self.swarm.directory.stale = self.schedule.directory_stale
             for fault in self.schedule.faults:
@@ -194,7 +196,7 @@ class Chaos:
         self.log.append(json.dumps({"t": round(asyncio.get_running_loop().time(), 6), "by": source, **what}))
         if self.swarm.peers:
             try:
-                conservation.check(self.swarm)
+                self._conservation.check()
             except ConservationError as error:
                 self.swarm.fail(error)
 
