@@ -141,8 +141,8 @@ def _orphan_a_reduction(draw: random.Random, base: Schedule) -> list[Fault]:
     stage, step = draw.randrange(base.stages), draw.randrange(base.steps)
     unanswered = f"peer {stage + base.stages * draw.randrange(base.replicas)}"
     cuts = [Fault("one-way cut", 0.0, 20.0, "", unanswered, Trigger("part", stage, step, nth)) for nth in range(3, 6)]
-    moment = draw.choice(("commit", "applied"))
-    return [*cuts, *(Fault("kill", 0.0, 20.0, trigger=Trigger(moment, stage, step, nth)) for nth in range(2))]
+    moment, delay = draw.choice((("commit", 0.0), ("applied", 0.05)))  # before it has applied it, or has said so
+    return [*cuts, *(Fault("kill", delay, 20.0, trigger=Trigger(moment, stage, step, nth)) for nth in range(2))]
 
 
 def _half_send_a_commit(draw: random.Random, base: Schedule) -> list[Fault]:
