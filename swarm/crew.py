@@ -54,7 +54,12 @@ class Crew:
             return True
         latest = max(self.commits(), key=lambda commit: commit.step, default=None)
         members = max(self.last_members, latest.members if latest is not None else 0)
-        return 2 * len(self.roster.following()) > (members or self.told_founders())
+        return 2 * len(self.roster.following()) > (members or max(self.told_founders(), self.least_founders))
+
+    @property
+    def least_founders(self) -> int:
+        """How many members a run begins with at the least, whether or not anyone was told: the manifest says so."""
+        return self.manifest.stages * self.manifest.settings.pipeline.min_replicas
 
     def told_founders(self) -> int:
         """How many members the run began with, as far as anyone has been told."""

@@ -224,7 +224,7 @@ class Trainer:
         self.crew.founders = self.crew.told_founders()
         if not self.manifest.settings.pipeline.standby or self.founders:
             return
-        self.crew.founders = len(self.roster.following())
+        self.crew.founders = max(self.crew.least_founders, len(self.roster.following()))
         for member in self.roster.following():
             await self.admission.tell(member, pb.Heartbeat(members=self.founders))
         await self.signal.wait_for(

@@ -171,14 +171,25 @@ class Chaos:
                     swarm.later(fault.at, partial(self._carry_out, fault, fault.target or peer))
 
     def _check_update(self, peer: str, stage: int, version: int) -> None:
-        """All replicas that the trainer leads make a version of the very same bytes: with floats, equal sums would not
-        be enough. (One that it does not lead may have applied what only it has heard; its digest is judged when it
-        comes again.)"""
+        """Replicas that the trainer leads make a version of the very same bytes, those of the attempt that their Commit
+        names: with floats, equal sums would not be enough. (A Commit that only a few had heard may have been made again
+        without them; with floats their digests are judged when they come again.)"""
         led = [member.peer for member in self.swarm.trainer.roster.ready(stage) if member.peer not in self.swarm.killed]
-        made = self._made_of(peer, stage, version)
+        named, made = self._made_of(peer, stage, version)
         for other in led if peer in led else ():
-            if self._made_of(other, stage, version) not in ((), made):
+            its_named, its = self._made_of(other, stage, version)
+            if its and its_named == named and its != made:
                 self.swarm.fail(AssertionError(f"{peer} and {other} made version {version} of other bytes"))
+
+    def _made_of(self, peer: str, stage: int, version: int) -> tuple[tuple[int, int], tuple[bytes, ...]]:
+        """The attempt that the Commit of a version names, and what the version was made of there."""
+        host = self.swarm.peers[peer].host
+        if host is None or host.stage != stage or not isinstance(host.backend, WatchedBackend):
+            return (0, 0), ()
+        commit = host.commits.get(version - 1)
+        choices = [choice for choice in commit.choices if choice.stage == stage] if commit is not None else []
+        named = (choices[0].term, choices[0].attempt) if choices else (0, 0)
+        return named, host.backend.made_of.get(version, ())
 
     def _check_majority(self, step: int, members: int) -> None:
         """With a standby, a step is committed by more than half of those who committed the one before."""
@@ -186,11 +197,6 @@ class Chaos:
         self._crews.setdefault(step, members)
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
-
-    def _made_of(self, peer: str, stage: int, version: int) -> tuple[bytes, ...]:
-        host = self.swarm.peers[peer].host
-        backend = None if host is None or host.stage != stage else host.backend
-        return backend.made_of.get(version, ()) if isinstance(backend, WatchedBackend) else ()
 
     def _note(self, source: str, what: dict[str, Any]) -> None:
         self.log.append(json.dumps({"t": round(asyncio.get_running_loop().time(), 6), "by": source, **what}))
