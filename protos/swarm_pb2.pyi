@@ -222,10 +222,12 @@ class Load(_message.Message):
     def __init__(self, forward: _Optional[int] = ..., backward: _Optional[int] = ..., backlog: _Optional[int] = ..., below: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("load",)
+    __slots__ = ("load", "changes")
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     load: Load
-    def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[PathEntry]
+    def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[PathEntry, _Mapping]]] = ...) -> None: ...
 
 class Busy(_message.Message):
     __slots__ = ("retry_after_ms", "version", "load")

@@ -6,7 +6,8 @@ an error, whatever the trainer would have made of it later.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import ConservationError
 from ..swarm.trainer import Trainer
@@ -23,58 +24,68 @@ class Account:
     lost: int
 
 
-@dataclass
-class Conservation:
-    """Checks one swarm again and again. What is credited is sorted by holder only when it has changed."""
+class _Open(NamedTuple):
+    """A stage of an open step whose reduction is not chosen: the microbatches that were issued and that nobody is
+    credited with, and the others by who is."""
 
-    swarm: SimulatedSwarm
-    _by_holder: dict[tuple[int, int], tuple[tuple[tuple[int, int], ...], dict[int, set[int]]]] = field(
-        default_factory=dict
-    )
+    step: int
+    stage: int
+    lacking: frozenset[int]
+    held: Mapping[int, frozenset[int]]
+
+
+class Conservation:
+    """Checks one swarm again and again. The ledger is read anew only when it has changed."""
+
+    def __init__(self, swarm: SimulatedSwarm) -> None:
+        self._swarm = swarm
+        self._trainer: Trainer | None = None
+        self._read = (0, 0)
+        self._issued = 0
+        self._open: list[_Open] = []
 
     def check(self) -> Account:
         """The account of the trainer that leads. Raises `ConservationError` if it does not add up."""
-        swarm = self.swarm
+        swarm = self._swarm
         trainer = swarm.trainer
         if trainer.transport.peer_id in swarm.killed or trainer.over:
             return Account(0, 0, 0, 0)
-        ledger = trainer.ledger
-        issued = counted = in_flight = 0
-        for step in ledger.open_steps:
-            begun = trainer.steps[step].issued
-            issued += len(begun) * trainer.manifest.stages
-            for stage in range(trainer.manifest.stages):
-                if ledger.is_settled(step, stage):
-                    counted += len(begun)
-                    continue
-                credits = ledger.credits(step, stage)
-                counted += len(begun & credits.keys())
-                in_flight += sum(trainer.driver.is_driven(step, index) for index in begun - credits.keys())
-                for holder, indices in self._holders(step, stage, credits).items():
-                    _check_holder(swarm, trainer, step, stage, indices, holder)
-        account = Account(issued, counted, in_flight, issued - counted - in_flight)
+        self._read_ledger(trainer)
+        lacking = in_flight = 0
+        for entry in self._open:
+            lacking += len(entry.lacking)
+            in_flight += len(entry.lacking.intersection(trainer.driver.driven(entry.step)))
+            for holder, indices in entry.held.items():
+                _check_holder(swarm, trainer, entry.step, entry.stage, indices, holder)
+        account = Account(self._issued, self._issued - lacking, in_flight, lacking - in_flight)
         if account.lost:
             raise ConservationError(
-                f"at {swarm.now:.6f} s: of {issued} issued, {counted} are counted, {in_flight} in flight, and "
-                f"{account.lost} nobody works on"
+                f"at {swarm.now:.6f} s: of {account.issued} issued, {account.counted} are counted, {in_flight} in "
+                f"flight, and {account.lost} nobody works on"
             )
         return account
 
-    def _holders(self, step: int, stage: int, credits: Mapping[int, int]) -> dict[int, set[int]]:
-        """The indices credited to each member."""
-        seen = tuple(credits.items())
-        known = self._by_holder.get((step, stage))
-        if known is not None and known[0] == seen:
-            return known[1]
-        holders: dict[int, set[int]] = {}
-        for index, holder in seen:
-            holders.setdefault(holder, set()).add(index)
-        self._by_holder[step, stage] = seen, holders
-        return holders
+    def _read_ledger(self, trainer: Trainer) -> None:
+        ledger, stages = trainer.ledger, trainer.manifest.stages
+        begun = {step: trainer.steps[step].issued for step in ledger.open_steps}
+        issued = stages * sum(map(len, begun.values()))
+        if trainer is self._trainer and self._read == (ledger.changes, issued):
+            return
+        self._trainer, self._read, self._issued = trainer, (ledger.changes, issued), issued
+        self._open = []
+        for step, indices in begun.items():
+            for stage in range(stages):
+                if not ledger.is_settled(step, stage):
+                    credits = ledger.credits(step, stage)
+                    held: dict[int, set[int]] = {}
+                    for index, holder in credits.items():
+                        held.setdefault(holder, set()).add(index)
+                    fixed = {holder: frozenset(credited) for holder, credited in held.items()}
+                    self._open.append(_Open(step, stage, frozenset(indices - credits.keys()), fixed))
 
 
 def _check_holder(
-    swarm: SimulatedSwarm, trainer: Trainer, step: int, stage: int, indices: set[int], holder: int
+    swarm: SimulatedSwarm, trainer: Trainer, step: int, stage: int, indices: frozenset[int], holder: int
 ) -> None:
     member = trainer.roster.get(holder)
     if member is None or not member.live or member.stage != stage:
@@ -84,7 +95,7 @@ def _check_holder(
     host = swarm.peers[member.peer].host
     if member.peer in swarm.killed or host is None or host.member != holder:
         return  # it is gone, and the trainer will hear of it
-    lacking = indices - host.gradients.indices(0, step)
+    lacking = host.gradients.lacking(0, step, indices)
     if lacking and not host.gradients.taken_back(0, step):
         # Had it just dropped a sum to take something back, it would say so when asked to reduce.
         raise ConservationError(

@@ -12,7 +12,6 @@ arrive after `heal`; `stall` holds a link for a while. A killed node's name may 
 
 import asyncio
 import contextvars
-import math
 import random
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -38,7 +37,7 @@ class MemoryStream:
         self._network = network
         self._local = local
         self._frames: deque[bytes] = deque()
-        self._wake = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
         self._arrival = 0.0
 
     async def send(self, frame: bytes) -> None:
@@ -46,13 +45,14 @@ class MemoryStream:
             raise UnreachableError(f"the stream to {self.peer} has ended")
         if len(frame) > MAX_FRAME_BYTES:
             raise WireError(f"a frame of {len(frame)} bytes is above the limit of {MAX_FRAME_BYTES}")
-        await asyncio.sleep(self._network.carry(self._local, self, frame))
+        leaves_in = self._network.carry(self._local, self, frame)
+        if leaves_in:
+            await asyncio.sleep(leaves_in)
 
     def arrive_after(self, seconds: float, frame: bytes | None) -> None:
         """Has a frame, or the end (None), come out at the other side; never before what was sent earlier."""
         loop = asyncio.get_running_loop()
-        # Strictly later than the frame before: the loop's timers keep no order among equals.
-        self._arrival = max(math.nextafter(self._arrival, math.inf), loop.time() + seconds)
+        self._arrival = max(self._arrival, loop.time() + seconds)
         loop.call_at(self._arrival, self.other._arrive, frame, context=_NOBODY)
 
     def _arrive(self, frame: bytes | None) -> None:
@@ -62,21 +62,28 @@ class MemoryStream:
             self.ended = True
         else:
             self._frames.append(frame)
-        self._wake.set()
+        self._wake()
 
     async def receive(self) -> bytes:
         while not self._frames:
             if self.ended:
                 raise UnreachableError(f"the stream to {self.peer} has ended")
-            self._wake.clear()
-            await self._wake.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
         return self._frames.popleft()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def close(self) -> None:
         if self.ended:
             return
         self.ended = True
-        self._wake.set()
+        self._wake()
         self._network.carry(self._local, self, None)
 
 

@@ -10,9 +10,9 @@ freezes a process: nothing of it runs, and when it thaws all that was due runs a
 import asyncio
 import heapq
 import itertools
-import selectors
-from collections.abc import Coroutine
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from ..errors import StuckError
@@ -26,99 +26,101 @@ OWNER: ContextVar[str] = ContextVar("owner", default="")
 class _Task(asyncio.Task[Any]):
     """A task that sets order by its number: by its address, as tasks are, no two runs would be the same."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, number: int, **options: Any) -> None:
-        self._number = number
-        super().__init__(coroutine, **options)
+    number = -1
 
     def __hash__(self) -> int:
-        return self._number
+        if self.number < 0:
+            loop = self.get_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            self.number = next(loop.numbers)
+        return self.number
 
 
-class _Handle(asyncio.Handle):
-    """A ready callback that is set aside while its owner is frozen."""
+class _Handle(list[Any]):
+    """A callback that is ready or due: (context, callback, arguments), or nothing once it is cancelled.
+
+    As much of `asyncio.Handle` as the loop's callers use. A list, because a loop makes little else than handles.
+    """
 
     __slots__ = ()
 
-    def _run(self) -> None:
-        if not _set_aside(self):
-            super()._run()
+    def cancel(self) -> None:
+        self.clear()
+
+    def cancelled(self) -> bool:
+        return not self
 
 
-class _TimerHandle(asyncio.TimerHandle):
-    __slots__ = ()
-
-    def _run(self) -> None:
-        if not _set_aside(self):
-            super()._run()
-
-
-def _set_aside(handle: Any) -> bool:
-    loop: VirtualTimeLoop = handle._loop
-    if not loop.frozen:
-        return False
-    parked = loop.frozen.get(handle._context.get(OWNER, ""))
-    if parked is None:
-        return False
-    parked.append(handle)
-    return True
-
-
-class _NoIO(selectors.BaseSelector):
-    """Stands where the loop looks for I/O: there is none, so waiting means moving the clock."""
-
-    def __init__(self, loop: "VirtualTimeLoop") -> None:
-        self._loop = loop
-        self._registered: dict[Any, selectors.SelectorKey] = {}
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise StuckError(f"at virtual time {self._loop.time():.6f} every task waits and no timer is pending")
-        self._loop.advance(timeout)
-        return []
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = selectors.SelectorKey(fileobj, -1, events, data)
-        self._registered[fileobj] = key
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._registered.pop(fileobj)
-
-    def get_map(self) -> Any:
-        return self._registered
-
-    def close(self) -> None:
-        self._registered.clear()
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A loop whose `time()` moves only while it waits. `limit` bounds virtual time, in seconds."""
+class VirtualTimeLoop(asyncio.BaseEventLoop):
+    """A loop whose `time()` moves only when nothing is ready. `limit` bounds virtual time, in seconds."""
 
     def __init__(self, limit: float = 1e6) -> None:
+        super().__init__()
         self._now = 0.0
         self._limit = limit
-        self.frozen: dict[str, list[Any]] = {}
-        super().__init__(_NoIO(self))
-        numbers = itertools.count()
-        self.set_task_factory(
-            lambda loop, coroutine, **options: _Task(coroutine, number=next(numbers), loop=loop, **options)
-        )
+        self.frozen: dict[str, list[_Handle]] = {}
+        self._soon: deque[_Handle] = deque()
+        self._due: list[tuple[float, int, _Handle]] = []
+        """A heap: by time, and what is due at the same time in the order in which it was asked for."""
+
+        self._timers = itertools.count()
+        self.numbers = itertools.count()
+        self.set_task_factory(lambda loop, coroutine, **options: _Task(coroutine, loop=loop, **options))
 
     def time(self) -> float:
         return self._now
 
-    def _call_soon(self, callback: Any, args: Any, context: Any) -> Any:
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> _Handle:
+        handle = _Handle((copy_context() if context is None else context, callback, args))
+        self._soon.append(handle)
         return handle
 
     def call_at(  # type: ignore[override]
-        self, when: float, callback: Any, *args: Any, context: Any = None
-    ) -> Any:
-        timer = _TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True  # type: ignore[attr-defined]
-        return timer
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> _Handle:
+        handle = _Handle((copy_context() if context is None else context, callback, args))
+        heapq.heappush(self._due, (when, next(self._timers), handle))
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> _Handle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        """One turn of the loop, as `BaseEventLoop.run_forever` asks for it."""
+        soon, due = self._soon, self._due
+        if not soon:
+            while due and not due[0][2]:
+                heapq.heappop(due)
+            if not due:
+                raise StuckError(f"at virtual time {self._now:.6f} every task waits and no timer is pending")
+            self._now = max(self._now, due[0][0])
+            if self._now > self._limit:
+                raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
+        while due and due[0][0] <= self._now:
+            soon.append(heapq.heappop(due)[2])
+        for _ in range(len(soon)):
+            handle = soon.popleft()
+            if not handle or (self.frozen and self._set_aside(handle)):
+                continue
+            context, callback, args = handle
+            try:
+                context.run(callback, *args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"an exception in {callback!r}", "exception": error})
+
+    def _set_aside(self, handle: _Handle) -> bool:
+        """Whether a callback's owner is frozen: then it waits for the thaw."""
+        parked = self.frozen.get(handle[0].get(OWNER, ""))
+        if parked is None:
+            return False
+        parked.append(handle)
+        return True
 
     def freeze(self, owner: str) -> None:
         """From now on nothing of `owner` runs."""
@@ -126,16 +128,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def thaw(self, owner: str) -> None:
         """Whatever was due meanwhile runs next, in the order in which it fell due."""
-        for handle in self.frozen.pop(owner, []):
-            if not handle.cancelled():
-                self._ready.append(handle)  # type: ignore[attr-defined]
-
-    def advance(self, seconds: float) -> None:
-        """Moves the clock forward. Raises `StuckError` beyond the limit."""
-        if seconds > 0:
-            self._now += seconds
-        if self._now > self._limit:
-            raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
+        self._soon.extend(self.frozen.pop(owner, []))
 
     def lift_limit(self) -> None:
         """Lets the tasks that are being cancelled come to their end, whoever is frozen."""

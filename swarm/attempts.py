@@ -74,7 +74,7 @@ class Attempt:
                     self.call.told(reply.load)
                 if isinstance(reply, pb.Accepted):
                     self.call.accepted(loop.time() - began)
-                elif isinstance(reply, pb.Progress):
+                if isinstance(reply, pb.Accepted | pb.Progress):
                     self._follow(reply.changes, loop.time())
                     self.hear(reply.changes)
                 elif isinstance(reply, pb.Done):

@@ -7,14 +7,14 @@ and only from members that are live when it arrives.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import FailedError, StoppedError
 from ..protos import swarm_pb2 as pb
 from . import events
-from .backend import Scalar
+from .backend import Arithmetic, Scalar
 from .conditions import Signal
 from .faults import FaultLog
 from .hop import Hop
@@ -63,6 +63,7 @@ class Driver:
     faults: FaultLog
     hop: Hop
     samples: Samples
+    arithmetic: Arithmetic
     signal: Signal
     emit: Callable[[events.Event], None]
     closed: Callable[[], int]
@@ -70,19 +71,21 @@ class Driver:
     in_flight: int = 0
     _paths: dict[tuple[int, int], dict[int, pb.PathEntry]] = field(default_factory=dict)
     _tries: dict[tuple[int, int], int] = field(default_factory=dict)
-    _driven: set[tuple[int, int]] = field(default_factory=set)
+    _driven: dict[int, set[int]] = field(default_factory=dict)
 
     def begin(self, step: int, index: int) -> bool:
         """Whether a drive of (step, index) is to start; at most one is under way."""
-        if (step, index) in self._driven:
+        driven = self._driven.setdefault(step, set())
+        if index in driven:
             return False
-        self._driven.add((step, index))
+        driven.add(index)
         self.steps[step].issued.add(index)
         self.in_flight += 1
         return True
 
-    def is_driven(self, step: int, index: int) -> bool:
-        return (step, index) in self._driven
+    def driven(self, step: int) -> Collection[int]:
+        """The microbatches of a step of which a drive is under way."""
+        return self._driven.get(step, ())
 
     def open_at(self, member: int) -> set[tuple[int, int]]:
         """The (step, index) whose visit at `member` had begun and not ended, as far as is known here."""
@@ -123,7 +126,7 @@ class Driver:
                             raise StoppedError(f"microbatch {index} of step {step} cannot be run: {error}") from error
                     await asyncio.sleep(RETRY_PAUSE_SECONDS)
         finally:
-            self._driven.discard((step, index))
+            self._driven[step].discard(index)
             self.in_flight -= 1
             self.signal.notify()
 
@@ -203,8 +206,30 @@ class Driver:
             self.emit(events.Rerouted(fault.member, fault.peer, step, index, now))
         self.signal.notify()
 
-    async def evaluate(self, version: int, index: int, batch: Microbatch) -> Scalar:
-        """The token-summed loss of a held-out microbatch at a version; nothing is credited. Raises `FailedError`."""
+    async def evaluate(self, version: int, window: Callable[[], int]) -> Scalar | None:
+        """The held-out loss at a version (nats per token), None without held-out text; nothing is credited.
+
+        `window()`: how many microbatches may be in flight. Raises `FailedError`.
+        """
+        total, tokens = self.arithmetic.zero, 0
+        batches = self.samples.heldout()
+        if not batches:
+            return None
+        waiting: list[asyncio.Task[Scalar]] = []
+        async with asyncio.TaskGroup() as tasks:
+            for index, batch in enumerate(batches):
+                await self.signal.wait_for(lambda: self.in_flight < window())
+                self.in_flight += 1
+                waiting.append(tasks.create_task(self._evaluate(version, index, batch)))
+                tokens += batch.label_tokens
+        for task in waiting:
+            total = self.arithmetic.add(total, task.result())
+        loss = self.arithmetic.mean(total, tokens)
+        self.emit(events.Evaluated(version, loss))
+        return loss
+
+    async def _evaluate(self, version: int, index: int, batch: Microbatch) -> Scalar:
+        """The token-summed loss of one held-out microbatch."""
         request = self._request(pb.EVAL, version, index, version, batch, 0, self.manifest.stages - 1)
         try:
             tries = 0
@@ -231,3 +256,5 @@ class Driver:
         for key in [key for key in self._paths if key[0] < closed]:
             del self._paths[key]
             self._tries.pop(key, None)
+        for step in [step for step, driven in self._driven.items() if step < closed and not driven]:
+            del self._driven[step]

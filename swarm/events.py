@@ -4,7 +4,7 @@ The report is made of the same facts (`report.py`); events are for the moment th
 time in seconds (the monotonic clock in a real process).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from .backend import Scalar
@@ -15,7 +15,7 @@ class Event:
     kind: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"event": self.kind, **asdict(self)}
+        return {"event": self.kind, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
 
 
 @dataclass(frozen=True, slots=True)

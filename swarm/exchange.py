@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -232,34 +233,43 @@ class Incoming:
     def peer(self) -> str:
         return self.channel.peer
 
-    async def race(self, event: Awaitable[bool]) -> None:
-        """Waits for `event`, unless the caller goes away first: then raises `UnreachableError`.
+    async def race(self, event: asyncio.Event) -> None:
+        """Waits until `event` is set, unless the caller goes away first: then raises `UnreachableError`.
 
-        A caller that speaks before it was answered in full breaks the protocol: `ProtocolError`.
+        A caller that speaks before it was answered in full breaks the protocol: `ProtocolError`. In both cases the
+        event is set, so nobody else may wait for it.
         """
-        waiting = asyncio.ensure_future(event)
-        try:
-            await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                waiting.result()
-            elif self._following.exception() is None:
-                raise ProtocolError(f"{self.peer} sent a second question before the answer to its first")
-            else:
-                raise UnreachableError(f"{self.peer} went away")
-        finally:
-            waiting.cancel()
+        if not event.is_set() and not self._following.done():
+            wake = partial(_set, event)
+            self._following.add_done_callback(wake)
+            try:
+                await event.wait()
+            finally:
+                self._following.remove_done_callback(wake)
+        self._check()
+
+    async def pause(self, seconds: float) -> None:
+        """Waits for a while, unless the caller goes away first; raises as `race` does."""
+        await asyncio.wait((self._following,), timeout=seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if not self._following.done():
+            return
+        if self._following.exception() is None:
+            raise ProtocolError(f"{self.peer} sent a second question before the answer to its first")
+        raise UnreachableError(f"{self.peer} went away")
+
+
+def _set(event: asyncio.Event, ended: object) -> None:
+    event.set()
 
 
 async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
     """Sends a heartbeat a second, made anew each time, until the caller goes away."""
     while True:
         await incoming.channel.send(beat())
-        await incoming.race(_pause(HEARTBEAT_SECONDS))
-
-
-async def _pause(seconds: float) -> bool:
-    await asyncio.sleep(seconds)
-    return True
+        await incoming.pause(HEARTBEAT_SECONDS)
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

@@ -5,7 +5,7 @@ the sum. Accepting a Reduce freezes the contribution to exactly the set that the
 it is taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 
 from .backend import Gradient, StageBackend
@@ -40,10 +40,12 @@ class GradientStore:
         entry = self._steps.get((epoch, step))
         return entry is not None and (index in entry.apart or index in entry.summed_indices)
 
-    def indices(self, epoch: int, step: int) -> set[int]:
-        """The microbatches of a step whose gradients are held."""
+    def lacking(self, epoch: int, step: int, wanted: Set[int]) -> Set[int]:
+        """Those of some microbatches of a step whose gradients are not held."""
         entry = self._steps.get((epoch, step))
-        return set() if entry is None else {*entry.apart, *entry.summed_indices}
+        if entry is None:
+            return wanted
+        return frozenset() if entry.apart.keys() >= wanted else wanted - entry.apart.keys() - set(entry.summed_indices)
 
     def add(self, epoch: int, step: int, index: int, gradient: Gradient) -> None:
         """Adds the gradient of one microbatch; one that is held already stays as it is."""

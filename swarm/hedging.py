@@ -8,6 +8,7 @@ doing everything twice. (Dean and Barroso, "The Tail at Scale", 2013.) Pure: tim
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..protos import swarm_pb2 as pb
 
@@ -34,8 +35,7 @@ BUDGET_PER_SECOND = 1.0
 """The second lets a swarm go on in which everything waits for hung visits."""
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseClock:
+class PhaseClock(NamedTuple):
     """Seconds a call has spent in its callee's own phases. `since`: from when on it runs; None: it stands still.
     `computed`: whether the callee has begun to compute for this call."""
 

@@ -104,9 +104,10 @@ class _Calling:
                     if done is not None:
                         return done
         finally:
-            for task in self.running.values():
-                task.cancel()
-            await asyncio.gather(*self.running.values(), return_exceptions=True)
+            if self.running:
+                for task in self.running.values():
+                    task.cancel()
+                await asyncio.gather(*self.running.values(), return_exceptions=True)
 
     async def _begin(self) -> None:
         """Starts the first attempt, or one more after all others have failed; waits until there is somebody to ask."""

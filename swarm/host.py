@@ -8,6 +8,7 @@ A visit that cannot be taken is answered at once: Busy for want of a slot or a v
 not be. A visit that fails ends in Failed{stage, reason}, and its next Run starts it afresh.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ from .loads import Pace
 from .loads import to_message as to_load
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
-from .neighbours import Neighbours
+from .neighbours import PLACES, Neighbours
+from .routing import Place
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
 
@@ -123,9 +125,11 @@ class StageHost:
 
     def load(self) -> pb.Load:
         """What callers are told of this peer's load."""
-        phases = [visit.own.phase for visit in self.visits.open_visits()]
-        ahead = phases.count(pb.QUEUED) + phases.count(pb.FORWARD)
-        returning = sum(map(phases.count, (pb.BELOW, pb.RETURNED, pb.BACKWARD)))
+        ahead = returning = 0
+        for visit in self.visits.open_visits():
+            place = PLACES.get(visit.own.phase)
+            ahead += place is Place.AHEAD
+            returning += place is Place.RETURNING
         return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
 
     def _measured(self, phase: str, seconds: float) -> None:
@@ -156,21 +160,18 @@ class StageHost:
             self.spawn(self._ask_again(visit))
         attachment = visit.attach(tuple(run.order))
         try:
-            await incoming.channel.send(pb.Accepted(load=self.load()))
-            while True:
-                await incoming.race(attachment.changed())
+            await asyncio.sleep(0)  # a visit that has just begun may be computing by then
+            await incoming.channel.send(pb.Accepted(changes=attachment.take(), load=self.load()))
+            while not attachment.superseded and not visit.ended:
+                await incoming.race(attachment.changed)
                 changes = attachment.take()
-                if attachment.superseded:
-                    await incoming.channel.send(
-                        pb.Failed(stage=self.stage, reason=pb.SUPERSEDED, detail="a later call took this visit")
-                    )
-                    return
-                if visit.ended:
-                    wanted = attachment if self._wants_gradient(run, payload) else None
-                    await self._tell_end(incoming, visit, wanted)
-                    return
-                if changes:
+                if changes and not attachment.superseded and not visit.ended:
                     await incoming.channel.send(pb.Progress(changes=changes, load=self.load()))
+            if attachment.superseded:
+                detail = "a later call took this visit"
+                await incoming.channel.send(pb.Failed(stage=self.stage, reason=pb.SUPERSEDED, detail=detail))
+            else:
+                await self._tell_end(incoming, visit, attachment if self._wants_gradient(run, payload) else None)
         finally:
             visit.detach(attachment)
 

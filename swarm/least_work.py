@@ -13,8 +13,7 @@ a slow one while a fast one is about to be free. Half is as good as the better o
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from typing import NamedTuple
 
 from .loads import UNMEASURED, Load
 from .routing import Replica
@@ -29,8 +28,7 @@ OWN_COMPUTE_SHARE = 0.5
 """How much of a visit's own compute counts in the choice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Seconds of a visit that is sent now: on the `link`, for the work `ahead` of it, in its own `service`, `below`."""
 
     link: float
@@ -63,7 +61,7 @@ def least_work(replicas: Sequence[Replica], now: float, draw: random.Random) -> 
 def forecasts(replicas: Sequence[Replica], now: float) -> list[Forecast]:
     """What is expected of each replica. What is not known of one is taken to be as usual among the others."""
     usual = _usual(replicas)
-    link = fmean([replica.link for replica in replicas if replica.link is not None] or [0.0])
+    link = _mean([replica.link for replica in replicas if replica.link is not None] or [0.0])
     return [_forecast(replica, usual, link, now) for replica in replicas]
 
 
@@ -87,7 +85,11 @@ def _usual(replicas: Sequence[Replica]) -> Load:
     if not loads:
         return Load(*UNMEASURED)
     return Load(
-        forward=fmean(load.forward for load in loads),
-        backward=fmean(load.backward for load in loads),
-        below=fmean(load.below for load in loads),
+        forward=_mean([load.forward for load in loads]),
+        backward=_mean([load.backward for load in loads]),
+        below=_mean([load.below for load in loads]),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Ledger:
-    """Credits of the open steps. `stages` and `microbatches` are those of the manifest."""
+    """Credits of the open steps. `stages` and `microbatches` are those of the manifest. `changes` grows with every
+    change: who looks again and again need not look while it stands."""
 
     stages: int
     microbatches: int
+    changes: int = 0
     _credits: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     _settled: set[tuple[int, int]] = field(default_factory=set)
 
     def open(self, step: int) -> None:
+        self.changes += 1
         for stage in range(self.stages):
             self._credits[step, stage] = {}
 
@@ -38,11 +41,13 @@ class Ledger:
         credits = self._credits.get((step, stage))
         if credits is None or index in credits:
             return False
+        self.changes += 1
         credits[index] = member
         return True
 
     def lose(self, member: int) -> list[tuple[int, int]]:
         """Takes every open credit from a lost member: the (step, index) of which a stage must be re-run."""
+        self.changes += 1
         lost: list[tuple[int, int]] = []
         for (step, stage), credits in self._credits.items():
             if (step, stage) in self._settled:
@@ -55,10 +60,12 @@ class Ledger:
 
     def settle(self, step: int, stages: Iterable[int]) -> None:
         """The reduction of these stages is chosen: the work is in it from now on, whoever dies."""
+        self.changes += 1
         self._settled.update((step, stage) for stage in stages)
 
     def reopen(self, step: int, stages: Iterable[int], live: Collection[int]) -> None:
         """The chosen reduction is gone everywhere: only what live members still hold counts."""
+        self.changes += 1
         for stage in stages:
             self._settled.discard((step, stage))
             credits = self._credits[step, stage]
@@ -67,6 +74,7 @@ class Ledger:
 
     def void(self, step: int, stage: int, indices: Iterable[int], member: int) -> None:
         """Takes from a member the credits that it says it does not hold."""
+        self.changes += 1
         credits = self._credits.get((step, stage), {})
         for index in indices:
             if credits.get(index) == member:
@@ -100,6 +108,7 @@ class Ledger:
         return tuple(sorted(index for index, holder in self._credits[step, stage].items() if holder == member))
 
     def close(self, step: int) -> None:
+        self.changes += 1
         for stage in range(self.stages):
             self._credits.pop((step, stage), None)
             self._settled.discard((step, stage))

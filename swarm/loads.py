@@ -4,7 +4,7 @@ A callee sends its load with every answer (`Load` in `protos/swarm.proto`), a fe
 its own measurement. Pure; knows no socket and no clock. Nothing here can fail: what came from the wire is bounded.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..protos import swarm_pb2 as pb
 from .compute import BACKWARD, FORWARD
@@ -19,8 +19,7 @@ UNMEASURED = (0.3, 0.6)
 """Seconds of a forward and a backward before anything is known: only their ratio matters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Seconds: a visit's own forward and backward, the own compute that open visits still need, and the expected time
     of the stages below."""
 
@@ -46,26 +45,15 @@ def to_message(load: Load) -> pb.Load:
 
 def from_message(message: pb.Load) -> Load | None:
     """What a callee says of itself, bounded; None if it has not measured itself yet."""
-    if not message.forward and not message.backward:
-        return None
-    return Load(
-        forward=_seconds(message.forward),
-        backward=_seconds(message.backward),
-        backlog=_seconds(message.backlog),
-        below=_seconds(message.below),
-    )
+    said = (message.forward, message.backward, message.backlog, message.below)
+    return Load(*[min(part / 1e6, MAX_SECONDS) for part in said]) if said[0] or said[1] else None
 
 
 def _microseconds(seconds: float) -> int:
-    return int(min(max(seconds, 0.0), MAX_SECONDS) * 1e6)
+    return int(min(max(seconds, 0.0), MAX_SECONDS) * 1e6) if seconds else 0
 
 
-def _seconds(microseconds: int) -> float:
-    return min(microseconds / 1e6, MAX_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """Smoothed seconds of a forward and of a backward on this device; 0 before the first."""
 
     forward: float = 0.0
@@ -73,9 +61,9 @@ class Pace:
 
     def measured(self, phase: str, seconds: float) -> "Pace":
         if phase == FORWARD:
-            return replace(self, forward=_smooth(self.forward, seconds))
+            return self._replace(forward=_smooth(self.forward, seconds))
         if phase == BACKWARD:
-            return replace(self, backward=_smooth(self.backward, seconds))
+            return self._replace(backward=_smooth(self.backward, seconds))
         return self
 
     @property

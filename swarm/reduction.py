@@ -80,13 +80,28 @@ class _Box:
     length: int
     slices: dict[int, bytes] = field(default_factory=dict)
     full: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
     result: tuple[bytes, Scalar] | None = None
+    _waiting: list[asyncio.Event] = field(default_factory=list)
 
     def put(self, member: int, data: bytes) -> None:
         self.slices[member] = data
         if len(self.slices) == len(self.members):
             self.full.set()
+
+    def end(self) -> None:
+        self.ended = True
+        for waiting in self._waiting:
+            waiting.set()
+
+    def ending(self) -> asyncio.Event:
+        """An event of the caller's own, set once this has ended."""
+        event = asyncio.Event()
+        if self.ended:
+            event.set()
+        else:
+            self._waiting.append(event)
+        return event
 
 
 class Reducer:
@@ -133,7 +148,7 @@ class Reducer:
             for group in reduce.groups:
                 box = self._boxes.pop((key, group.name), None)
                 if box is not None:
-                    box.ended.set()
+                    box.end()
         if problem:
             return self._failure(key, frozen, taken_back, problem, attempt.unreachable)
         self._kept[key] = reduction
@@ -217,7 +232,7 @@ class Reducer:
         await box.full.wait()
         backend, ordered = self._host.backend, [box.slices[member] for member in box.members]
         box.result = await self._host.device.run(BACKGROUND, lambda: backend.reduce(group, ordered, box.length))
-        box.ended.set()
+        box.end()
         return box.result
 
     async def _send_slice(
@@ -271,7 +286,7 @@ class Reducer:
             return
         box.put(part.member, payload)
         host.observe(Moment("part", host.stage, part.step))
-        await incoming.race(box.ended.wait())
+        await incoming.race(box.ending())
         if box.result is None:
             detail = f"attempt {part.attempt} of step {part.step} has failed here"
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))

@@ -92,6 +92,18 @@ class Roster:
         member = self._members.get(number)
         return member is not None and member.live
 
+    def some_at(self, version: int) -> bool:
+        """Whether a ready replica of every stage has a version."""
+        return all(any(member.version >= version for member in self.ready(stage)) for stage in range(self.stages))
+
+    def all_at(self, version: int) -> bool:
+        """Whether every ready replica has a version."""
+        return all(member.version >= version for stage in range(self.stages) for member in self.ready(stage))
+
+    def empty_stage(self) -> int | None:
+        """The lowest stage without a live replica."""
+        return next((stage for stage in range(self.stages) if not self.live(stage)), None)
+
     def narrowest(self) -> int:
         """The number of replicas of the stage that has fewest."""
         return min(len(self.ready(stage)) for stage in range(self.stages))

@@ -8,8 +8,9 @@ peer on probation for one call at a time. Whom of those to choose is a `Policy`:
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from .bans import Ban
 from .directory import SEQUENCE_BITS, Record
@@ -30,8 +31,7 @@ class Place(Enum):
     RETURNING = "returning"
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
+class Replica(NamedTuple):
     """One peer that may be chosen, as this caller knows it. Times are in seconds, of the loop's clock.
 
     Measured here: `seconds` an exchange over `measured` ones, `link` from a call to its acceptance, `excess` how many
@@ -42,7 +42,7 @@ class Replica:
 
     peer: str
     sequence: int = 0
-    ban: Ban = field(default_factory=Ban)
+    ban: Ban = Ban()
     seconds: float = UNMEASURED_SECONDS
     measured: int = 0
     given: float = 0.0
@@ -67,11 +67,10 @@ Policy = Callable[[Sequence[Replica], float, random.Random], Replica]
 """Chooses from replicas (not empty, by ascending peer id), given the time and a source of chance."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(NamedTuple):
     """What one caller knows of the replicas of one stage, by ascending peer id."""
 
-    replicas: Mapping[str, Replica] = field(default_factory=dict)
+    replicas: Mapping[str, Replica] = MappingProxyType({})
 
     def replaced(self, replica: Replica) -> "Wiring":
         return Wiring({**self.replicas, replica.peer: replica})
@@ -88,8 +87,8 @@ def observe(wiring: Wiring, records: Sequence[Record], now: float) -> Wiring:
             known = _newcomer(record, start, now)
         elif record.sequence >> SEQUENCE_BITS > known.sequence >> SEQUENCE_BITS:
             again = _newcomer(record, start, now)
-            known = replace(again, sent=known.sent, ahead=known.ahead, returning=known.returning)
-        replicas[record.peer] = replace(known, sequence=max(known.sequence, record.sequence))
+            known = again._replace(sent=known.sent, ahead=known.ahead, returning=known.returning)
+        replicas[record.peer] = known._replace(sequence=max(known.sequence, record.sequence))
     return Wiring(replicas)
 
 
@@ -100,7 +99,7 @@ def _newcomer(record: Record, start: float, now: float) -> Replica:
     # A record does not say how the time divides; the usual third and two thirds only weigh what is half done.
     service = min(MAX_SECONDS, 1 / record.throughput)
     load = Load(service / 3, service * 2 / 3, backlog=min(MAX_SECONDS, service * record.queue))
-    return replace(replica, load=load, others=load.backlog)
+    return replica._replace(load=load, others=load.backlog)
 
 
 def choose(
@@ -134,10 +133,10 @@ def called(wiring: Wiring, peer: str, now: float) -> Wiring:
         return wiring
     given = replica.given + replica.seconds
     replicas = {
-        name: replace(other, given=max(other.given, replica.given)) if other.ban.holds(now) else other
+        name: other._replace(given=max(other.given, replica.given)) if other.ban.holds(now) else other
         for name, other in wiring.replicas.items()
     }
-    return Wiring({**replicas, peer: replace(replica, given=given, sent=replica.sent + 1)})
+    return Wiring({**replicas, peer: replica._replace(given=given, sent=replica.sent + 1)})
 
 
 def moved(wiring: Wiring, peer: str, before: Place, after: Place | None) -> Wiring:
@@ -151,7 +150,7 @@ def moved(wiring: Wiring, peer: str, before: Place, after: Place | None) -> Wiri
     if after is not None:
         counts[after] += 1
     sent, ahead, returning = counts[Place.SENT], counts[Place.AHEAD], counts[Place.RETURNING]
-    return wiring.replaced(replace(replica, sent=sent, ahead=ahead, returning=returning))
+    return wiring.replaced(replica._replace(sent=sent, ahead=ahead, returning=returning))
 
 
 def told(wiring: Wiring, peer: str, load: Load, now: float) -> Wiring:
@@ -160,7 +159,7 @@ def told(wiring: Wiring, peer: str, load: Load, now: float) -> Wiring:
     if replica is None:
         return wiring
     ours = replica.ahead * load.service + replica.returning * load.backward
-    return wiring.replaced(replace(replica, load=load, others=max(0.0, load.backlog - ours), heard=now))
+    return wiring.replaced(replica._replace(load=load, others=max(0.0, load.backlog - ours), heard=now))
 
 
 def accepted(wiring: Wiring, peer: str, seconds: float) -> Wiring:
@@ -169,7 +168,7 @@ def accepted(wiring: Wiring, peer: str, seconds: float) -> Wiring:
     if replica is None:
         return wiring
     link = seconds if replica.link is None else replica.link + SMOOTHING * (seconds - replica.link)
-    return wiring.replaced(replace(replica, link=link))
+    return wiring.replaced(replica._replace(link=link))
 
 
 def succeeded(wiring: Wiring, peer: str, seconds: float) -> Wiring:
@@ -178,7 +177,7 @@ def succeeded(wiring: Wiring, peer: str, seconds: float) -> Wiring:
     if replica is None:
         return wiring
     timed = _timed(replica, seconds)
-    return wiring.replaced(replace(timed, ban=timed.ban.after_success()))
+    return wiring.replaced(timed._replace(ban=timed.ban.after_success()))
 
 
 def compared(wiring: Wiring, peer: str, seconds: float, expected: float) -> Wiring:
@@ -188,7 +187,7 @@ def compared(wiring: Wiring, peer: str, seconds: float, expected: float) -> Wiri
         return wiring
     ratio = min(MAX_EXCESS, max(1 / MAX_EXCESS, seconds / expected))
     excess = min(MAX_EXCESS, max(1.0, replica.excess * ratio**SMOOTHING))
-    return wiring.replaced(replace(replica, excess=excess))
+    return wiring.replaced(replica._replace(excess=excess))
 
 
 def failed(wiring: Wiring, peer: str, began: float, now: float) -> Wiring:
@@ -196,7 +195,7 @@ def failed(wiring: Wiring, peer: str, began: float, now: float) -> Wiring:
     replica = wiring.replicas.get(peer)
     if replica is None:
         return wiring
-    return wiring.replaced(replace(replica, ban=replica.ban.after_failure(began, now)))
+    return wiring.replaced(replica._replace(ban=replica.ban.after_failure(began, now)))
 
 
 def overtaken(wiring: Wiring, peer: str, began: float, now: float) -> Wiring:
@@ -215,4 +214,4 @@ def gone(wiring: Wiring, peer: str) -> Wiring:
 def _timed(replica: Replica, seconds: float) -> Replica:
     weight = max(SMOOTHING, 1 / (replica.measured + 1))
     mean = replica.seconds + weight * (seconds - replica.seconds)
-    return replace(replica, seconds=mean, measured=replica.measured + 1)
+    return replica._replace(seconds=mean, measured=replica.measured + 1)

@@ -22,7 +22,7 @@ from ..errors import FencedError, StoppedError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
-from .backend import Arithmetic, Scalar
+from .backend import Arithmetic
 from .bench import Bench
 from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
@@ -35,12 +35,12 @@ from .history import History
 from .hop import Hop
 from .ledger import Ledger
 from .manifest import Manifest
-from .messages import from_scalar
 from .neighbours import POLICIES, Neighbours
 from .presence import Presence
 from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
+from .taking_over import TakingOver
 from .transport import Transport
 
 WINDOW_SHARE = 0.8
@@ -104,6 +104,7 @@ class Trainer:
             faults=self.faults,
             hop=Hop(self.pool, neighbours, manifest.settings.limits.payload_bytes, fenced=self._shown_a_term),
             samples=self.samples,
+            arithmetic=self.arithmetic,
             signal=self.signal,
             emit=self.emit,
             closed=lambda: self.closing.closed,
@@ -122,6 +123,7 @@ class Trainer:
             bench=self._sit_out,
             leave_behind=lambda member, why: self._send_away(member, pb.TOO_OLD, why),
         )
+        self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
         self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
         self._tasks: asyncio.TaskGroup
 
@@ -170,17 +172,17 @@ class Trainer:
         self._started = True
         self._take_over()
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
-            self.heldout["before"] = await self._evaluate(0)
+            self.heldout["before"] = await self.driver.evaluate(0, self._window)
         closing: asyncio.Task[None] | None = None
         for number in range(self.closing.closed, settings.train.steps):
             if number >= self.closing.committed:
-                await self.signal.wait_for(partial(self._reached, self._version_of(number)))
+                await self.signal.wait_for(partial(self.roster.some_at, self._version_of(number)))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
             self.ledger.open(number)
-            for member, held in self.crew.reports:
-                self._credit_held(member, held, number)
+            self.taking_over.credit_step(number)
+            self.signal.notify()
             closing = self._tasks.create_task(self._close(step, closing))
             if step.commit is not None:
                 continue
@@ -188,7 +190,7 @@ class Trainer:
                 await self.signal.wait_for(lambda: self.driver.in_flight < self._window())
                 self._drive(number, index)
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
-        self.heldout["after"] = await self._evaluate(settings.train.steps)
+        self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
         await self.admission.conclude()
 
     def recall(self) -> dict[str, object] | None:
@@ -234,19 +236,8 @@ class Trainer:
     # ---- taking a run over
 
     def _take_over(self) -> None:
-        """Finds out where the run is, from what peers have said and what a standby was told."""
-        commits = self.crew.commits()
-        versions = [member.version for member in self.roster.following()]
-        self.closing.closed = max((held.closed for _, held in self.crew.reports), default=0)
-        self.closing.committed = max([*(commit.step + 1 for commit in commits), *versions], default=0)
-        self.history.recall(self.closing.closed)
-        for commit in commits:
-            if commit.step >= self.closing.closed:
-                continue
-            self.closing.commits.setdefault(commit.step, commit)
-            if commit.step not in self.steps:
-                step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
-                self.closing.adopt(step, commit)
+        """Finds out where the run is, and lets everyone who is here take part."""
+        self.taking_over.find_out()
         for member in sorted(self.roster.following(), key=lambda member: member.version, reverse=True):
             self._receive(member)
 
@@ -262,28 +253,6 @@ class Trainer:
         self.crew.heard(member, held)
         for past in held.past if not self._started else ():
             self.history.hear(past)
-
-    def _credit_held(self, member: Member, held: pb.Held, number: int) -> None:
-        """Takes up what a report says of one step: a Commit that was sent, else the gradients that are held."""
-        step = self.steps[number]
-        for commit in held.commits:
-            if commit.step == number and not step.committed and step.commit is None:
-                step.commit = commit
-        if not member.live or not member.ready or not self.ledger.is_open(number):
-            return
-        last = member.stage == self.manifest.stages - 1
-        for entry in held.steps:
-            if entry.step != number:
-                continue
-            step.saw_taken_back(member.number, entry.taken_back)
-            losses = {loss.index: from_scalar(loss.loss, "loss", member.peer) for loss in entry.losses}
-            for index in entry.indices:
-                if last and index not in step.losses:
-                    if index not in losses:
-                        continue
-                    step.losses[index] = losses[index]
-                self.ledger.credit(number, member.stage, index, member.number)
-        self.signal.notify()
 
     def fenced(self, term: pb.Term) -> None:
         """Somebody shows a proven term that is not below this one."""
@@ -310,20 +279,6 @@ class Trainer:
         """The version at which step t computes: t, or max(0, t-1) with the one-step delayed update."""
         return max(0, step - self.manifest.settings.pipeline.staleness)
 
-    def _reached(self, version: int) -> bool:
-        """Pacing: whether some replica of every stage has this version."""
-        return all(
-            any(member.version >= version for member in self.roster.ready(stage))
-            for stage in range(self.manifest.stages)
-        )
-
-    def _everyone_at(self, version: int) -> bool:
-        return all(member.version >= version for stage in self._stages for member in self.roster.ready(stage))
-
-    @property
-    def _stages(self) -> range:
-        return range(self.manifest.stages)
-
     def _window(self) -> int:
         slots = self.manifest.settings.pipeline.slots * max(1, self.roster.narrowest())
         return max(1, int(WINDOW_SHARE * slots))
@@ -339,7 +294,7 @@ class Trainer:
 
     async def _close(self, step: Step, earlier: "asyncio.Task[None] | None") -> None:
         """Reduces, commits and settles one step; steps are committed in order."""
-        stages = self._stages
+        stages = range(self.manifest.stages)
         units = units_of(self.manifest)
         making = asyncio.ensure_future(self._make_commit(step, units))
         adopting = asyncio.ensure_future(self.signal.wait_for(lambda: step.commit is not None))
@@ -388,10 +343,10 @@ class Trainer:
 
     async def _make_commit(self, step: Step, units: Sequence[Unit]) -> pb.Commit:
         """Reduces every unit of a step whose microbatches are all done."""
-        await self.signal.wait_for(lambda: self.ledger.complete(step.number, self._stages))
+        await self.signal.wait_for(lambda: self.ledger.complete(step.number, range(self.manifest.stages)))
         await self.signal.wait_for(lambda: self._preceded(step))
         # A replica whose state went wrong is found by the digests of the version; its work must not be reduced.
-        await self.signal.wait_for(partial(self._everyone_at, self._version_of(step.number)))
+        await self.signal.wait_for(partial(self.roster.all_at, self._version_of(step.number)))
         async with asyncio.TaskGroup() as tasks:
             reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
         choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
@@ -401,24 +356,6 @@ class Trainer:
         step.seconds = now - (step.began if step.began is not None else now)
         commit.past.CopyFrom(self.history.of(step, {}))
         return commit
-
-    async def _evaluate(self, version: int) -> Scalar | None:
-        total, tokens = self.arithmetic.zero, 0
-        batches = self.samples.heldout()
-        if not batches:
-            return None
-        waiting: list[asyncio.Task[Scalar]] = []
-        async with asyncio.TaskGroup() as tasks:
-            for index, batch in enumerate(batches):
-                await self.signal.wait_for(lambda: self.driver.in_flight < self._window())
-                self.driver.in_flight += 1
-                waiting.append(tasks.create_task(self.driver.evaluate(version, index, batch)))
-                tokens += batch.label_tokens
-        for task in waiting:
-            total = self.arithmetic.add(total, task.result())
-        loss = self.arithmetic.mean(total, tokens)
-        self.emit(events.Evaluated(version, loss))
-        return loss
 
     # ---- what members say (Admission's Listener)
 
@@ -459,11 +396,7 @@ class Trainer:
         self.neighbours.show(member.stage, self.roster.records(member.stage))
         self._judge(member.stage, member.version)
         self.emit(events.Ready(member.number, member.peer, member.stage))
-        for reporter, held in self.crew.reports:
-            if reporter is member:
-                for number in list(self.steps):
-                    if self.ledger.is_open(number) and not self.steps[number].committed:
-                        self._credit_held(member, held, number)
+        self.taking_over.credit_member(member)
         self.signal.notify()
 
     def _sit_out(self, member: Member, why: str) -> None:
@@ -534,20 +467,17 @@ class Trainer:
     async def _watch_stages(self) -> None:
         """Says which stage has no replica; gives up after a while if told to."""
         while True:
-            await self.signal.wait_for(lambda: self._started and self._empty_stage() is not None)
-            stage = self._empty_stage()
+            await self.signal.wait_for(lambda: self._started and self.roster.empty_stage() is not None)
+            stage = self.roster.empty_stage()
             assert stage is not None
             self.emit(events.Waiting(stage))
             try:
                 async with asyncio.timeout(self.give_up):
-                    await self.signal.wait_for(lambda: self._empty_stage() is None)
+                    await self.signal.wait_for(lambda: self.roster.empty_stage() is None)
             except TimeoutError as error:
                 raise StoppedError(
                     f"stage {stage} has had no replica for {self.give_up:.0f} s; start the run again with more replicas"
                 ) from error
-
-    def _empty_stage(self) -> int | None:
-        return next((stage for stage in range(self.manifest.stages) if not self.roster.live(stage)), None)
 
     def report(self) -> dict[str, object]:
         """What has happened so far (`report.py`)."""

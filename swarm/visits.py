@@ -2,7 +2,11 @@
 
 A visit is one microbatch's work at one stage, known by (epoch, mode, step, index). It runs once, to its end, and
 outlives the stream that started it; a caller attaches to it, and a caller of higher order takes it from one of lower
-order. What it sent is kept until its step is closed. Knows no socket, clock or tensor.
+order. What it sent is kept until its step is closed. Knows no socket and no tensor.
+
+A caller is told at once what the visit itself does and who has it below, and within `RELAY_SECONDS` in which phase it
+is there: with every change of every stage passed on by all the stages above it, messages would grow with the square of
+the stages.
 """
 
 import asyncio
@@ -12,6 +16,8 @@ from dataclasses import dataclass, field
 from ..errors import FailedError
 from ..protos import swarm_pb2 as pb
 from .backend import Scalar
+
+RELAY_SECONDS = 0.25
 
 Order = tuple[int, ...]
 
@@ -37,22 +43,33 @@ class Attachment:
         self.superseded = False
         self.input_gradient: bytes | None = None
         self._untold = {entry.stage: entry for entry in known}
-        self._wake = asyncio.Event()
+        self.changed = asyncio.Event()
+        self._mentioning: asyncio.TimerHandle | None = None
 
     def tell(self, entries: Sequence[pb.PathEntry] = ()) -> None:
         """Queues changes of the path (only the latest of a stage is kept) and wakes the waiting exchange."""
         self._untold.update((entry.stage, entry) for entry in entries)
-        self._wake.set()
+        self.changed.set()
+
+    def mention(self, entries: Sequence[pb.PathEntry]) -> None:
+        """Queues changes that may wait a moment for company."""
+        self._untold.update((entry.stage, entry) for entry in entries)
+        if self._mentioning is None and not self.changed.is_set():
+            self._mentioning = asyncio.get_running_loop().call_later(RELAY_SECONDS, self.changed.set)
 
     def take(self) -> list[pb.PathEntry]:
         """What the caller has not been told, and now is."""
         untold = [self._untold[stage] for stage in sorted(self._untold)]
         self._untold.clear()
-        self._wake.clear()
+        self.changed.clear()
+        self.end()
         return untold
 
-    async def changed(self) -> bool:
-        return await self._wake.wait()
+    def end(self) -> None:
+        """Nobody waits any more, or for nothing that has been mentioned."""
+        if self._mentioning is not None:
+            self._mentioning.cancel()
+            self._mentioning = None
 
 
 @dataclass(eq=False)
@@ -96,23 +113,26 @@ class Visit:
         return self.attachment
 
     def detach(self, attachment: Attachment) -> None:
+        attachment.end()
         if self.attachment is attachment:
             self.attachment = None
 
     def enter(self, phase: pb.Phase) -> None:
-        """Moves this stage's part to its next phase and tells the caller."""
+        """Moves this stage's part to its next phase and tells the caller: of waiting below, who has it there says more
+        in a moment."""
         self.own = pb.PathEntry(
             stage=self.own.stage, member=self.own.member, peer=self.own.peer, begun=self.own.begun, phase=phase
         )
         if self.attachment:
-            self.attachment.tell([self.own])
+            (self.attachment.mention if phase == pb.BELOW else self.attachment.tell)([self.own])
 
     def hear(self, entries: Iterable[pb.PathEntry]) -> None:
         """Takes in what the stages below report; entries that are not below this stage are ignored."""
         news = [entry for entry in entries if self.own.stage < entry.stage <= self.run.last]
+        has_moved = any(_holder(self.below.get(entry.stage)) != _holder(entry) for entry in news)
         self.below.update((entry.stage, entry) for entry in news)
         if self.attachment and news:
-            self.attachment.tell(news)
+            (self.attachment.tell if has_moved else self.attachment.mention)(news)
 
     def end(self, failure: FailedError | None = None) -> None:
         self.finished = failure is None
@@ -130,6 +150,10 @@ class Visit:
 
     def path(self) -> list[pb.PathEntry]:
         return [self.own, *(self.below[stage] for stage in sorted(self.below))]
+
+
+def _holder(entry: pb.PathEntry | None) -> tuple[int, int] | None:
+    return None if entry is None else (entry.member, entry.begun)
 
 
 class VisitTable:

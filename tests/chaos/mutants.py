@@ -20,6 +20,7 @@ from swarm_peer.swarm.closing import Closing, Unit
 from swarm_peer.swarm.crew import Crew
 from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import Frozen, GradientStore
+from swarm_peer.swarm.hop import _Calling
 from swarm_peer.swarm.host import StageHost
 from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
@@ -28,7 +29,7 @@ from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
-from swarm_peer.swarm.visits import Visit, VisitKey
+from swarm_peer.swarm.visits import Visit, VisitKey, VisitTable
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,13 @@ def no_widening(self: Driver, step: int, index: int, gap: tuple[int, int], wider
     return gap
 
 
+def drive_twice(self: Driver, step: int, index: int) -> bool:
+    self._driven.setdefault(step, set()).add(index)
+    self.steps[step].issued.add(index)
+    self.in_flight += 1
+    return True
+
+
 # ---- reductions and Commits
 
 
@@ -191,6 +199,10 @@ def keep_credits(self: Ledger, member: int) -> list[tuple[int, int]]:
 
 
 # ---- versions and pacing
+
+
+def no_reserve(self: VisitTable, step: int, oldest: int) -> bool:
+    return self.open < self.slots
 
 
 def any_version(self: VersionStore, version: int) -> State | None:
@@ -276,6 +288,12 @@ MUTANTS: dict[str, Mutant] = {
         "exactly one live holder is credited, whoever else holds the gradient too",
         ((Ledger, "credit", credit_everyone), (Ledger, "indices", indices_of_everyone)),
     ),
+    "drive-twice": Mutant(
+        "at most one Run of a microbatch is in flight from the trainer", ((Driver, "begin", drive_twice),)
+    ),
+    "no-reserved-slot": Mutant(
+        "the last slot is kept for the oldest open step", ((VisitTable, "has_room", no_reserve),)
+    ),
     "no-widening": Mutant("a range is widened past a holder that is gone", ((Driver, "_widen", no_widening),)),
     "keep-credits": Mutant("a lost member has no credits, also when it comes back", ((Ledger, "lose", keep_credits),)),
     "no-rerun": Mutant("the open credits of a lost member are re-run at once", ((Trainer, "_rerun", ignore),)),
@@ -323,6 +341,11 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered", ((Crew, "is_complete", begin_with_anyone),)
+    ),
+    "no-hedging": Mutant("a call whose callee is slow in its own phases is hedged", ((_Calling, "_hedge", ignore),)),
+    "no-bench": Mutant("one of two replicas that cannot reach each other sits out", ((Closing, "_apart", ignore),)),
+    "wait-for-stragglers": Mutant(
+        "a replica that gets nowhere while others of its stage go on is left behind", ((Closing, "_is_ahead", no),)
     ),
     "forget-commits": Mutant(
         "a Commit that anyone holds is finished as it is, also by a new trainer", ((Crew, "heard", forget_commits),)

@@ -3,6 +3,7 @@ JSON; `virtual.py` carries them out on virtual time, `real.py` on real processes
 """
 
 import json
+import math
 import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -40,6 +41,10 @@ ORPHANED_REDUCTIONS = 0.05
 HALF_SENT_COMMITS = 0.1
 """How many of the schedules (of those with a standby) begin with faults that would hardly ever come together by chance:
 they leave a Commit without a holder of what it names, or with one peer alone that has heard it."""
+
+LASTING = 0.15
+"""How many of the schedules end with a fault that never does: a device that hangs for good, or two replicas of a stage
+that cannot reach each other any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Schedule:
     stages: int = 3
     steps: int = 5
     batch: int = 4
+    slots: int = 4
     latency: tuple[float, float] = (0.001, 0.005)
     directory_delay: float = 0.0
     directory_stale: float = 0.0
@@ -133,6 +139,8 @@ def draw_schedule(seed: int) -> Schedule:
     disk = draw.choice((spilled, spilled, 1))
     if base.standby and draw.random() < HALF_SENT_COMMITS:
         faults[:0] = _half_send_a_commit(draw, base)
+    if draw.random() < LASTING:
+        faults.append(_draw_lasting(draw, base))
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 
@@ -152,6 +160,15 @@ def _half_send_a_commit(draw: random.Random, base: Schedule) -> list[Fault]:
     heard = peers.pop(draw.randrange(base.peers))
     cuts = [Fault("one-way cut", 0.0, 20.0, TRAINER, peer, when) for peer in peers]
     return [*cuts, Fault("isolate", 0.5, 8.0, heard, "", when), Fault("kill", 1.0, 4.0, TRAINER, "", when)]
+
+
+def _draw_lasting(draw: random.Random, base: Schedule) -> Fault:
+    stage = draw.randrange(base.stages)
+    one, other = (f"peer {stage + base.stages * replica}" for replica in draw.sample(range(base.replicas), 2))
+    at = draw.uniform(0.3, 3.0) * (10 if base.latency[1] > 0.1 else 1)
+    if draw.random() < 0.5:
+        return Fault("hang", at, math.inf, one)
+    return Fault("cut", at, math.inf, one, other)
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:

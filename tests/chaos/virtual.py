@@ -74,6 +74,7 @@ def manifest_of(schedule: Schedule) -> Manifest:
         batch=schedule.batch,
         staleness=schedule.staleness,
         replicas=schedule.replicas,
+        slots=schedule.slots,
     )
     settings = manifest.settings
     pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby})
@@ -116,10 +117,9 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
 
 @dataclass
 class Chaos:
-    """One schedule being carried out. `log`: JSON lines; `done`: the faults that could be carried out."""
+    """One schedule being carried out. `done`: the faults that could be carried out."""
 
     schedule: Schedule
-    log: list[str] = field(default_factory=list)
     done: list[Fault] = field(default_factory=list)
     finished_at: float = 0.0
 
@@ -128,6 +128,7 @@ class Chaos:
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
         self._crews: dict[int, int] = {}
+        self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self.swarm: SimulatedSwarm
         self._conservation: Conservation
 
@@ -148,16 +149,20 @@ class Chaos:
 
         return run(main(), limit=VIRTUAL_SECONDS)
 
+    @property
+    def log(self) -> list[str]:
+        """Everything that has happened, as JSON lines; kept as it comes, made text when it is asked for."""
+        return [json.dumps({"t": round(at, 6), "by": source, **_to_json(what)}) for at, source, what in self._noted]
+
     # ---- what happens
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._check_majority(event.step, event.members)
-        self._note("trainer", event.to_json())
+        self._note("trainer", event)
 
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
-        where = {"stage": moment.stage, "step": moment.step, "index": moment.index}
-        self._note(peer, {"event": moment.name, **where})
+        self._note(peer, moment)
         if moment.name == "applied":
             self._check_update(peer, moment.stage, moment.step + 1)
         for entry in list(self._waiting):
@@ -198,8 +203,8 @@ class Chaos:
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
-    def _note(self, source: str, what: dict[str, Any]) -> None:
-        self.log.append(json.dumps({"t": round(asyncio.get_running_loop().time(), 6), "by": source, **what}))
+    def _note(self, source: str, what: Event | Moment | dict[str, Any]) -> None:
+        self._noted.append((asyncio.get_running_loop().time(), source, what))
         if self.swarm.peers:
             try:
                 self._conservation.check()
@@ -233,7 +238,10 @@ class Chaos:
             return False
         if trainer and fault.kind == "kill" and not self._followed():
             return False
-        if fault.kind in ("kill", "freeze", "isolate", "corrupt") and not trainer and not self._spare(name):
+        takes_it_out = fault.kind in ("kill", "freeze", "isolate", "corrupt") or (
+            fault.kind == "hang" and fault.seconds == math.inf
+        )
+        if takes_it_out and not trainer and not self._spare(name):
             return False
         getattr(self, "_" + fault.kind.replace(" ", "_").replace("-", "_"))(fault, name, trainer)
         return True
@@ -263,7 +271,7 @@ class Chaos:
             del self._down[name]
             call()
 
-        if seconds != float("inf"):
+        if seconds != math.inf:
             self.swarm.later(seconds, undo)
 
     def _kill(self, fault: Fault, name: str, trainer: bool) -> None:
@@ -296,7 +304,8 @@ class Chaos:
         other = self._name(fault.other)
         if other != name and not self.swarm.network.is_cut(name, other):
             self.swarm.network.cut(name, other, both=both)
-            self.swarm.later(fault.seconds, lambda: self.swarm.network.heal(name, other))
+            if fault.seconds != math.inf:
+                self.swarm.later(fault.seconds, lambda: self.swarm.network.heal(name, other))
 
     def _one_way_cut(self, fault: Fault, name: str, trainer: bool) -> None:
         self._cut(fault, name, trainer, both=False)
@@ -312,7 +321,10 @@ class Chaos:
     def _hang(self, fault: Fault, name: str, trainer: bool) -> None:
         device = self.swarm.devices[name]
         device.hang()
-        self.swarm.later(fault.seconds, device.resume)
+        if fault.seconds == math.inf:
+            self._down[name] = 1
+        else:
+            self.swarm.later(fault.seconds, device.resume)
 
     def _thin(self, fault: Fault, name: str, trainer: bool) -> None:
         links = self.swarm.network.links
@@ -326,3 +338,11 @@ class Chaos:
         assert isinstance(host.backend, WatchedBackend)
         host.backend.corrupt_next = True
         self._quiet[host.stage] = self.swarm.now + QUIET_SECONDS
+
+
+def _to_json(what: Event | Moment | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(what, Event):
+        return what.to_json()
+    if isinstance(what, Moment):
+        return {"event": what.name, "stage": what.stage, "step": what.step, "index": what.index}
+    return what
