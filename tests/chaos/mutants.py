@@ -29,7 +29,7 @@ from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
-from swarm_peer.swarm.visits import Visit, VisitKey, VisitTable
+from swarm_peer.swarm.visits import Visit, VisitKey
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,6 @@ def keep_credits(self: Ledger, member: int) -> list[tuple[int, int]]:
 # ---- versions and pacing
 
 
-def no_reserve(self: VisitTable, step: int, oldest: int) -> bool:
-    return self.open < self.slots
-
-
 def any_version(self: VersionStore, version: int) -> State | None:
     return self._states.get(version, self._states.get(self.latest))
 
@@ -290,9 +286,6 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "drive-twice": Mutant(
         "at most one Run of a microbatch is in flight from the trainer", ((Driver, "begin", drive_twice),)
-    ),
-    "no-reserved-slot": Mutant(
-        "the last slot is kept for the oldest open step", ((VisitTable, "has_room", no_reserve),)
     ),
     "no-widening": Mutant("a range is widened past a holder that is gone", ((Driver, "_widen", no_widening),)),
     "keep-credits": Mutant("a lost member has no credits, also when it comes back", ((Ledger, "lose", keep_credits),)),
