@@ -38,7 +38,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/chaos/test_schedules.py $(ARGS)
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/chaos/test_schedules.py $(ARGS)
 	if test -x tests/protobuf_matrix.sh; then PATH="$(abspath $(BIN)):$$PATH" tests/protobuf_matrix.sh; fi
 
 check: $(STAMP)
