@@ -20,11 +20,9 @@ from typing import Any
 
 from ..errors import UnreachableError, WireError
 from ..swarm.transport import MAX_FRAME_BYTES, StreamHandler
-from .virtual_time import OWNER, VirtualTimeLoop
+from .virtual_time import NOBODY, OWNER, VirtualTimeLoop
 
 DIAL_SECONDS, DIALS = 5.0, 10
-_NOBODY = contextvars.Context()
-"""What the network itself does belongs to no node, and goes on while nodes are frozen."""
 
 
 class MemoryStream:
@@ -53,7 +51,7 @@ class MemoryStream:
         """Has a frame, or the end (None), come out at the other side; never before what was sent earlier."""
         loop = asyncio.get_running_loop()
         self._arrival = max(self._arrival, loop.time() + seconds)
-        loop.call_at(self._arrival, self.other._arrive, frame, context=_NOBODY)
+        loop.call_at(self._arrival, self.other._arrive, frame, context=NOBODY)
 
     def _arrive(self, frame: bytes | None) -> None:
         if self.ended:
@@ -68,11 +66,12 @@ class MemoryStream:
         while not self._frames:
             if self.ended:
                 raise UnreachableError(f"the stream to {self.peer} has ended")
-            self._reader = asyncio.get_running_loop().create_future()
+            reader = self._reader = asyncio.get_running_loop().create_future()
             try:
-                await self._reader
+                await reader
             finally:
-                self._reader = None
+                if self._reader is reader:  # a later one may wait by the time an earlier one has been cancelled
+                    self._reader = None
         return self._frames.popleft()
 
     def _wake(self) -> None:
@@ -221,7 +220,7 @@ class MemoryTransport:
         context.run(OWNER.set, self.peer_id)
         task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None), context=_NOBODY)
+        task.add_done_callback(lambda done: self._tasks.pop(done, None), context=NOBODY)
         return task
 
     def kill(self) -> None:

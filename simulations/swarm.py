@@ -24,6 +24,7 @@ from .devices import SimulatedDevice
 from .directory import MemoryDirectory
 from .network import MemoryNetwork, MemoryTransport
 from .spill import MemorySpill
+from .virtual_time import NOBODY
 
 Watcher = Callable[["SimulatedSwarm", str, Moment], None]
 
@@ -176,8 +177,8 @@ class SimulatedSwarm:
         return asyncio.get_running_loop().time()
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Calls after `seconds` of virtual time."""
-        asyncio.get_running_loop().call_later(seconds, call)
+        """Calls after `seconds` of virtual time, whoever is frozen then."""
+        asyncio.get_running_loop().call_later(seconds, call, context=NOBODY)
 
     def live_at(self, stage: int) -> list[str]:
         """The peers of a stage that have not been killed, by member number."""

@@ -22,6 +22,9 @@ T = TypeVar("T")
 OWNER: ContextVar[str] = ContextVar("owner", default="")
 """Whose process this is; the empty name can't be frozen."""
 
+NOBODY = Context()
+"""For what belongs to no process (the network, the hand that undoes a fault) and goes on while any is frozen."""
+
 
 class _Task(asyncio.Task[Any]):
     """A task that sets order by its number: by its address, as tasks are, no two runs would be the same."""

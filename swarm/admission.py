@@ -104,6 +104,8 @@ class Admission:
         try:
             async with asyncio.timeout(self._pace.silence):
                 hello, _ = await channel.receive(0)
+            if self._closed:  # meanwhile: nobody may be led by a trainer that leads no more
+                return
             if isinstance(hello, pb.Follow):
                 self._standbys[channel] = 0
                 await self._lead(channel, hello)

@@ -38,7 +38,10 @@ FINAL = frozenset({"SUPERSEDED", "FENCED", "CLOSED"})
 NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH", "TRAINER_ALIVE"})
 """Refusals by a peer that does not serve this stage (any more): it is banned for a while."""
 
-PASSED_UP = FINAL | {"INPUT_GONE", "GRADIENT_GONE"}
+GONE = frozenset({"INPUT_GONE", "GRADIENT_GONE"})
+"""Who was to give what the call needs has it no more: whoever is asked, the call cannot be done as it is."""
+
+PASSED_UP = FINAL | GONE
 
 
 @dataclass
@@ -213,6 +216,8 @@ class _Calling:
         if isinstance(error, RefusedError) and error.reason in NOT_HERE:
             attempt.call.failed(now)
             return None
+        if isinstance(error, FailedError) and error.reason in GONE:
+            raise error
         if not isinstance(error, FailedError) or error.reason != "ORPHANED":
             self.unfit[attempt.peer] = error
         if self.running:

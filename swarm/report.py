@@ -1,7 +1,7 @@
 """The report of a run: a JSON document of what happened, documented field by field in the README of this folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ProtocolError
@@ -9,7 +9,7 @@ from .backend import Scalar
 from .exchange import Meter
 from .faults import FaultLog
 from .manifest import Manifest
-from .roster import Member, Roster
+from .roster import Roster
 from .steps import Step
 
 
@@ -58,7 +58,7 @@ def make_report(
             }
             for fault in faults.faults
         ],
-        "replicas": [_replicas(stage, roster.live(stage)) for stage in range(manifest.stages)],
+        "replicas": [_replicas(stage, roster) for stage in range(manifest.stages)],
         "wire": {
             "activation_bytes": sum(beat.activation_bytes for beat in beats),
             "gradient_bytes": sum(beat.gradient_bytes for beat in beats),
@@ -80,8 +80,11 @@ def parse_replicas(text: str) -> list[dict[str, Any]]:
     return replicas
 
 
-def _replicas(stage: int, live: Sequence[Member]) -> dict[str, Any]:
-    """The newest version of a stage and who has it; a replica that is still catching up is not among them."""
-    version = max((member.version for member in live), default=-1)
-    digests = {member.peer: member.digests[version].hex() for member in live if version in member.digests}
+def _replicas(stage: int, roster: Roster) -> dict[str, Any]:
+    """The newest version of a stage and who has it; a replica that is still catching up is not among them. Where nobody
+    of them is left, what the last ones said."""
+    everyone = [member for member in roster.everyone() if member.stage == stage and member.version >= 0]
+    known = [member for member in everyone if member.live] or everyone
+    version = max((member.version for member in known), default=-1)
+    digests = {member.peer: member.digests[version].hex() for member in known if version in member.digests}
     return {"stage": stage, "version": version, "digests": digests}

@@ -164,10 +164,10 @@ class Trainer:
 
     async def _train(self) -> None:
         settings = self.manifest.settings
+        await self.signal.wait_for(lambda: self.history.is_whole or self.crew.is_complete())
         if self.recall() is not None:
             await self._conclude_for_another()
             return
-        await self.signal.wait_for(self.crew.is_complete)
         await self._tell_founders()
         self._started = True
         self._take_over()
@@ -245,6 +245,7 @@ class Trainer:
         """What a trainer before this one knows of a closed step."""
         if not self._started:
             self.history.told[past.step] = past
+            self.signal.notify()
         elif past.step < self.closing.closed:
             self.history.remember(past)
 

@@ -29,7 +29,8 @@ KINDS = {
 kill: SIGKILL, started again after `seconds` under its identity. freeze: SIGSTOP for `seconds`. cut, one-way cut:
 between `target` and `other`. isolate: cut from everybody. stall: a link holds everything for `seconds`. slow: a device
 takes ten times as long. hang: visits do not end, heartbeats go on. thin: a link of a few kB/s. join: a peer starts
-late. (corrupt, never drawn: the next update makes a wrong state.)
+late. (part: a peer and another replica of its stage cannot reach each other any more. corrupt, never drawn: the next
+update makes a wrong state.)
 """
 
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
@@ -140,7 +141,12 @@ def draw_schedule(seed: int) -> Schedule:
     if base.standby and draw.random() < HALF_SENT_COMMITS:
         faults[:0] = _half_send_a_commit(draw, base)
     if draw.random() < LASTING:
-        faults.append(_draw_lasting(draw, base))
+        lasting = _draw_lasting(draw, base)
+        if (
+            lasting.kind == "part"
+        ):  # who is killed may come back to another stage, and the cut would be one between stages
+            faults = [fault for fault in faults if fault.kind != "kill" or fault.target == TRAINER]
+        faults.append(lasting)
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 
@@ -163,12 +169,8 @@ def _half_send_a_commit(draw: random.Random, base: Schedule) -> list[Fault]:
 
 
 def _draw_lasting(draw: random.Random, base: Schedule) -> Fault:
-    stage = draw.randrange(base.stages)
-    one, other = (f"peer {stage + base.stages * replica}" for replica in draw.sample(range(base.replicas), 2))
     at = draw.uniform(0.3, 3.0) * (10 if base.latency[1] > 0.1 else 1)
-    if draw.random() < 0.5:
-        return Fault("hang", at, math.inf, one)
-    return Fault("cut", at, math.inf, one, other)
+    return Fault(draw.choice(("hang", "part")), at, math.inf, f"peer {draw.randrange(base.peers)}")
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:

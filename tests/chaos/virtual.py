@@ -307,6 +307,13 @@ class Chaos:
             if fault.seconds != math.inf:
                 self.swarm.later(fault.seconds, lambda: self.swarm.network.heal(name, other))
 
+    def _part(self, fault: Fault, name: str, trainer: bool) -> None:
+        member = self.swarm.trainer.roster.by_peer(name)
+        others = self.swarm.trainer.roster.ready(member.stage) if member is not None else []
+        for other in [other for other in others if other.peer != name][:1]:
+            if not self.swarm.network.is_cut(name, other.peer):
+                self.swarm.network.cut(name, other.peer)
+
     def _one_way_cut(self, fault: Fault, name: str, trainer: bool) -> None:
         self._cut(fault, name, trainer, both=False)
 
