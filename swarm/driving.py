@@ -157,7 +157,7 @@ class Driver:
             request,
             b"" if first else batch.tokens,
             order=lambda: (self.term.number, tries),
-            hint=lambda: {stage: entry for stage, entry in path.items() if self.roster.is_live(entry.member)},
+            hint=lambda: {stage: entry for stage, entry in path.items() if self.roster.is_ready(entry.member)},
             hear=lambda entries: self._hear(step, index, entries),
         )
         self._hear(step, index, done.path)

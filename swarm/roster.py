@@ -88,9 +88,10 @@ class Roster:
     def everyone(self) -> list[Member]:
         return list(self._members.values())
 
-    def is_live(self, number: int) -> bool:
+    def is_ready(self, number: int) -> bool:
+        """Whether what this member does is credited."""
         member = self._members.get(number)
-        return member is not None and member.live
+        return member is not None and member.live and member.ready
 
     def some_at(self, version: int) -> bool:
         """Whether a ready replica of every stage has a version."""

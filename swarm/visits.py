@@ -189,9 +189,12 @@ class VisitTable:
         self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
 
     def reopen(self, visit: Visit, run: pb.Run) -> None:
-        """A finished visit has something to do again, for another Run."""
+        """A finished visit has something to do again, for another Run: whoever did it below does not count, unless
+        that Run says so."""
         visit.finished = False
         visit.run = run
+        visit.below = {stage: entry for stage, entry in visit.below.items() if stage not in run.lacking}
+        visit.below.update((entry.stage, entry) for entry in run.hint if visit.own.stage < entry.stage <= run.last)
         if visit not in self._open:
             self._open.append(visit)
 
