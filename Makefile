@@ -1,5 +1,6 @@
 # Everything runs in the virtual environment that is active, or else in .venv, which is made on first use.
-# The stamp file says what was installed there last: it is installed again when pyproject.toml or constraints.txt change.
+# The stamp file says what was installed there last: it is installed again when pyproject.toml, constraints.txt or the
+# native kernels change.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,7 +24,7 @@ MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/native/*)
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(PIP) -c constraints.txt $$(grep -E '^torch==' constraints.txt)
 	$(PIP) -c constraints.txt -e '.[dev]'

@@ -8,17 +8,16 @@ in either direction.
 
 import math
 import struct
-import zlib
 
 import torch
 from torch import Tensor
 
 from ..errors import CodecError, NonFiniteError
-from ..kernels import blockwise
+from ..kernels import engine
 from .spec import NAMES, CodecSpec
 
 MAGIC = b"SPT"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_DIMENSIONS = 8
 MAX_SIZE = (1 << 32) - 1
 
@@ -27,6 +26,9 @@ _FIXED = struct.Struct("<3sBBBxxIQI")
 
 _FIELDS = ("magic", "format version", "codec id", "number of dimensions", "block", "payload length", "payload crc32")
 
+_CHECKSUM_AT = _FIXED.size - 4
+
+_CODES: dict[str, engine.Code] = {"int8": "linear", "dynamic8": "dynamic"}
 _SCALE_BYTES = {"fp32": 0, "int8": 2, "dynamic8": 4}
 _ELEMENT_BYTES = {"fp32": 4, "int8": 1, "dynamic8": 1}
 
@@ -43,8 +45,9 @@ def _payload_bytes(elements: int, spec: CodecSpec) -> int:
     return elements * _ELEMENT_BYTES[spec.name] + blocks * _SCALE_BYTES[spec.name]
 
 
-def encode(tensor: Tensor, spec: CodecSpec) -> bytes:
-    """A floating-point tensor of any layout as bytes. Raises `CodecError`, `NonFiniteError`."""
+def encode(tensor: Tensor, spec: CodecSpec, *, threads: int = 1) -> bytes:
+    """A floating-point tensor of any layout as bytes, made on `threads` threads. Raises `CodecError`,
+    `NonFiniteError`."""
     shape = tuple(tensor.shape)
     encoded_bytes(shape, spec)  # refuses shapes
     if not tensor.is_floating_point():
@@ -52,18 +55,18 @@ def encode(tensor: Tensor, spec: CodecSpec) -> bytes:
     flat = tensor.detach().to(torch.float32).contiguous().view(-1)
     if spec.name == "fp32":
         _require_finite(flat)
-        payload = _to_bytes(flat)
-    elif spec.name == "int8":
-        codes, scales = blockwise.quantize_linear(flat, spec.block)
-        payload = _to_bytes(scales) + _to_bytes(codes)
-    else:
-        codes, scales = blockwise.quantize_dynamic(flat, spec.block)
-        payload = _to_bytes(scales) + _to_bytes(codes)
-    return _header(shape, spec, payload) + payload
+        payload = engine.to_bytes(flat)
+        return _header(shape, spec, engine.crc32(payload)) + payload
+    return engine.pack(_CODES[spec.name], _header(shape, spec, 0), _CHECKSUM_AT, flat, spec.block, threads)
 
 
 def decode(
-    buffer: bytes | memoryview, spec: CodecSpec, *, shape: tuple[int, ...], device: str | torch.device = "cpu"
+    buffer: bytes | memoryview,
+    spec: CodecSpec,
+    *,
+    shape: tuple[int, ...],
+    device: str | torch.device = "cpu",
+    threads: int = 1,
 ) -> Tensor:
     """The tensor of this shape, float32 on `device`. Raises `CodecError`, `NonFiniteError`."""
     view = memoryview(buffer)
@@ -72,36 +75,27 @@ def decode(
         raise CodecError(f"expected {wanted} bytes for {spec.name} of shape {shape}, got {len(view)}")
     start = wanted - _payload_bytes(math.prod(shape), spec)
     payload = view[start:]
-    header = _header(shape, spec, payload)
+    header = _header(shape, spec, engine.crc32(payload))
     if view[:start] != header:
         raise CodecError(_difference(bytes(view[:start]), header, spec, shape))
-    elements = math.prod(shape)
+    where = torch.device(device)
     if spec.name == "fp32":
-        flat = _from_bytes(payload, torch.float32, elements, device)
+        flat = engine.from_bytes(payload, torch.float32, where)
         _require_finite(flat)
-        return flat.view(shape)
-    blocks = -(-elements // spec.block)
-    scale_bytes = blocks * _SCALE_BYTES[spec.name]
-    linear = spec.name == "int8"
-    scales = _from_bytes(payload[:scale_bytes], torch.bfloat16 if linear else torch.float32, blocks, device)
-    codes = _from_bytes(payload[scale_bytes:], torch.int8 if linear else torch.uint8, elements, device)
-    _require_finite(scales)
-    dequantize = blockwise.dequantize_linear if linear else blockwise.dequantize_dynamic
-    flat = dequantize(codes, scales, spec.block)
-    # A finite scale times a code can still leave the range of float32.
-    _require_finite(flat)
+    else:
+        flat = engine.unpack(_CODES[spec.name], payload, math.prod(shape), spec.block, where, threads)
     return flat.reshape(shape)
 
 
-def _header(shape: tuple[int, ...], spec: CodecSpec, payload: bytes | memoryview) -> bytes:
+def _header(shape: tuple[int, ...], spec: CodecSpec, checksum: int) -> bytes:
     fixed = _FIXED.pack(
         MAGIC,
         FORMAT_VERSION,
         NAMES.index(spec.name),
         len(shape),
         spec.block if _SCALE_BYTES[spec.name] else 0,
-        len(payload),
-        zlib.crc32(payload),
+        _payload_bytes(math.prod(shape), spec),
+        checksum,
     )
     return fixed + struct.pack(f"<{len(shape)}I", *shape)
 
@@ -114,18 +108,6 @@ def _difference(came: bytes, wanted: bytes, spec: CodecSpec, shape: tuple[int, .
             return f"{name} is {said!r}; expected {meant!r} for {due}"
     sizes = struct.unpack_from(f"<{len(shape)}I", came, _FIXED.size)
     return f"shape is {sizes}; expected {due}" if sizes != shape else f"padding is not zero; expected {due}"
-
-
-def _to_bytes(flat: Tensor) -> bytes:
-    if not flat.numel():  # an empty tensor may have strides that no view of bytes accepts
-        return b""
-    return flat.cpu().view(torch.uint8).numpy().tobytes()
-
-
-def _from_bytes(data: memoryview, dtype: torch.dtype, elements: int, device: str | torch.device) -> Tensor:
-    if not elements:
-        return torch.empty(0, dtype=dtype, device=device)
-    return torch.frombuffer(bytearray(data), dtype=dtype, count=elements).to(device)
 
 
 def _require_finite(flat: Tensor) -> None:

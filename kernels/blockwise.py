@@ -2,11 +2,11 @@
 
 A flat tensor is cut into blocks of `block` elements (the last may be shorter); each block has one scale. Two codes:
 
-- linear int8: scale = absmax / 127 as bfloat16, rounded up so that nothing clips; code = x / scale, rounded half to
-  even.
+- linear int8: scale = absmax / 127 as bfloat16, rounded up so that nothing clips; code = x times the float32 reciprocal
+  of the scale, rounded half to even.
 - dynamic: 256 levels in [-1, 1] whose resolution follows their magnitude (Dettmers 2015, "8-Bit Approximations for
-  Parallelism in Deep Learning", arXiv 1511.04561); scale = absmax as float32; the nearest level, the smaller one in
-  magnitude on ties.
+  Parallelism in Deep Learning", arXiv 1511.04561); scale = absmax as float32; the level nearest to the exact quotient
+  of x and the scale, the smaller one in magnitude on ties.
 
 Zero decodes to zero, and a block of zeros has scale 0. Device-neutral: tensors stay where they are. Each element
 depends on its block alone, so the number of threads changes nothing. Errors: `NonFiniteError`, saying how many
@@ -21,9 +21,11 @@ from torch import Tensor
 from ..errors import NonFiniteError
 
 LINEAR_MAX = 127
-_KEY_SHIFT, _KEY_MASK = 17, (1 << 15) - 1
-_CHUNK = 1 << 18
-"""Elements looked up at once, so that what the lookup makes on the way stays in cache."""
+SMALL, UP = 2.0**-100, 2.0**64
+"""The reciprocal of a scale below `SMALL` could be infinite; scale and values are multiplied by `UP`, exactly, before."""
+
+DYNAMIC_ZERO = 127
+"""The code of zero."""
 
 
 def dynamic_levels() -> list[float]:
@@ -45,36 +47,10 @@ def dynamic_levels() -> list[float]:
 
 @cache
 def _dynamic_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(levels [256], thresholds [255]): the code of x is how many thresholds lie below it.
-
-    A threshold is the largest float32 that still belongs to the lower level, so that one comparison decides exactly
-    what the nearest level is; thresholds of negative levels leave the tie to the upper level, which is the smaller
-    magnitude.
-    """
-    levels = torch.tensor(dynamic_levels(), dtype=torch.float64).float().double()
-    middles = (levels[:-1] + levels[1:]) / 2
-    rounded = middles.float()
-    below = torch.where(rounded.double() > middles, torch.nextafter(rounded, torch.full_like(rounded, -2.0)), rounded)
-    # Negative side: a value at the middle itself goes up, so the threshold must lie strictly below the middle.
-    strictly = torch.where(below.double() == middles, torch.nextafter(below, torch.full_like(below, -2.0)), below)
-    thresholds = torch.where(middles < 0, strictly, below)
-    return levels.float().to(device), thresholds.to(device)
-
-
-@cache
-def _dynamic_buckets(device: torch.device) -> tuple[Tensor, Tensor]:
-    """By the top 15 bits of a float32 (sign, exponent, 6 of the mantissa): its lowest code, and the threshold inside.
-
-    Numbers that share those bits lie closer together than two thresholds, so one comparison decides what a search
-    among all would, five times as fast. Where no threshold lies among them it is infinite.
-    """
-    _, thresholds = _dynamic_tables(torch.device("cpu"))
-    first = torch.arange(_KEY_MASK + 1, dtype=torch.int32) << _KEY_SHIFT
-    ends = first.view(torch.float32), (first | ((1 << _KEY_SHIFT) - 1)).view(torch.float32)
-    lowest = torch.bucketize(torch.minimum(*ends), thresholds)
-    highest = torch.bucketize(torch.maximum(*ends), thresholds)
-    inside = torch.where(highest > lowest, thresholds[lowest.clamp_max(254)], torch.tensor(torch.inf))
-    return lowest.to(torch.uint8).to(device), inside.to(device)
+    """(levels [256] float32, midpoints [128] float64 between the magnitudes from 0 to 1) of the signed dynamic code."""
+    levels = torch.tensor(dynamic_levels(), dtype=torch.float32)
+    magnitudes = levels[DYNAMIC_ZERO:].double()
+    return levels.to(device), ((magnitudes[:-1] + magnitudes[1:]) / 2).to(device)
 
 
 def _blocks(flat: Tensor, block: int) -> Tensor:
@@ -99,10 +75,12 @@ def quantize_linear(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
         return flat.to(torch.int8), flat.to(torch.bfloat16)
     blocks = _blocks(flat, block)
     largest = absmax(blocks)
-    # By a tensor: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
+    # By tensors: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
     scales = _round_up_bfloat16(largest / torch.full_like(largest, LINEAR_MAX))
-    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).float()
-    codes = torch.round(blocks / divisors[:, None]).clamp_(-LINEAR_MAX, LINEAR_MAX).to(torch.int8)
+    up = torch.where(scales.float() < SMALL, torch.full_like(largest, UP), torch.ones_like(largest))
+    divisors = torch.where(scales == 0, torch.ones_like(largest), scales.float() * up)
+    reciprocals = torch.ones_like(largest) / divisors
+    codes = torch.round(blocks * up[:, None] * reciprocals[:, None]).to(torch.int8)
     return codes.view(-1)[: flat.numel()].contiguous(), scales
 
 
@@ -119,14 +97,13 @@ def quantize_dynamic(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
         return flat.to(torch.uint8), flat
     blocks = _blocks(flat, block)
     scales = absmax(blocks)
-    divisors = torch.where(scales == 0, torch.ones_like(scales), scales)
-    lowest, inside = _dynamic_buckets(flat.device)
-    codes = torch.empty(flat.numel(), dtype=torch.uint8, device=flat.device)
-    values = (blocks / divisors[:, None]).view(-1)[: flat.numel()]
-    for part, target in zip(torch.split(values, _CHUNK), torch.split(codes, _CHUNK), strict=True):
-        keys = (part.view(torch.int32) >> _KEY_SHIFT) & _KEY_MASK
-        torch.add(lowest[keys], part > inside[keys], out=target)
-    return codes, scales
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).double()
+    _, middles = _dynamic_tables(flat.device)
+    # A quotient of two floats that is not a midpoint differs from it by more than a double rounds.
+    index = torch.bucketize(blocks.abs().double() / divisors[:, None], middles)
+    top = len(middles) - 1  # there is no -1
+    codes = torch.where(blocks < 0, DYNAMIC_ZERO - index.clamp_max(top), DYNAMIC_ZERO + index).to(torch.uint8)
+    return codes.view(-1)[: flat.numel()].contiguous(), scales
 
 
 def dequantize_dynamic(codes: Tensor, scales: Tensor, block: int) -> Tensor:

@@ -1,0 +1,257 @@
+// The kernels, written once. native.cpp includes this file once for each instruction set, in a namespace of its own and
+// compiled for that set; there is no include guard on purpose. LANES is 0 for plain C++, 2 for AVX2, 512 for AVX-512.
+//
+// Whatever the set, the same bytes: every floating-point operation is a single correctly rounded one, in the order that
+// is written (no contraction to fused multiply-add), or its result is checked against an exact comparison.
+
+// The largest magnitude as the bits of a float: they order as the floats do, with infinity and NaN on top.
+static int32_t absmax(const float* x, size_t n) {
+    int32_t most = 0;
+    for (size_t i = 0; i < n; ++i) most = std::max(most, bits_of(x[i]) & MAGNITUDE);
+    return most;
+}
+
+static size_t count_non_finite(const float* x, size_t n) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; ++i) count += (bits_of(x[i]) & MAGNITUDE) >= INFINITE;
+    return count;
+}
+
+// ---- linear int8
+
+// Codes of a block: x times `reciprocal`, rounded to an integer, half to even.
+static void linear_codes(const float* in, int8_t* out, size_t length, float reciprocal) {
+    size_t i = 0;
+#if LANES == 512
+    const __m512 factor = _mm512_set1_ps(reciprocal);
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (; i + 64 <= length; i += 64) {
+        __m512i whole[4];
+        for (int part = 0; part < 4; ++part)
+            whole[part] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(in + i + 16 * part), factor));
+        const __m512i bytes = _mm512_packs_epi16(
+            _mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3]));
+        _mm512_storeu_si512(out + i, _mm512_permutexvar_epi32(in_order, bytes));
+    }
+#elif LANES == 2
+    const __m256 factor = _mm256_set1_ps(reciprocal);
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (; i + 32 <= length; i += 32) {
+        __m256i whole[4];
+        for (int part = 0; part < 4; ++part)
+            whole[part] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(in + i + 8 * part), factor));
+        const __m256i bytes = _mm256_packs_epi16(
+            _mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_permutevar8x32_epi32(bytes, in_order));
+    }
+#endif
+    for (; i < length; ++i) out[i] = static_cast<int8_t>(bits_of(in[i] * reciprocal + TO_INTEGER));
+}
+
+static size_t linear_encode(const float* x, int8_t* codes, uint16_t* scales, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const float* in = x + at * part.block;
+        int8_t* out = codes + at * part.block;
+        const size_t length = part.length(at);
+        const int32_t most = absmax(in, length);
+        if (most >= INFINITE) {
+            bad += count_non_finite(in, length);
+            continue;
+        }
+        // Rounded up to bfloat16, so that nothing clips.
+        scales[at] = static_cast<uint16_t>((bits_of(float_of(most) / 127.0f) + 0xFFFF) >> 16);
+        if (scales[at] == 0) {
+            std::memset(out, 0, length);
+            continue;
+        }
+        const float scale = from_bfloat16(scales[at]);
+        if (scale >= SMALL) {
+            linear_codes(in, out, length, 1.0f / scale);
+        } else {  // the reciprocal could be infinite; by a power of two nothing is rounded
+            const float reciprocal = 1.0f / (scale * UP);
+            for (size_t i = 0; i < length; ++i) out[i] = static_cast<int8_t>(bits_of(in[i] * UP * reciprocal + TO_INTEGER));
+        }
+    }
+    return bad;
+}
+
+static size_t linear_decode(const int8_t* codes, const uint16_t* scales, float* out, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const int8_t* in = codes + at * part.block;
+        float* to = out + at * part.block;
+        const size_t length = part.length(at);
+        const float scale = from_bfloat16(scales[at]);
+        for (size_t i = 0; i < length; ++i) to[i] = static_cast<float>(in[i]) * scale;
+        if ((bits_of(scale * 128.0f) & MAGNITUDE) >= INFINITE) bad += count_non_finite(to, length);
+    }
+    return bad;
+}
+
+// ---- the dynamic code
+
+// The code of x where the largest magnitude is `most`, from a guess at the index of its level: exactly the nearest level
+// to the quotient, since a midpoint times a float has no more digits than a double.
+static uint8_t exact_code(float x, double most, int32_t index) {
+    const double magnitude = std::fabs(static_cast<double>(x));
+    while (index < TOP && magnitude > dynamic.middles[index] * most) ++index;
+    while (index > 0 && !(magnitude > dynamic.middles[index - 1] * most)) --index;
+    return static_cast<uint8_t>(bits_of(x) < 0 ? ZERO - std::min(index, TOP - 1) : ZERO + index);
+}
+
+// An index that is right unless `unsure`: the quotient then lies so near a midpoint, or the edge of its bucket, that the
+// roundings of `y` could have moved it across.
+static inline int32_t guess(float y, bool& unsure) {
+    const int32_t bits = bits_of(y), key = std::max(0, (bits >> KEY_SHIFT) - FIRST_KEY);
+    const int32_t entry = dynamic.buckets[key], low = bits & LOW_BITS, middle = entry & LOW_BITS;
+    unsure = std::abs(low - middle) <= NEAR || ((low + NEAR) & LOW_BITS) <= 2 * NEAR;
+    return (entry >> KEY_SHIFT) + (low > middle);
+}
+
+static void dynamic_codes(const float* in, uint8_t* out, size_t length, float most) {
+    size_t i = 0;
+    const float reciprocal = 1.0f / most;
+#if LANES == 512
+    // The index is linear in the quotient within a decade; the octave says which decade, but for one threshold inside.
+    const __m512 factor = _mm512_set1_ps(reciprocal);
+    const __m512i none = _mm512_setzero_si512(), zero = _mm512_set1_epi32(ZERO);
+    const __m512 low_a = _mm512_loadu_ps(dynamic.octave_low), low_b = _mm512_loadu_ps(dynamic.octave_low + 16);
+    const __m512 high_a = _mm512_loadu_ps(dynamic.octave_high), high_b = _mm512_loadu_ps(dynamic.octave_high + 16);
+    const __m512i decade_a = _mm512_loadu_si512(dynamic.octave_decade);
+    const __m512i decade_b = _mm512_loadu_si512(dynamic.octave_decade + 16);
+    const __m512 slopes = _mm512_loadu_ps(dynamic.slope), offsets = _mm512_loadu_ps(dynamic.offset);
+    const __m512 tops = _mm512_loadu_ps(dynamic.top);
+    const __m512 margin = _mm512_set1_ps(EDGE), beyond = _mm512_set1_ps(1.0f - EDGE);
+    for (; i + 16 <= length; i += 16) {
+        const __m512 x = _mm512_loadu_ps(in + i);
+        const __m512 y = _mm512_mul_ps(_mm512_abs_ps(x), factor);
+        const __m512i octave = _mm512_max_epi32(
+            _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(y), 23), _mm512_set1_epi32(FIRST_OCTAVE)), none);
+        const __m512 low = _mm512_permutex2var_ps(low_a, octave, low_b);
+        const __m512 high = _mm512_permutex2var_ps(high_a, octave, high_b);
+        const __mmask16 above = _mm512_cmp_ps_mask(y, low, _CMP_GT_OQ), past = _mm512_cmp_ps_mask(y, high, _CMP_GT_OQ);
+        __m512i decade = _mm512_permutex2var_epi32(decade_a, octave, decade_b);
+        decade = _mm512_mask_add_epi32(decade, above, decade, _mm512_set1_epi32(1));
+        const __m512 place = _mm512_min_ps(
+            _mm512_fmadd_ps(y, _mm512_permutexvar_ps(decade, slopes), _mm512_permutexvar_ps(decade, offsets)),
+            _mm512_permutexvar_ps(decade, tops));
+        const __m512i index = _mm512_cvttps_epi32(place);
+        const __m512 rest = _mm512_sub_ps(place, _mm512_cvtepi32_ps(index));
+        const __mmask16 unsure = (above ^ past) | _mm512_cmp_ps_mask(rest, margin, _CMP_LT_OQ) |
+                                 _mm512_cmp_ps_mask(rest, beyond, _CMP_GT_OQ);
+        const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
+        const __m512i below = _mm512_sub_epi32(zero, _mm512_min_epi32(index, _mm512_set1_epi32(TOP - 1)));
+        const __m512i code = _mm512_mask_mov_epi32(_mm512_add_epi32(zero, index), negative, below);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(code));
+        for (uint32_t left = unsure; left; left &= left - 1) {
+            const int lane = __builtin_ctz(left);
+            out[i + lane] = exact_code(in[i + lane], most, std::abs(out[i + lane] - ZERO));
+        }
+    }
+#elif LANES == 2
+    const __m256 factor = _mm256_set1_ps(reciprocal), sign = _mm256_set1_ps(-0.0f);
+    const __m256i low_bits = _mm256_set1_epi32(LOW_BITS), near = _mm256_set1_epi32(NEAR + 1);
+    const __m256i zero = _mm256_set1_epi32(ZERO);
+    for (; i + 8 <= length; i += 8) {
+        const __m256 x = _mm256_loadu_ps(in + i);
+        const __m256i bits = _mm256_castps_si256(_mm256_mul_ps(_mm256_andnot_ps(sign, x), factor));
+        const __m256i key = _mm256_max_epi32(
+            _mm256_sub_epi32(_mm256_srli_epi32(bits, KEY_SHIFT), _mm256_set1_epi32(FIRST_KEY)), _mm256_setzero_si256());
+        const __m256i entry = _mm256_i32gather_epi32(dynamic.buckets, key, 4);
+        const __m256i low = _mm256_and_si256(bits, low_bits), middle = _mm256_and_si256(entry, low_bits);
+        const __m256i index = _mm256_sub_epi32(_mm256_srli_epi32(entry, KEY_SHIFT), _mm256_cmpgt_epi32(low, middle));
+        const __m256i beside = _mm256_cmpgt_epi32(near, _mm256_abs_epi32(_mm256_sub_epi32(low, middle)));
+        const __m256i edge = _mm256_cmpgt_epi32(
+            _mm256_set1_epi32(2 * NEAR + 1), _mm256_and_si256(_mm256_add_epi32(low, _mm256_set1_epi32(NEAR)), low_bits));
+        const int unsure = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_or_si256(beside, edge)));
+        const __m256i below = _mm256_sub_epi32(zero, _mm256_min_epi32(index, _mm256_set1_epi32(TOP - 1)));
+        const __m256 chosen = _mm256_blendv_ps(
+            _mm256_castsi256_ps(_mm256_add_epi32(zero, index)), _mm256_castsi256_ps(below), x);
+        const __m256i words = _mm256_packus_epi32(_mm256_castps_si256(chosen), _mm256_setzero_si256());
+        const __m256i bytes = _mm256_packus_epi16(words, _mm256_setzero_si256());
+        const int32_t first = _mm256_extract_epi32(bytes, 0), second = _mm256_extract_epi32(bytes, 4);
+        std::memcpy(out + i, &first, 4);
+        std::memcpy(out + i + 4, &second, 4);
+        for (uint32_t left = static_cast<uint32_t>(unsure); left; left &= left - 1) {
+            const int lane = __builtin_ctz(left);
+            out[i + lane] = exact_code(in[i + lane], most, std::abs(out[i + lane] - ZERO));
+        }
+    }
+#endif
+    for (; i < length; ++i) {  // without branches on what the values are, which nobody could predict
+        bool unsure;
+        const int32_t negative = bits_of(in[i]) >> 31;
+        int32_t index = guess(std::fabs(in[i]) * reciprocal, unsure);
+        index -= (index >> 7) & negative;
+        out[i] = static_cast<uint8_t>(ZERO + ((index ^ negative) - negative));
+        if (unsure) out[i] = exact_code(in[i], most, index);
+    }
+}
+
+static size_t dynamic_encode(const float* x, uint8_t* codes, float* scales, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const float* in = x + at * part.block;
+        uint8_t* out = codes + at * part.block;
+        const size_t length = part.length(at);
+        const int32_t bits = absmax(in, length);
+        if (bits >= INFINITE) {
+            bad += count_non_finite(in, length);
+            continue;
+        }
+        const float most = scales[at] = float_of(bits);
+        if (most == 0.0f) {
+            std::memset(out, ZERO, length);
+        } else if (most < SMALL || most > 1.0f / SMALL) {  // where a reciprocal or a quotient could lose digits
+            for (size_t i = 0; i < length; ++i) out[i] = exact_code(in[i], most, 0);
+        } else {
+            dynamic_codes(in, out, length, most);
+        }
+    }
+    return bad;
+}
+
+__attribute__((noinline)) static void dynamic_values(const uint8_t* in, float* to, size_t length, float scale) {
+#if LANES == 2
+    plain::dynamic_values(in, to, length, scale);  // compiled for AVX2 it would gather, which is slower than plain loads
+#else
+    size_t i = 0;
+#if LANES == 512
+    // The magnitudes 0 to 127 lie in eight registers.
+    const __m512 factor = _mm512_set1_ps(scale);
+    __m512 magnitudes[8];
+    for (int part = 0; part < 8; ++part) magnitudes[part] = _mm512_loadu_ps(dynamic.levels + ZERO + 16 * part);
+    for (; i + 16 <= length; i += 16) {
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+        const __m512i difference = _mm512_sub_epi32(codes, _mm512_set1_epi32(ZERO)), index = _mm512_abs_epi32(difference);
+        const __mmask16 second = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+        const __mmask16 third = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
+        __m512 quarters[4];
+        for (int part = 0; part < 4; ++part)
+            quarters[part] = _mm512_permutex2var_ps(magnitudes[2 * part], index, magnitudes[2 * part + 1]);
+        const __m512 lower = _mm512_mask_mov_ps(quarters[0], second, quarters[1]);
+        const __m512 upper = _mm512_mask_mov_ps(quarters[2], second, quarters[3]);
+        __m512 level = _mm512_mask_mov_ps(lower, third, upper);
+        level = _mm512_mask_mov_ps(level, _mm512_test_epi32_mask(index, _mm512_set1_epi32(TOP)), _mm512_set1_ps(1.0f));
+        const __m512i sign = _mm512_and_si512(difference, _mm512_set1_epi32(~MAGNITUDE));
+        level = _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(level), sign));
+        _mm512_storeu_ps(to + i, _mm512_mul_ps(level, factor));
+    }
+#endif
+    for (; i < length; ++i) to[i] = dynamic.levels[in[i]] * scale;
+#endif
+}
+
+static size_t dynamic_decode(const uint8_t* codes, const float* scales, float* out, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const uint8_t* in = codes + at * part.block;
+        float* to = out + at * part.block;
+        const size_t length = part.length(at);
+        const float scale = scales[at];
+        dynamic_values(in, to, length, scale);
+        if ((bits_of(scale) & MAGNITUDE) >= INFINITE) bad += length;
+    }
+    return bad;
+}
