@@ -1,4 +1,4 @@
-"""The native kernels: one module of the stable ABI, optional, so that without a compiler the install goes on without it."""
+"""The native kernels: one module of the stable ABI; optional, so that the install goes on without a compiler."""
 
 from setuptools import Extension, setup
 

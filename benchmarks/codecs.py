@@ -3,11 +3,12 @@
     python benchmarks/codecs.py [--mib 4] [--rounds 15] [--json FILE]
 
 All contenders take turns in one process; medians, and ratios of medians: gigabytes a second differ from machine to
-machine, ratios less. One thread, two threads, and one thread beside a busy process. bitsandbytes is compared with if it is
-installed (`pip install bitsandbytes`).
+machine, ratios less. One thread, two threads, and one thread beside a busy process. bitsandbytes is compared with if
+it is installed (`pip install bitsandbytes`).
 
 The JSON: `{"elements": n, "rows": [{"setting", "item", "ratio_to", "ratio", "bound"}, ...]}`; `setting` is `1 thread`,
-`2 threads` or `busy neighbour`, `ratio` how many times as fast `item` is as `ratio_to`, `bound` what it is to reach, or null.
+`2 threads` or `busy neighbour`, `ratio` how many times as fast `item` is as `ratio_to`, `bound` what it is to reach, or
+null.
 """
 
 import argparse
@@ -133,7 +134,9 @@ def main() -> None:
     print(f"{engine.name()}; {elements} elements, blocks of {BLOCK}")
     for setting, threads in (("1 thread", 1), ("2 threads", 2), ("busy neighbour", 1)):
         torch.set_num_threads(threads)
-        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if setting == "busy neighbour" else None
+        neighbour = (
+            subprocess.Popen([sys.executable, "-c", "while True: pass"]) if setting == "busy neighbour" else None
+        )
         try:
             took = measure(contenders(values, threads), options.rounds)
         finally:

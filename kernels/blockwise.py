@@ -22,7 +22,7 @@ from ..errors import NonFiniteError
 
 LINEAR_MAX = 127
 SMALL, UP = 2.0**-100, 2.0**64
-"""The reciprocal of a scale below `SMALL` could be infinite; scale and values are multiplied by `UP`, exactly, before."""
+"""The reciprocal of a scale below `SMALL` could be infinite: scale and values are multiplied by `UP` first, exactly."""
 
 DYNAMIC_ZERO = 127
 """The code of zero."""

@@ -1,4 +1,4 @@
-"""The blockwise codes by the fastest means there is: the native module for tensors on the CPU if it was built, else torch.
+"""The blockwise codes by the fastest means: the native module for tensors on the CPU if it was built, else torch.
 
 Whoever computes, the same bytes (`kernels/README.md`). `SWARM_PEER_KERNELS` chooses: `torch`, or an instruction set of
 the native module (`plain`, `avx2`, `avx512`); unset, the best one that the machine has.
@@ -84,7 +84,9 @@ def pack(code: Code, header: bytes, checksum_at: int, flat: Tensor, block: int, 
     return bytes(made)
 
 
-def unpack(code: Code, payload: memoryview, elements: int, block: int, device: torch.device, threads: int = 1) -> Tensor:
+def unpack(
+    code: Code, payload: memoryview, elements: int, block: int, device: torch.device, threads: int = 1
+) -> Tensor:
     """Scales and codes -> float32 [elements] on `device`. Raises `NonFiniteError` if that is beyond float32."""
     module = native() if device.type == "cpu" else None
     if module is None:

@@ -96,7 +96,7 @@ def test_quotients_at_the_midpoints() -> None:
 
 
 def test_no_two_midpoints_share_a_bucket_of_the_lookup() -> None:
-    """What the native dynamic code rests on: numbers that share exponent and 6 bits of the mantissa have one among them."""
+    """The native dynamic code rests on it: numbers that share exponent and 6 bits of mantissa have one among them."""
     _, middles = blockwise._dynamic_tables(CPU)
     keys = (middles.float().view(torch.int32) >> 17).tolist()
     assert len(set(keys)) == len(keys) == 128

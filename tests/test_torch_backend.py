@@ -1,5 +1,6 @@
 """The torch backend through its seam: payloads in and out, slices, sums, updates, digests."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ def test_nan_on_the_wire_is_refused() -> None:
     poisoned = np.full(SAMPLES * LENGTH * 64, np.nan, dtype="<f4").tobytes()
     good = encode(torch.randn(SAMPLES, LENGTH, 64), CodecSpec("fp32"))
     state = stage.initial_state()
-    poisoned = codec._header((SAMPLES, LENGTH, 64), CodecSpec("fp32"), poisoned) + poisoned
+    poisoned = codec._header((SAMPLES, LENGTH, 64), CodecSpec("fp32"), zlib.crc32(poisoned)) + poisoned
     with pytest.raises(WireError, match="NaN or infinite"):
         stage.forward(state, visit(0, poisoned), train=True)
     context = stage.forward(state, visit(0, good), train=True).context
