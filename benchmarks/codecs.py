@@ -3,8 +3,8 @@
     python benchmarks/codecs.py [--mib 4] [--rounds 15] [--json FILE]
 
 All contenders take turns in one process; medians, and ratios of medians: gigabytes a second differ from machine to
-machine, ratios less. One thread, two threads, and one thread beside a busy process. bitsandbytes is compared with if
-it is installed (`pip install bitsandbytes`).
+machine, ratios less. One thread, two threads, and one thread beside a busy process. bitsandbytes and hivemind,
+which rests on it, are compared with if it is installed (`pip install bitsandbytes`).
 
 The JSON: `{"elements": n, "rows": [{"setting", "item", "ratio_to", "ratio", "bound"}, ...]}`; `setting` is `1 thread`,
 `2 threads` or `busy neighbour`, `ratio` how many times as fast `item` is as `ratio_to`, `bound` what it is to reach, or
@@ -69,10 +69,19 @@ def plain_torch(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def hivemind_contenders(values: torch.Tensor) -> dict[str, Work]:
-    from hivemind.compression import BlockwiseQuantization
+    """Its 8-bit blockwise code, which rests on bitsandbytes."""
+    from hivemind.compression import serialize_torch_tensor
+    from hivemind.proto.runtime_pb2 import CompressionType
 
-    codec = BlockwiseQuantization()
-    return {"hivemind encode": lambda: codec.compress(values).SerializeToString()}
+    def compress() -> bytes:
+        message: bytes = serialize_torch_tensor(values, CompressionType.BLOCKWISE_8BIT).SerializeToString()
+        return message
+
+    try:
+        compress()
+    except ImportError:
+        return {}
+    return {"hivemind encode": compress}
 
 
 def bitsandbytes_contenders(values: torch.Tensor) -> dict[str, Work]:
