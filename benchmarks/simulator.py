@@ -19,7 +19,7 @@ from tests.chaos.virtual import Chaos
 
 SEEDS = 40
 ROUNDS = 3
-STEPS, BATCH = 20, 64
+STEPS, BATCH = 40, 16
 
 
 def visits_a_second(schedules: list[Schedule]) -> float:
@@ -37,7 +37,7 @@ def visits_a_second(schedules: list[Schedule]) -> float:
 
 
 def main() -> None:
-    calm = Schedule(seed=0, staleness=1, replicas=2, standby=False, faults=(), steps=STEPS, batch=BATCH, slots=8)
+    calm = Schedule(seed=0, staleness=1, replicas=2, standby=False, faults=(), steps=STEPS, batch=BATCH)
     print("| simulation | stage-visits a second of CPU time |")
     print("|---|---|")
     print(f"| {STEPS} steps of {BATCH} microbatches, no faults | {visits_a_second([calm]):.0f} |")

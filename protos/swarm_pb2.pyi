@@ -45,6 +45,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRAINER_ALIVE: _ClassVar[Reason]
     WRONG_STATE: _ClassVar[Reason]
     TOO_OLD: _ClassVar[Reason]
+    CUT_OFF: _ClassVar[Reason]
 TRAIN: Mode
 EVAL: Mode
 QUEUED: Phase
@@ -76,6 +77,7 @@ GRADIENT_GONE: Reason
 TRAINER_ALIVE: Reason
 WRONG_STATE: Reason
 TOO_OLD: Reason
+CUT_OFF: Reason
 
 class Envelope(_message.Message):
     __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "held", "heartbeat")

@@ -13,11 +13,12 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from ..errors import StuckError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 OWNER: ContextVar[str] = ContextVar("owner", default="")
 """Whose process this is; the empty name can't be frozen."""
@@ -73,23 +74,21 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_soon(  # type: ignore[override]
-        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> _Handle:
+    def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None) -> Any:
         handle = _Handle((copy_context() if context is None else context, callback, args))
         self._soon.append(handle)
         return handle
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> _Handle:
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> Any:
         handle = _Handle((copy_context() if context is None else context, callback, args))
         heapq.heappush(self._due, (when, next(self._timers), handle))
         return handle
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
-    ) -> _Handle:
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> Any:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def _run_once(self) -> None:

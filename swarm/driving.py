@@ -29,7 +29,7 @@ UNEXPLAINED_FAILURES = 3
 """Drives of one microbatch that may fail for no reason the protocol knows, before the run stops."""
 
 
-PASSING = frozenset({"SUPERSEDED", "ORPHANED", "CLOSED", "FENCED", "TRAINER_ALIVE", "NOT_READY"})
+PASSING = frozenset({"SUPERSEDED", "ORPHANED", "CLOSED", "FENCED", "TRAINER_ALIVE", "NOT_READY", "CUT_OFF"})
 """Reasons of a failed drive that are not the microbatch's own: it is driven again."""
 
 

@@ -15,6 +15,7 @@ Errors: `FailedError`, after which the caller's own visit has failed too.
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,9 @@ from .visits import Order
 
 BUSY_PAUSE_SECONDS = 0.05
 NO_REPLICA_PAUSE_SECONDS = 0.2
+CUT_OFF_SECONDS = 30.0
+"""How long a peer tries in vain to reach anybody of the stage below before it leaves the visit to another replica."""
+
 HEDGE_PAUSE_SECONDS = 0.25
 """How soon it is looked again whether a call is to be hedged, at the least."""
 
@@ -64,13 +68,16 @@ class Hop:
         hint: Callable[[], Mapping[int, pb.PathEntry]],
         hear: Callable[[Sequence[pb.PathEntry]], None],
         unusable: Collection[str] = (),
+        patience: float = math.inf,
     ) -> tuple[pb.Done, bytes]:
         """Has stages `request.first`..`last` done: (Done, its payload).
 
         `order()` is the caller's own order, None once it is orphaned; `hint()` what it knows of the stages below;
         `hear` is told of every change. `unusable` peers have answered this call before with what could not be used.
+        It fails with CUT_OFF after `patience` seconds in which nobody answered, or if all replicas are cut off from the
+        stage below them.
         """
-        return await _Calling(self, request, payload, order, hint, hear, tuple(unusable)).run()
+        return await _Calling(self, request, payload, order, hint, hear, tuple(unusable), patience).run()
 
 
 @dataclass(eq=False)
@@ -85,6 +92,7 @@ class _Calling:
     hint: Callable[[], Mapping[int, pb.PathEntry]]
     hear: Callable[[Sequence[pb.PathEntry]], None]
     unusable: tuple[str, ...]
+    patience: float
 
     def __post_init__(self) -> None:
         self.stage = self.request.first
@@ -94,6 +102,8 @@ class _Calling:
         self.running: dict[Attempt, asyncio.Task[tuple[Answer, bytes]]] = {}
         self._numbers = itertools.count(1)
         self._hedge_from = 0.0
+        self._unanswered_since: float | None = None
+        self._cut_off: set[str] = set()
 
     async def run(self) -> tuple[pb.Done, bytes]:
         try:
@@ -202,7 +212,12 @@ class _Calling:
             reply, data = task.result()
         except (UnreachableError, WireError):
             attempt.call.failed(now)
+            if self._unanswered_since is None:
+                self._unanswered_since = attempt.call.began
+            if not self.running and now - self._unanswered_since > self.patience:
+                raise FailedError(self.stage, "CUT_OFF") from None
             return None
+        self._unanswered_since = None
         if isinstance(reply, pb.Done):
             self._note_done(attempt, now)
             return reply, data
@@ -218,6 +233,12 @@ class _Calling:
             return None
         if isinstance(error, FailedError) and error.reason in GONE:
             raise error
+        if isinstance(error, FailedError) and (error.stage, error.reason) == (self.stage, "CUT_OFF"):
+            attempt.call.failed(now)
+            self._cut_off.add(attempt.peer)
+            if not self.running and len(self._cut_off) >= self.neighbours.known(self.stage):
+                raise error
+            return None
         if not isinstance(error, FailedError) or error.reason != "ORPHANED":
             self.unfit[attempt.peer] = error
         if self.running:

@@ -22,7 +22,7 @@ from .compute import BACKGROUND, BACKWARD, FORWARD, ComputeQueue, Device
 from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import GradientStore
-from .hop import DISTINCT_FAILURES, Hop
+from .hop import CUT_OFF_SECONDS, DISTINCT_FAILURES, Hop
 from .kept import KeptStore, SpillFile
 from .loads import Pace
 from .loads import to_message as to_load
@@ -388,14 +388,21 @@ class StageHost:
         request.closed = self.authority.closed
         request.input_holder = ""
         assert visit.output is not None
-        done, payload = await self.hop.call(
-            request,
-            visit.output,
-            order=lambda: None if visit.orphaned else visit.order,
-            hint=lambda: visit.below,
-            hear=visit.hear,
-            unusable=unusable,
-        )
+        try:
+            done, payload = await self.hop.call(
+                request,
+                visit.output,
+                order=lambda: None if visit.orphaned else visit.order,
+                hint=lambda: visit.below,
+                hear=visit.hear,
+                unusable=unusable,
+                patience=CUT_OFF_SECONDS,
+            )
+        except FailedError as error:
+            if (error.stage, error.reason) != (self.stage + 1, "CUT_OFF"):
+                raise
+            detail = f"nobody of stage {error.stage} can be reached from here"
+            raise FailedError(self.stage, "CUT_OFF", detail) from error
         visit.hear(done.path)
         if done.HasField("loss"):
             visit.loss = from_scalar(done.loss, "loss", "the stage below")

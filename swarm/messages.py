@@ -49,12 +49,6 @@ _FIELD_OF_TYPE = {
     field.message_type.name: field.name for field in pb.Envelope.DESCRIPTOR.fields if field.message_type is not None
 }
 
-_WITH_PAYLOAD = frozenset(
-    getattr(pb, field.message_type.name)
-    for field in pb.Envelope.DESCRIPTOR.fields
-    if field.message_type is not None and "payload" in field.message_type.fields_by_name
-)
-
 MAX_STAGES = 1024
 MAX_INDEX = 1 << 24
 
@@ -83,7 +77,7 @@ def unpack(frame: bytes, sender: str) -> Body:
 
 def payload_length(body: Message) -> int:
     """How many payload bytes follow this message as chunks."""
-    return int(body.payload) if type(body) in _WITH_PAYLOAD else 0  # type: ignore[attr-defined]
+    return body.payload if isinstance(body, pb.Run | pb.Done | pb.Fetched | pb.Part | pb.PartResult) else 0
 
 
 def to_scalar(value: Scalar) -> pb.Scalar:

@@ -161,6 +161,10 @@ class Neighbours:
         now = asyncio.get_running_loop().time()
         return sum(not replica.ban.holds(now) for replica in self._replicas(stage))
 
+    def known(self, stage: int) -> int:
+        """How many replicas are known, banned or not."""
+        return len(self._replicas(stage))
+
     def is_banned(self, stage: int, peer: str) -> bool:
         now = asyncio.get_running_loop().time()
         return any(replica.peer == peer and replica.ban.holds(now) for replica in self._replicas(stage))

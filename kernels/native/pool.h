@@ -3,12 +3,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 // Calls one function from several threads, the caller's included. One call at a time; a second caller works alone.
 class Pool {
@@ -34,11 +35,11 @@ public:
         }
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (workers_.size() + 1 < threads) workers_.emplace_back([this] { serve(); }).detach();
+            add_workers(threads - 1);
             work_ = &work;
             pieces_ = pieces;
             next_ = 0;
-            wanted_ = std::min(threads - 1, pieces - 1);
+            wanted_ = std::min({threads - 1, pieces - 1, workers_});
             left_ = wanted_;
             ++round_;
         }
@@ -52,6 +53,14 @@ private:
     static bool& instance_after_fork() {
         static bool forked = false;
         return forked;
+    }
+
+    // Fewer than are wanted, if the machine gives no more.
+    void add_workers(size_t count) {
+        try {
+            for (; workers_ < count; ++workers_) std::thread([this] { serve(); }).detach();
+        } catch (const std::system_error&) {
+        }
     }
 
     void serve() {
@@ -75,8 +84,7 @@ private:
 
     std::mutex busy_, mutex_;
     std::condition_variable begin_, end_;
-    std::vector<std::thread> workers_;
     const std::function<void(size_t)>* work_ = nullptr;
-    size_t pieces_ = 0, wanted_ = 0, left_ = 0, round_ = 0;
+    size_t workers_ = 0, pieces_ = 0, wanted_ = 0, left_ = 0, round_ = 0;
     std::atomic<size_t> next_{0};
 };

@@ -87,7 +87,6 @@ class Schedule:
     stages: int = 3
     steps: int = 5
     batch: int = 4
-    slots: int = 4
     latency: tuple[float, float] = (0.001, 0.005)
     directory_delay: float = 0.0
     directory_stale: float = 0.0
@@ -141,12 +140,7 @@ def draw_schedule(seed: int) -> Schedule:
     if base.standby and draw.random() < HALF_SENT_COMMITS:
         faults[:0] = _half_send_a_commit(draw, base)
     if draw.random() < LASTING:
-        lasting = _draw_lasting(draw, base)
-        if (
-            lasting.kind == "part"
-        ):  # who is killed may come back to another stage, and the cut would be one between stages
-            faults = [fault for fault in faults if fault.kind != "kill" or fault.target == TRAINER]
-        faults.append(lasting)
+        faults.append(_draw_lasting(draw, base))
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
 
 

@@ -74,7 +74,6 @@ def manifest_of(schedule: Schedule) -> Manifest:
         batch=schedule.batch,
         staleness=schedule.staleness,
         replicas=schedule.replicas,
-        slots=schedule.slots,
     )
     settings = manifest.settings
     pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby})
@@ -238,10 +237,10 @@ class Chaos:
             return False
         if trainer and fault.kind == "kill" and not self._followed():
             return False
-        takes_it_out = fault.kind in ("kill", "freeze", "isolate", "corrupt") or (
+        needs_another = fault.kind in ("kill", "freeze", "isolate", "corrupt", "part") or (
             fault.kind == "hang" and fault.seconds == math.inf
         )
-        if takes_it_out and not trainer and not self._spare(name):
+        if needs_another and not trainer and not self._spare(name):
             return False
         getattr(self, "_" + fault.kind.replace(" ", "_").replace("-", "_"))(fault, name, trainer)
         return True
@@ -309,10 +308,9 @@ class Chaos:
 
     def _part(self, fault: Fault, name: str, trainer: bool) -> None:
         member = self.swarm.trainer.roster.by_peer(name)
-        others = self.swarm.trainer.roster.ready(member.stage) if member is not None else []
-        for other in [other for other in others if other.peer != name][:1]:
-            if not self.swarm.network.is_cut(name, other.peer):
-                self.swarm.network.cut(name, other.peer)
+        assert member is not None
+        other = next(other for other in self.swarm.trainer.roster.ready(member.stage) if other is not member)
+        self.swarm.network.cut(name, other.peer)
 
     def _one_way_cut(self, fault: Fault, name: str, trainer: bool) -> None:
         self._cut(fault, name, trainer, both=False)
