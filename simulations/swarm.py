@@ -77,7 +77,7 @@ class SimulatedSwarm:
     def trainer(self) -> Trainer:
         """The trainer of the highest term."""
         trainers = [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
-        return max(trainers, key=lambda trainer: trainer.term.number)
+        return trainers[0] if len(trainers) == 1 else max(trainers, key=lambda trainer: trainer.term.number)
 
     def _start_coordinator(self, identity: Identity, *, lead: bool) -> None:
         transport = self.network.transport(identity.peer_id)

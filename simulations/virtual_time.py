@@ -8,6 +8,7 @@ freezes a process: nothing of it runs, and when it thaws all that was due runs a
 """
 
 import asyncio
+import gc
 import heapq
 import itertools
 from collections import deque
@@ -19,6 +20,10 @@ from ..errors import StuckError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+COLLECT_EVERY = 50_000
+"""Allocations between two passes of the garbage collector. Nearly all that a simulation makes dies without it, and at
+the usual 700 the passes cost 5 % of its time."""
 
 OWNER: ContextVar[str] = ContextVar("owner", default="")
 """Whose process this is; the empty name can't be frozen."""
@@ -104,9 +109,10 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
                 raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
         while due and due[0][0] <= self._now:
             soon.append(heapq.heappop(due)[2])
+        frozen, pop = self.frozen, soon.popleft
         for _ in range(len(soon)):
-            handle = soon.popleft()
-            if not handle or (self.frozen and self._set_aside(handle)):
+            handle = pop()
+            if not handle or (frozen and self._set_aside(handle)):
                 continue
             context, callback, args = handle
             try:
@@ -142,6 +148,8 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 def run(main: Coroutine[Any, Any, T], *, limit: float = 1e6) -> T:
     """Runs `main` on a fresh virtual-time loop to its end, as `asyncio.run` does on real time."""
     loop = VirtualTimeLoop(limit)
+    usual = gc.get_threshold()
+    gc.set_threshold(COLLECT_EVERY, *usual[1:])
     try:
         asyncio.set_event_loop(loop)
         try:
@@ -151,6 +159,7 @@ def run(main: Coroutine[Any, Any, T], *, limit: float = 1e6) -> T:
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+        gc.set_threshold(*usual)
 
 
 def _cancel_all(loop: VirtualTimeLoop) -> None:

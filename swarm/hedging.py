@@ -7,7 +7,7 @@ doing everything twice. (Dean and Barroso, "The Tail at Scale", 2013.) Pure: tim
 """
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..protos import swarm_pb2 as pb
@@ -76,15 +76,14 @@ class OwnTimes:
         return self._limit
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """How many hedges may begin, as of a time."""
 
     left: float = BUDGET
     at: float = 0.0
 
     def after_call(self) -> "Budget":
-        return replace(self, left=min(BUDGET, self.left + BUDGET_PER_CALL))
+        return self._replace(left=min(BUDGET, self.left + BUDGET_PER_CALL))
 
     def spend(self, now: float) -> "Budget | None":
         """The budget after one more hedge; None if it does not allow one yet."""

@@ -12,7 +12,7 @@ nothing of its own.
 
 import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import StorageError
 from ..protos import swarm_pb2 as pb
@@ -36,8 +36,7 @@ class SpillFile(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     visit: VisitKey
     kind: int
 
