@@ -180,3 +180,30 @@ def test_the_engine_can_be_chosen(choice: str, printed: str) -> None:
     environment = {**os.environ, engine.CHOICE: choice}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == printed
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_codes_and_scales_apart_are_those_of_the_payload(name: str, threads: int) -> None:
+    assert native is not None
+    native.use(name)
+    count, block = 10_007, 256
+    values = drawn("log-normal", count)
+    blocks = -(-count // block)
+    for code, scale_bytes in (("linear", 2), ("dynamic", 4)):
+        codes, scales = np.zeros(count, np.uint8), np.zeros(blocks * scale_bytes, np.uint8)
+        assert native.quantize(code, values.numpy(), codes, scales, count, block, threads) == 0
+        payload, _ = by_reference(code, values, block)
+        assert scales.tobytes() + codes.tobytes() == payload
+    values[17] = torch.nan
+    assert native.quantize("linear", values.numpy(), codes, np.zeros(blocks * 2, np.uint8), count, block, threads) == 1
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_absmax_is_that_of_each_block(name: str) -> None:
+    assert native is not None
+    native.use(name)
+    values, block = drawn("mixed", 10_007), 256
+    largest = np.zeros(-(-values.numel() // block), np.float32)
+    native.absmax(values.numpy(), largest, values.numel(), block)
+    assert largest.tolist() == [part.abs().max().item() for part in values.split(block)]

@@ -1,0 +1,74 @@
+"""The trainer's door: nobody is taken in by a trainer that leads no more."""
+
+import asyncio
+from typing import Any, cast
+
+from swarm_peer.errors import UnreachableError
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.network import MemoryNetwork
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.admission import Admission, Listener
+from swarm_peer.swarm.authority import from_term
+from swarm_peer.swarm.exchange import Meter
+from swarm_peer.swarm.keys import delegate, sign_manifest, sign_term
+from swarm_peer.swarm.manifest import PROTOCOL_VERSION
+from swarm_peer.swarm.messages import pack, unpack
+from swarm_peer.swarm.roster import Member, Roster
+
+from tests.exact import ORGANIZER, TRAINER, exact_manifest
+
+
+class Quiet:
+    """A listener that hears of members coming and going, and has nothing to tell."""
+
+    founders = 0
+
+    def closed_marker(self) -> int:
+        return 0
+
+    def lost(self, member: Member, why: str) -> None:
+        pass
+
+
+def hello(*, close_first: bool) -> tuple[Any, list[Member]]:
+    """What a Hello is answered with, and who was taken in; `close_first`: the trainer is fenced while it waits."""
+
+    async def main() -> tuple[Any, list[Member]]:
+        manifest = exact_manifest()
+        delegation = delegate(ORGANIZER, manifest.run_id, TRAINER.public_hex)
+        term = from_term(sign_term(TRAINER, manifest.run_id, 1, delegation))
+        joined: list[Member] = []
+        admission = Admission(
+            manifest=manifest,
+            signature=sign_manifest(ORGANIZER, manifest).signature,
+            term=term,
+            roster=Roster(manifest.run_id, manifest.stages),
+            meter=Meter(),
+            listener=cast(Listener, Quiet()),
+            joined=joined.append,
+        )
+        network = MemoryNetwork(seed=1)
+        await network.transport("trainer").serve(admission.serve)
+        stream = await network.transport("newcomer").open("trainer")
+        await asyncio.sleep(0.1)  # the trainer has the stream and waits for the Hello
+        if close_first:
+            admission.close()
+        await stream.send(pack(pb.Hello(run=manifest.run_id, protocol=PROTOCOL_VERSION)))
+        try:
+            return unpack(await stream.receive(), "trainer"), joined
+        except UnreachableError as error:
+            return error, joined
+
+    return run(main(), limit=60.0)
+
+
+def test_a_newcomer_is_welcomed() -> None:
+    reply, joined = hello(close_first=False)
+    assert isinstance(reply, pb.Welcome)
+    assert [member.number for member in joined] == [reply.member]
+
+
+def test_who_says_hello_while_its_trainer_is_fenced_looks_for_another() -> None:
+    reply, joined = hello(close_first=True)
+    assert isinstance(reply, UnreachableError)
+    assert not joined

@@ -1,0 +1,91 @@
+"""An exchange as its callee sees it: what it waits for, and a caller that goes away meanwhile. Virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from swarm_peer.errors import ProtocolError, UnreachableError
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.network import MemoryNetwork, MemoryStream
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.exchange import Body, Incoming, Meter, serve_exchanges
+from swarm_peer.swarm.messages import pack
+
+Wait = Callable[[Incoming], Awaitable[None]]
+
+
+def waited(wait: Wait, act: Callable[[MemoryStream], Awaitable[None]]) -> tuple[str, float]:
+    """How `wait` ends in a callee whose caller acts so after a second, and after how many seconds."""
+
+    async def main() -> tuple[str, float]:
+        network = MemoryNetwork(latency=(0.0, 0.0))
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[str, float]] = loop.create_future()
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            began = loop.time()
+            try:
+                await wait(incoming)
+                ended.set_result(("over", loop.time() - began))
+            except (ProtocolError, UnreachableError) as error:
+                ended.set_result((type(error).__name__, loop.time() - began))
+                raise
+
+        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+        stream = await network.transport("caller").open("callee")
+        await stream.send(pack(pb.Run()))
+        await asyncio.sleep(1.0)
+        await act(stream)
+        return await ended
+
+    return run(main(), limit=100.0)
+
+
+async def close(stream: MemoryStream) -> None:
+    stream.close()
+
+
+async def ask_again(stream: MemoryStream) -> None:
+    await stream.send(pack(pb.Run()))
+
+
+async def nothing(stream: MemoryStream) -> None:
+    pass
+
+
+def an_event_after(seconds: float) -> Wait:
+    async def wait(incoming: Incoming) -> None:
+        event = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, event.set)
+        await incoming.race(event)
+
+    return wait
+
+
+def a_pause_of(seconds: float) -> Wait:
+    return lambda incoming: incoming.pause(seconds)
+
+
+def test_a_wait_ends_with_its_event() -> None:
+    assert waited(an_event_after(5.0), nothing) == ("over", 5.0)
+    assert waited(an_event_after(0.5), nothing) == ("over", 0.5)
+    assert waited(a_pause_of(5.0), nothing) == ("over", 5.0)
+
+
+def test_a_wait_ends_when_the_caller_goes_away() -> None:
+    assert waited(an_event_after(5.0), close) == ("UnreachableError", 1.0)
+    assert waited(a_pause_of(5.0), close) == ("UnreachableError", 1.0)
+
+
+def test_a_caller_that_asks_again_before_its_answer_breaks_the_protocol() -> None:
+    assert waited(an_event_after(5.0), ask_again) == ("ProtocolError", 1.0)
+    assert waited(a_pause_of(5.0), ask_again) == ("ProtocolError", 1.0)
+
+
+def test_a_caller_that_went_away_before_the_wait_is_noticed_at_once() -> None:
+    async def wait(incoming: Incoming) -> None:
+        await asyncio.sleep(3.0)
+        event = asyncio.Event()
+        event.set()
+        await incoming.race(event)
+
+    assert waited(wait, close) == ("UnreachableError", 3.0)

@@ -1,0 +1,151 @@
+"""A hop as its caller makes it, towards callees that answer as a script says; the network in memory, virtual time."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from swarm_peer.errors import FailedError
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.network import MemoryNetwork
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.directory import Record
+from swarm_peer.swarm.exchange import Body, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.hedging import UNMEASURED_SECONDS
+from swarm_peer.swarm.hop import Hop
+from swarm_peer.swarm.least_work import least_work
+from swarm_peer.swarm.neighbours import Neighbours
+
+STAGE = 1
+SILENCE = 3.0
+PATIENCE = 30.0
+
+Script = Callable[[Incoming], Awaitable[None]]
+
+
+async def hang(incoming: Incoming) -> None:
+    """Takes the visit and never gets further; its heartbeats go on."""
+    await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
+    await incoming.race(asyncio.Event())
+
+
+def answer(message: Body, after: float = 0.0) -> Script:
+    async def play(incoming: Incoming) -> None:
+        await incoming.pause(after)
+        await incoming.channel.send(message)
+
+    return play
+
+
+def failed(reason: Any, *, stage: int = STAGE, after: float = 0.0) -> Script:
+    return answer(pb.Failed(stage=stage, reason=reason), after)
+
+
+def outcome(
+    scripts: dict[str, Script], *, absent: tuple[str, ...] = (), patience: float = PATIENCE
+) -> tuple[Any, float]:
+    """What a call of these callees ends with, an answer or an error, and after how many virtual seconds; `absent` ones
+    are in the directory and cannot be reached."""
+
+    async def main() -> tuple[Any, float]:
+        network = MemoryNetwork(seed=1)
+
+        async def attend(name: str) -> None:
+            async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+                if isinstance(body, pb.Watch):
+                    await serve_watch(incoming, pb.Heartbeat)
+                else:
+                    await scripts[name](incoming)
+
+            await network.transport(name).serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+
+        for name in scripts:
+            await attend(name)
+        records = [Record("run", STAGE, name, (name,), 1, 1) for name in sorted((*scripts, *absent))]
+
+        async def read(stage: int) -> list[Record]:
+            return records
+
+        caller = network.transport("caller")
+        pool = Pool(caller, Meter(), silence=SILENCE)
+        hop = Hop(pool, Neighbours(read, pool, random.Random(1), least_work), max_payload=0)
+        request = pb.Run(first=STAGE, last=STAGE)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            done, _ = await hop.call(
+                request, b"", order=lambda: (1,), hint=dict, hear=lambda changes: None, patience=patience
+            )
+            return done, loop.time() - began
+        except FailedError as error:
+            return error, loop.time() - began
+
+    return run(main(), limit=1000.0)
+
+
+def in_order(*scripts: Script) -> dict[str, Script]:
+    """As many callees, of which the first that is asked plays the first script, and so on."""
+    left = list(scripts)
+
+    async def play(incoming: Incoming) -> None:
+        await left.pop(0)(incoming)
+
+    return {f"callee {number}": play for number in range(len(scripts))}
+
+
+def reason_of(ended: Any) -> tuple[int, str]:
+    assert isinstance(ended, FailedError)
+    return ended.stage, ended.reason
+
+
+DONE = answer(pb.Done())
+
+
+def test_whoever_is_cut_off_below_is_passed_over_for_one_that_is_not() -> None:
+    done, seconds = outcome(in_order(failed(pb.CUT_OFF), DONE))
+    assert isinstance(done, pb.Done)
+    assert seconds < 1.0
+
+
+def test_a_call_fails_as_cut_off_only_if_all_replicas_are() -> None:
+    ended, _ = outcome({name: failed(pb.CUT_OFF) for name in "abc"})
+    assert reason_of(ended) == (STAGE, "CUT_OFF")
+
+
+def test_a_call_fails_as_cut_off_when_patience_is_over_with_nobody_reached() -> None:
+    ended, seconds = outcome({}, absent=("a", "b"))
+    assert reason_of(ended) == (STAGE, "CUT_OFF")
+    assert PATIENCE < seconds < 2 * PATIENCE
+
+
+def test_patience_begins_anew_with_every_answer() -> None:
+    busy = 0
+
+    async def busy_for_long(incoming: Incoming) -> None:
+        nonlocal busy
+        busy += 1
+        await incoming.channel.send(pb.Done() if busy > 200 else pb.Busy(retry_after_ms=1000))
+
+    done, seconds = outcome({"a": busy_for_long}, absent=("b",))
+    assert isinstance(done, pb.Done)
+    assert seconds > 2 * PATIENCE
+
+
+@pytest.mark.parametrize("reason", [pb.INPUT_GONE, pb.GRADIENT_GONE])
+def test_what_is_gone_ends_the_call_though_another_attempt_hangs(reason: Any) -> None:
+    ended, seconds = outcome(in_order(hang, failed(reason)))
+    assert reason_of(ended) == (STAGE, pb.Reason.Name(reason))
+    assert UNMEASURED_SECONDS < seconds < UNMEASURED_SECONDS + 5.0, "the hedge's answer ended it at once"
+
+
+def test_a_failure_further_down_is_passed_up_unchanged_and_not_tried_again() -> None:
+    ended, _ = outcome(in_order(failed(pb.NON_FINITE, stage=STAGE + 1), DONE))
+    assert reason_of(ended) == (STAGE + 1, "NON_FINITE")
+
+
+@pytest.mark.parametrize("reason", [pb.FENCED, pb.CLOSED])
+def test_what_is_final_ends_the_call_though_another_attempt_hangs(reason: Any) -> None:
+    ended, seconds = outcome(in_order(hang, failed(reason)))
+    assert UNMEASURED_SECONDS < seconds < UNMEASURED_SECONDS + 5.0
+    assert reason_of(ended)[1] == pb.Reason.Name(reason)

@@ -1,0 +1,79 @@
+"""What a caller is told of a visit, and when; virtual time."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.visits import RELAY_SECONDS, Attachment, Visit, VisitKey
+
+Did = Callable[[Visit], None]
+
+
+def entry(stage: int, phase: pb.Phase, member: int = 7) -> pb.PathEntry:
+    return pb.PathEntry(stage=stage, member=member, peer=f"peer {member}", begun=1, phase=phase)
+
+
+def told(*deeds: Did) -> tuple[float, list[tuple[int, int]]]:
+    """When the caller of a visit of stage 0, whose path it knows, is told of what is done to it now; (stage, phase)."""
+
+    async def main() -> tuple[float, list[tuple[int, int]]]:
+        visit = Visit(VisitKey(0, pb.TRAIN, 0, 0), entry(0, pb.FORWARD), pb.Run(last=2), b"")
+        visit.below = {1: entry(1, pb.QUEUED)}
+        attachment = visit.attach((1,))
+        attachment.take()
+        for deed in deeds:
+            deed(visit)
+        async with asyncio.timeout(10):
+            await attachment.changed.wait()
+        return asyncio.get_running_loop().time(), [(entry.stage, entry.phase) for entry in attachment.take()]
+
+    return run(main())
+
+
+def test_an_own_phase_is_told_at_once() -> None:
+    assert told(lambda visit: visit.enter(pb.BACKWARD)) == (0.0, [(0, pb.BACKWARD)])
+
+
+def test_waiting_below_is_told_with_what_comes_soon() -> None:
+    assert told(lambda visit: visit.enter(pb.BELOW)) == (RELAY_SECONDS, [(0, pb.BELOW)])
+    both = (lambda visit: visit.enter(pb.BELOW), lambda visit: visit.hear([entry(1, pb.FORWARD)]))
+    assert told(*both) == (RELAY_SECONDS, [(0, pb.BELOW), (1, pb.FORWARD)])
+
+
+def test_of_a_stage_below_only_the_latest_phase_is_told_and_that_later() -> None:
+    phases = (pb.FORWARD, pb.BELOW, pb.BACKWARD)
+    assert told(*(lambda visit, phase=phase: visit.hear([entry(1, phase)]) for phase in phases)) == (
+        RELAY_SECONDS,
+        [(1, pb.BACKWARD)],
+    )
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_another_holder_below_is_told_at_once(stage: int) -> None:
+    assert told(lambda visit: visit.hear([entry(stage, pb.FORWARD, member=8)])) == (0.0, [(stage, pb.FORWARD)])
+
+
+def test_an_own_phase_takes_along_what_waits() -> None:
+    deeds: tuple[Did, ...] = (
+        lambda visit: visit.hear([entry(1, pb.BACKWARD)]),
+        lambda visit: visit.enter(pb.RETURNED),
+    )
+    assert told(*deeds) == (0.0, [(0, pb.RETURNED), (1, pb.BACKWARD)])
+
+
+def test_entries_of_the_own_stage_those_above_and_those_beyond_the_last_are_ignored() -> None:
+    with pytest.raises(TimeoutError):
+        told(lambda visit: visit.hear([entry(0, pb.HELD), entry(3, pb.HELD)]))
+
+
+def test_nothing_is_due_once_it_has_been_taken() -> None:
+    async def main() -> bool:
+        attachment = Attachment((1,), ())
+        attachment.mention([entry(1, pb.FORWARD)])
+        attachment.take()
+        await asyncio.sleep(2 * RELAY_SECONDS)
+        return attachment.changed.is_set()
+
+    assert not run(main())
