@@ -322,8 +322,10 @@ class Closing:
                     await self.catch_up(member)
 
     def _is_ahead(self, member: Member) -> bool:
-        """Whether another replica of its stage has gone on."""
-        return any(other.version > member.version for other in self.roster.ready(member.stage))
+        """Whether another replica of its stage has gone on. It need not be ready: it may itself lack what a later step was
+        made of and this one alone holds, and if they cannot reach each other, neither would ever go on."""
+        replicas = [other for other in self.roster.following() if other.stage == member.stage]
+        return any(other.version > member.version for other in replicas)
 
     def _as_of_now(self, commit: pb.Commit) -> pb.Commit:
         """The same Commit in this trainer's name, with those who hold its reductions now."""

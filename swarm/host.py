@@ -36,7 +36,7 @@ from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
 VERSION_PAUSE_SECONDS = 0.2
 """How long a Run waits for a version that is about to be made, before Busy{version}."""
 
-BUSY_RETRY_MS = 50
+BUSY_RETRY_MS, MAX_BUSY_RETRY_MS = 50, 1000
 
 KEPT_PAST = 4096
 """Committed steps of which a peer can tell a new trainer: about 100 bytes each, so that all go into one message."""
@@ -132,6 +132,10 @@ class StageHost:
             returning += place is Place.RETURNING
         return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
 
+    def _retry_after(self) -> int:
+        """Milliseconds after which it is worth asking again for a slot: half of what a visit keeps the device."""
+        return max(BUSY_RETRY_MS, min(MAX_BUSY_RETRY_MS, int(500 * (self.pace.forward + self.pace.backward))))
+
     def _measured(self, phase: str, seconds: float) -> None:
         self.pace = self.pace.measured(phase, seconds)
 
@@ -214,7 +218,7 @@ class StageHost:
         if known is not None:
             return known
         if not self.visits.has_room(run.step, self.authority.closed):
-            return pb.Busy(retry_after_ms=BUSY_RETRY_MS, load=self.load())
+            return pb.Busy(retry_after_ms=self._retry_after(), load=self.load())
         own = pb.PathEntry(stage=self.stage, member=self.member, peer=self.peer_id, phase=pb.QUEUED)
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)
