@@ -316,16 +316,10 @@ class Closing:
                 version, rounds = before.get(member.number, (-1, 0))
                 rounds = rounds + 1 if version == member.version else 0
                 stuck[member.number] = (member.version, rounds)
-                if rounds >= LAGGING_ROUNDS and self._is_ahead(member):
+                if rounds >= LAGGING_ROUNDS and self.roster.is_overtaken(member):
                     self.leave_behind(member, f"it has not made version {version + 1}, which others have")
                 elif rounds:
                     await self.catch_up(member)
-
-    def _is_ahead(self, member: Member) -> bool:
-        """Whether another replica of its stage has gone on. It need not be ready: it may itself lack what a later step was
-        made of and this one alone holds, and if they cannot reach each other, neither would ever go on."""
-        replicas = [other for other in self.roster.following() if other.stage == member.stage]
-        return any(other.version > member.version for other in replicas)
 
     def _as_of_now(self, commit: pb.Commit) -> pb.Commit:
         """The same Commit in this trainer's name, with those who hold its reductions now."""

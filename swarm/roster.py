@@ -81,6 +81,12 @@ class Roster:
         """Live members that have a state of this run: ready, or catching up with the Commits."""
         return [member for member in self.live() if member.version >= 0]
 
+    def is_overtaken(self, member: Member) -> bool:
+        """Whether another replica of its stage has gone on. That one need not be ready: it may itself lack what a later
+        step was made of and `member` alone holds, and if they cannot reach each other, neither would ever go on."""
+        replicas = [other for other in self.following() if other.stage == member.stage]
+        return any(other.version > member.version for other in replicas)
+
     def digest_of(self, stage: int, version: int) -> bytes | None:
         """What the ready replicas of a stage say is the digest of a version; None if none of them says so now."""
         return next((member.digests[version] for member in self.ready(stage) if version in member.digests), None)

@@ -26,7 +26,7 @@ from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
 from swarm_peer.swarm.presence import Presence
 from swarm_peer.swarm.reduction import AttemptKey, Reducer
-from swarm_peer.swarm.roster import Member
+from swarm_peer.swarm.roster import Member, Roster
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
 from swarm_peer.swarm.visits import Visit, VisitKey
@@ -338,7 +338,7 @@ MUTANTS: dict[str, Mutant] = {
     "no-hedging": Mutant("a call whose callee is slow in its own phases is hedged", ((_Calling, "_hedge", ignore),)),
     "no-bench": Mutant("one of two replicas that cannot reach each other sits out", ((Closing, "_apart", ignore),)),
     "wait-for-stragglers": Mutant(
-        "a replica that gets nowhere while others of its stage go on is left behind", ((Closing, "_is_ahead", no),)
+        "a replica that gets nowhere while others of its stage go on is left behind", ((Roster, "is_overtaken", no),)
     ),
     "forget-commits": Mutant(
         "a Commit that anyone holds is finished as it is, also by a new trainer", ((Crew, "heard", forget_commits),)
