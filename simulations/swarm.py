@@ -76,8 +76,17 @@ class SimulatedSwarm:
     @property
     def trainer(self) -> Trainer:
         """The trainer of the highest term."""
-        trainers = [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
+        trainers = self._trainers
         return trainers[0] if len(trainers) == 1 else max(trainers, key=lambda trainer: trainer.term.number)
+
+    @property
+    def is_led(self) -> bool:
+        """Whether anybody leads, or has led and not been started again."""
+        return bool(self._trainers)
+
+    @property
+    def _trainers(self) -> list[Trainer]:
+        return [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
 
     def _start_coordinator(self, identity: Identity, *, lead: bool) -> None:
         transport = self.network.transport(identity.peer_id)

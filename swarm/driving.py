@@ -25,8 +25,8 @@ from .roster import Roster
 from .steps import Step
 
 RETRY_PAUSE_SECONDS, MAX_DOUBLINGS = 0.02, 6
-"""Before a failed microbatch is run again: twice as long after each time that got nowhere, up to 1.3 s. Two trainers, each
-with some of the peers, would have each other's stages compute in vain as fast as they can."""
+"""Before a failed microbatch is run again: twice as long after each time that got nowhere, up to 1.3 s. Two trainers,
+each with some of the peers, would have each other's stages compute in vain as fast as they can."""
 
 UNEXPLAINED_FAILURES = 3
 """Drives of one microbatch that may fail for no reason the protocol knows, before the run stops."""

@@ -213,6 +213,8 @@ class Chaos:
     # ---- faults
 
     def _carry_out(self, fault: Fault, target: str) -> None:
+        if not self.swarm.is_led:
+            return  # it strikes who leads, or whoever the trainer thinks is not the last of its stage
         name = self._name(target)
         trainer = fault.target == TRAINER
         if self._carried_out(fault, name, trainer):
