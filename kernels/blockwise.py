@@ -1,12 +1,14 @@
-"""Blockwise 8-bit quantization in torch: the reference that says which codes a tensor has.
+"""Blockwise quantization in torch: the reference that says which codes a tensor has.
 
-A flat tensor is cut into blocks of `block` elements (the last may be shorter); each block has one scale. Two codes:
+A flat tensor is cut into blocks of `block` elements (the last may be shorter); each block has one scale. The codes:
 
-- linear int8: scale = absmax / 127 as bfloat16, rounded up so that nothing clips; code = x times the float32 reciprocal
-  of the scale, rounded half to even.
+- linear: `top` steps to either side of zero (127 for int8, 7 for int4). scale = absmax / top as bfloat16, rounded up so
+  that nothing clips; code = x times the float32 reciprocal of the scale, rounded half to even, or at random (below).
 - dynamic: 256 levels in [-1, 1] whose resolution follows their magnitude (Dettmers 2015, "8-Bit Approximations for
   Parallelism in Deep Learning", arXiv 1511.04561); scale = absmax as float32; the level nearest to the exact quotient
   of x and the scale, the smaller one in magnitude on ties.
+- nf4: the 16 levels of QLoRA's NormalFloat (Dettmers et al. 2023, arXiv 2305.14314, appendix E); scale = absmax as
+  float32; the level nearest to the exact quotient of x and the scale, the lower one on ties.
 
 Zero decodes to zero, and a block of zeros has scale 0. Device-neutral: tensors stay where they are. Each element
 depends on its block alone, so the number of threads changes nothing. Errors: `NonFiniteError`, saying how many
@@ -20,12 +22,34 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 
-LINEAR_MAX = 127
+INT8, INT4 = 127, 7
+"""The `top` of the linear codes."""
+
 SMALL, UP = 2.0**-100, 2.0**64
 """The reciprocal of a scale below `SMALL` could be infinite: scale and values are multiplied by `UP` first, exactly."""
 
 DYNAMIC_ZERO = 127
-"""The code of zero."""
+"""The dynamic code of zero."""
+
+NF4_LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""As the paper gives them, in float32."""
 
 
 def dynamic_levels() -> list[float]:
@@ -69,19 +93,26 @@ def absmax(blocks: Tensor) -> Tensor:
     return largest
 
 
-def quantize_linear(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """float32 [n] -> (int8 codes [n], bfloat16 scales [ceil(n / block)])."""
+def quantize_linear(flat: Tensor, block: int, top: int = INT8, dither: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """float32 [n] -> (int8 codes [n] from -top to top, bfloat16 scales [ceil(n / block)]).
+
+    With `dither`, float32 [n] in [0, 1), a quotient is rounded up where its fraction is larger than that.
+    """
     if not flat.numel():
         return flat.to(torch.int8), flat.to(torch.bfloat16)
     blocks = _blocks(flat, block)
     largest = absmax(blocks)
     # By tensors: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
-    scales = _round_up_bfloat16(largest / torch.full_like(largest, LINEAR_MAX))
+    scales = _round_up_bfloat16(largest / torch.full_like(largest, top))
     up = torch.where(scales.float() < SMALL, torch.full_like(largest, UP), torch.ones_like(largest))
     divisors = torch.where(scales == 0, torch.ones_like(largest), scales.float() * up)
     reciprocals = torch.ones_like(largest) / divisors
-    codes = torch.round(blocks * up[:, None] * reciprocals[:, None]).to(torch.int8)
-    return codes.view(-1)[: flat.numel()].contiguous(), scales
+    quotients = (blocks * up[:, None] * reciprocals[:, None]).view(-1)[: flat.numel()]
+    if dither is None:
+        return torch.round(quotients).to(torch.int8), scales
+    below = torch.floor(quotients)
+    codes = below + (quotients - below > dither)
+    return codes.clamp(-top, top).to(torch.int8), scales
 
 
 def dequantize_linear(codes: Tensor, scales: Tensor, block: int) -> Tensor:
@@ -113,6 +144,45 @@ def dequantize_dynamic(codes: Tensor, scales: Tensor, block: int) -> Tensor:
     levels, _ = _dynamic_tables(codes.device)
     values = levels[codes.int()]
     return (_blocks(values, block) * scales[:, None]).view(-1)[: codes.numel()]
+
+
+@cache
+def _nf4_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(levels [16] float32, midpoints [15] float64)."""
+    levels = torch.tensor(NF4_LEVELS, dtype=torch.float32)
+    exact = levels.double()
+    return levels.to(device), ((exact[:-1] + exact[1:]) / 2).to(device)
+
+
+def quantize_nf4(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """float32 [n] -> (uint8 codes [n] from 0 to 15, float32 scales [ceil(n / block)])."""
+    if not flat.numel():
+        return flat.to(torch.uint8), flat
+    blocks = _blocks(flat, block)
+    scales = absmax(blocks)
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).double()
+    _, middles = _nf4_tables(flat.device)
+    codes = torch.bucketize(blocks.double() / divisors[:, None], middles).to(torch.uint8)
+    return codes.view(-1)[: flat.numel()].contiguous(), scales
+
+
+def dequantize_nf4(codes: Tensor, scales: Tensor, block: int) -> Tensor:
+    """(uint8 codes [n], float32 scales) -> float32 [n]."""
+    if not codes.numel():
+        return codes.float()
+    levels, _ = _nf4_tables(codes.device)
+    return (_blocks(levels[codes.int()], block) * scales[:, None]).view(-1)[: codes.numel()]
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 [n] from 0 to 15 -> uint8 [ceil(n / 2)]: the first of two in the high nibble, 0 behind an odd last one."""
+    pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)
+    return pairs[:, 0] << 4 | pairs[:, 1]
+
+
+def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    """uint8 [ceil(count / 2)] -> uint8 [count]."""
+    return torch.stack((packed >> 4, packed & 15), dim=1).view(-1)[:count]
 
 
 def _round_up_bfloat16(values: Tensor) -> Tensor:

@@ -303,6 +303,38 @@ def test_what_is_not_kept_is_refused() -> None:
     clean_run(intrude)
 
 
+def test_a_later_call_takes_a_visit_and_an_earlier_one_does_not() -> None:
+    async def intrude(swarm: SimulatedSwarm) -> None:
+        peer = swarm.live_at(0)[0]
+        transport = swarm.network.transport(INTRUDER.peer_id)
+        swarm.devices[peer].hang()
+
+        async def call(*order: int) -> Any:
+            stream = await transport.open(peer)
+            for frame in (pack(good_run(swarm, mode=pb.EVAL, version=1, order=order)), TOKENS):
+                await stream.send(frame)
+            return stream, unpack(await stream.receive(), peer)
+
+        async def answer(stream: Any) -> Any:
+            while isinstance(message := unpack(await stream.receive(), peer), pb.Progress):
+                pass
+            return message
+
+        first, accepted = await call(1, 5)
+        assert isinstance(accepted, pb.Accepted)
+        for order in ((1, 5), (1, 4, 9), (0, 9)):
+            _, refused = await call(*order)
+            assert isinstance(refused, pb.Refused)
+            assert refused.reason == pb.SUPERSEDED
+        later, accepted = await call(1, 5, 0)
+        assert isinstance(accepted, pb.Accepted)
+        assert (await answer(first)).reason == pb.SUPERSEDED
+        swarm.devices[peer].resume()
+        assert isinstance(await answer(later), pb.Done)
+
+    clean_run(intrude)
+
+
 # ---- numbers
 
 

@@ -6,21 +6,24 @@ notices each of them.
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+from swarm_peer.errors import FailedError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.admission import Admission
+from swarm_peer.swarm.attempts import Answer, Attempt
 from swarm_peer.swarm.authority import Authority
 from swarm_peer.swarm.backend import State
 from swarm_peer.swarm.closing import Closing, Unit
+from swarm_peer.swarm.compute import ComputeQueue
 from swarm_peer.swarm.crew import Crew
 from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import Frozen, GradientStore
-from swarm_peer.swarm.hop import _Calling
+from swarm_peer.swarm.hop import Hop, _Calling
 from swarm_peer.swarm.host import StageHost
 from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
@@ -29,15 +32,19 @@ from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member, Roster
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
-from swarm_peer.swarm.visits import Visit, VisitKey
+from swarm_peer.swarm.visits import Visit, VisitKey, VisitTable
+
+from tests.chaos.virtual import Chaos
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement)."""
+    """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement). `costs`: what
+    the rule saves, where the promises are kept without it, only dearer."""
 
     rule: str
     patches: tuple[tuple[type, str, Any], ...]
+    costs: Callable[[Chaos], float] | None = None
 
     @contextmanager
     def broken(self) -> Iterator[None]:
@@ -252,7 +259,73 @@ def ignore(*arguments: Any) -> None:
     return None
 
 
-_settle = Closing.settle
+# ---- what is saved
+
+
+async def without_hints(
+    self: Hop, request: pb.Run, payload: bytes, *, hint: Callable[[], Mapping[int, pb.PathEntry]], **options: Any
+) -> tuple[pb.Done, bytes]:
+    return await _call(self, request, payload, hint=dict, **options)
+
+
+_call = Hop.call
+
+
+async def give_up(
+    self: _Calling, attempt: Attempt, task: "asyncio.Task[tuple[Answer, bytes]]"
+) -> tuple[pb.Done, bytes] | None:
+    if not self.running and task.exception() is not None:
+        raise FailedError(self.stage, "INTERNAL", "nobody else is asked")
+    return await _take(self, attempt, task)
+
+
+_take = _Calling._take
+
+
+async def ask_once(self: Attempt) -> tuple[Answer, bytes]:
+    try:
+        return await self._exchange(None)
+    finally:
+        self.call.end()
+
+
+def forget_held(self: Crew, member: Member, held: pb.Held) -> None:
+    del held.steps[:]
+    _heard(self, member, held)
+
+
+def run_all(self: Driver, step: int, index: int, gap: tuple[int, int], wider: tuple[int, int]) -> tuple[int, int]:
+    return 0, self.manifest.stages - 1
+
+
+def first_come(self: ComputeQueue) -> None:
+    self._waiting.sort(key=lambda waiting: waiting[3])
+    while self._waiting:
+        turn = self._waiting.pop(0)[-1]
+        if not turn.done():
+            turn.set_result(None)
+            return
+    self._busy = False
+
+
+def has_room(self: VisitTable, step: int, oldest: int) -> bool:
+    return self.open < self.slots
+
+
+def no_window(self: Trainer) -> int:
+    return 1 << 20
+
+
+def computed(chaos: Chaos) -> float:
+    return chaos.computed
+
+
+def seconds(chaos: Chaos) -> float:
+    return chaos.finished_at
+
+
+def most_open(chaos: Chaos) -> float:
+    return chaos.most_open
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -342,5 +415,29 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "forget-commits": Mutant(
         "a Commit that anyone holds is finished as it is, also by a new trainer", ((Crew, "heard", forget_commits),)
+    ),
+    "no-local-retry": Mutant("a hop that fails is retried by its caller", ((_Calling, "_take", give_up),)),
+    "no-hints": Mutant(
+        "hints lead past a dead peer to what is done below it", ((Hop, "call", without_hints),), computed
+    ),
+    "no-reconnecting": Mutant(
+        "a caller whose stream broke asks the same callee first", ((Attempt, "run", ask_once),), computed
+    ),
+    "run-all": Mutant(
+        "re-runs are ranges: what is credited is not done again", ((Driver, "_widen", run_all),), computed
+    ),
+    "forget-held": Mutant("a new trainer asks the peers for what they hold", ((Crew, "heard", forget_held),), computed),
+    "no-slots": Mutant("full means Busy", ((VisitTable, "has_room", yes),), most_open),
+    "no-window": Mutant(
+        "the trainer has fewer in flight than there are slots", ((Trainer, "_window", no_window),), most_open
+    ),
+    "no-reserve": Mutant("a slot is reserved for the oldest open step", ((VisitTable, "has_room", has_room),), seconds),
+    "first-come": Mutant(
+        "backward before forward, older step before newer", ((ComputeQueue, "_pass_on", first_come),), seconds
+    ),
+    "no-pacing": Mutant(
+        "a step is issued when a replica of every stage has the version it computes at",
+        ((Roster, "some_at", yes),),
+        seconds,
     ),
 }

@@ -116,7 +116,8 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
 
 @dataclass
 class Chaos:
-    """One schedule being carried out. `done`: the faults that could be carried out."""
+    """One schedule being carried out. `done`: the faults that could be carried out; `most_open`: the most visits
+    that any peer had open at once."""
 
     schedule: Schedule
     done: list[Fault] = field(default_factory=list)
@@ -128,6 +129,7 @@ class Chaos:
         self._quiet: dict[int, float] = {}
         self._crews: dict[int, int] = {}
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
+        self.most_open = 0
         self.swarm: SimulatedSwarm
         self._conservation: Conservation
 
@@ -149,6 +151,11 @@ class Chaos:
         return run(main(), limit=VIRTUAL_SECONDS)
 
     @property
+    def computed(self) -> int:
+        """How many forwards were begun."""
+        return sum(isinstance(what, Moment) and what.name == "forward" for _, _, what in self._noted)
+
+    @property
     def log(self) -> list[str]:
         """Everything that has happened, as JSON lines; kept as it comes, made text when it is asked for."""
         return [json.dumps({"t": round(at, 6), "by": source, **_to_json(what)}) for at, source, what in self._noted]
@@ -162,6 +169,9 @@ class Chaos:
 
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
         self._note(peer, moment)
+        host = swarm.peers[peer].host
+        if moment.name == "queued" and host is not None:
+            self.most_open = max(self.most_open, host.visits.open)
         if moment.name == "applied":
             self._check_update(peer, moment.stage, moment.step + 1)
         for entry in list(self._waiting):
