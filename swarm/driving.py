@@ -197,14 +197,17 @@ class Driver:
         self.steps[step].saw_begun(index, entries)
 
     def _credit(self, step: int, index: int, done: pb.Done, last: int) -> None:
+        final, losses = self.manifest.stages - 1, self.steps[step].losses
+        if index not in losses and (last == final or done.HasField("loss")):
+            losses[index] = from_scalar(done.loss, "loss", "the last stage")
         for entry in done.path:
             member = self.roster.get(entry.member)
             if entry.phase != pb.HELD or member is None or not member.ready:
                 continue
+            if entry.stage == final and index not in losses:
+                continue  # a visit of a stage above has gone on below in an earlier term, and does not know its loss yet
             if (member.stage, member.peer) == (entry.stage, entry.peer):
                 self.ledger.credit(step, entry.stage, index, entry.member)
-        if last == self.manifest.stages - 1 and index not in self.steps[step].losses:
-            self.steps[step].losses[index] = from_scalar(done.loss, "loss", "the last stage")
         now = asyncio.get_running_loop().time()
         for fault in self.faults.done(step, index, now):
             self.emit(events.Rerouted(fault.member, fault.peer, step, index, now))

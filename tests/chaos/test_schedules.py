@@ -55,7 +55,7 @@ def test_seeded_schedules(tens: int) -> None:
         check_seed(seed)
 
 
-@pytest.mark.parametrize("seed", [853, 1104, 1309, 1470, 2251, 2622, 2778, 2915, 3069, 5689, 6041, 6168, 7681])
+@pytest.mark.parametrize("seed", [853, 1104, 1309, 1470, 2251, 2622, 2778, 2915, 3069, 5689, 6041, 6168, 7681, 8563])
 def test_schedules_that_once_found_a_hole(seed: int) -> None:
     check_seed(seed)
 
