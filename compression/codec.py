@@ -1,116 +1,227 @@
 """Tensors as bytes: a self-describing header, the scales, the codes.
 
-Deterministic: the same values give the same bytes on every machine. Nothing in a buffer is trusted: the receiver says
-which codec and shape are due, every length follows from those, and a header that says otherwise is refused before
-anything is allocated. Errors: `CodecError` for a buffer that is not what is due, `NonFiniteError` for NaN or infinity
-in either direction.
+Deterministic: the same values give the same bytes on every machine (but for `entropy`). Nothing in a buffer is trusted:
+every length follows from the header, the header is held to the caller's limits, and both before anything is allocated.
+Errors: `CodecError` for a buffer that is not what is due, `NonFiniteError` for NaN or infinity in either direction.
 """
 
 import math
-import struct
 
 import torch
 from torch import Tensor
 
 from ..errors import CodecError, NonFiniteError
-from ..kernels import engine
-from .spec import NAMES, CodecSpec
+from ..kernels import engine, rotation
+from . import columns, entropy
+from .format import CHECKSUM_AT, DTYPES, Header, check_shape, parse_header
+from .spec import PLAIN, CodecSpec
 
-MAGIC = b"SPT"
-FORMAT_VERSION = 2
-MAX_DIMENSIONS = 8
-MAX_SIZE = (1 << 32) - 1
+MAX_ELEMENTS = 1 << 28
+"""What `decode` accepts unless it is told otherwise: 1 GiB of float32."""
 
-_FIXED = struct.Struct("<3sBBBxxIQI")
-"""Magic, format version, codec id, number of dimensions, block, payload bytes, crc32 of the payload."""
-
-_FIELDS = ("magic", "format version", "codec id", "number of dimensions", "block", "payload length", "payload crc32")
-
-_CHECKSUM_AT = _FIXED.size - 4
-
-_CODES: dict[str, engine.Code] = {"int8": "linear", "dynamic8": "dynamic"}
-_SCALE_BYTES = {"fp32": 0, "int8": 2, "dynamic8": 4}
-_ELEMENT_BYTES = {"fp32": 4, "int8": 1, "dynamic8": 1}
+_CODES: dict[str, engine.Code] = {"int8": "linear", "dynamic8": "dynamic", "nf4": "nf4", "int4": "linear4"}
+_PLAIN_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def encoded_bytes(shape: tuple[int, ...], spec: CodecSpec) -> int:
-    """The exact size of an encoded tensor of this shape, in bytes. Raises `CodecError` for one that has no encoding."""
-    if len(shape) > MAX_DIMENSIONS or not all(0 <= size <= MAX_SIZE for size in shape):
-        raise CodecError(f"shape {shape} cannot be encoded: up to {MAX_DIMENSIONS} sizes of 0 to {MAX_SIZE} can")
-    return _FIXED.size + 4 * len(shape) + _payload_bytes(math.prod(shape), spec)
+    """The size of an encoded tensor of this shape, in bytes; with outlier columns or entropy coding the largest that it
+    can have. Raises `CodecError` for a shape that has no encoding."""
+    check_shape(shape)
+    header = len(Header(spec, shape, torch.float32).to_bytes())
+    elements = math.prod(shape)
+    if spec.name in PLAIN:
+        return header + elements * _PLAIN_TYPES[spec.name].itemsize
+    scales, codes = _payload_bytes(elements, spec)
+    if spec.entropy:
+        codes = entropy.most_bytes(codes)
+    apart = columns.most_bytes(*_rows_and_columns(shape)) if spec.columns else 0
+    return header + scales + codes + apart
 
 
-def _payload_bytes(elements: int, spec: CodecSpec) -> int:
-    blocks = -(-elements // spec.block)
-    return elements * _ELEMENT_BYTES[spec.name] + blocks * _SCALE_BYTES[spec.name]
+def _payload_bytes(elements: int, spec: CodecSpec) -> tuple[int, int]:
+    """(bytes of scales, bytes of codes) of a quantized tensor."""
+    coded = _padded(elements, spec.block) if spec.rotation else elements
+    return engine.scale_bytes(_CODES[spec.name], elements, spec.block), engine.code_bytes(_CODES[spec.name], coded)
 
 
-def encode(tensor: Tensor, spec: CodecSpec, *, threads: int = 1) -> bytes:
-    """A floating-point tensor of any layout as bytes, made on `threads` threads. Raises `CodecError`,
-    `NonFiniteError`."""
+def _padded(elements: int, block: int) -> int:
+    return -(-elements // block) * block
+
+
+def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
+    width = shape[-1] if shape else 1
+    return (math.prod(shape[:-1]), width)
+
+
+# ---- to bytes
+
+
+def encode(tensor: Tensor, spec: CodecSpec, *, seed: int = 0, threads: int = 1) -> bytes:
+    """A float32, float16 or bfloat16 tensor of any layout and device as bytes, made on `threads` threads.
+
+    `seed` (from 0 to 2^32 - 1) chooses the random signs and roundings of a spec that has them. Raises `CodecError`,
+    `NonFiniteError`.
+    """
+    if tensor.dtype not in DTYPES:
+        raise CodecError(f"a tensor of {tensor.dtype} cannot be encoded; wanted one of {', '.join(map(str, DTYPES))}")
+    if not 0 <= seed < 1 << 32:
+        raise CodecError(f"seed is {seed}; wanted 0 to 2^32 - 1")
     shape = tuple(tensor.shape)
-    encoded_bytes(shape, spec)  # refuses shapes
-    if not tensor.is_floating_point():
-        raise CodecError(f"a tensor of {tensor.dtype} cannot be encoded; wanted floating point")
+    check_shape(shape)
+    if spec.name in PLAIN:
+        return _seal(Header(spec, shape, tensor.dtype), _plain_payload(tensor, spec))
     flat = tensor.detach().to(torch.float32).contiguous().view(-1)
-    if spec.name == "fp32":
-        _require_finite(flat)
-        payload = engine.to_bytes(flat)
-        return _header(shape, spec, engine.crc32(payload)) + payload
-    return engine.pack(_CODES[spec.name], _header(shape, spec, 0), _CHECKSUM_AT, flat, spec.block, threads)
+    if spec.columns or spec.rotation or spec.stochastic or spec.entropy:
+        used = seed if spec.rotation or spec.stochastic else 0
+        return _seal(Header(spec, shape, tensor.dtype, used), _payload(flat, spec, shape, used, threads))
+    header = Header(spec, shape, tensor.dtype, payload=sum(_payload_bytes(flat.numel(), spec)))
+    return engine.pack(_CODES[spec.name], header.to_bytes(), CHECKSUM_AT, flat, spec.block, threads)
 
 
-def decode(
-    buffer: bytes | memoryview,
-    spec: CodecSpec,
-    *,
-    shape: tuple[int, ...],
-    device: str | torch.device = "cpu",
-    threads: int = 1,
-) -> Tensor:
-    """The tensor of this shape, float32 on `device`. Raises `CodecError`, `NonFiniteError`."""
-    view = memoryview(buffer)
-    wanted = encoded_bytes(shape, spec)
-    if len(view) != wanted:
-        raise CodecError(f"expected {wanted} bytes for {spec.name} of shape {shape}, got {len(view)}")
-    start = wanted - _payload_bytes(math.prod(shape), spec)
-    payload = view[start:]
-    header = _header(shape, spec, engine.crc32(payload))
-    if view[:start] != header:
-        raise CodecError(_difference(bytes(view[:start]), header, spec, shape))
-    where = torch.device(device)
-    if spec.name == "fp32":
-        flat = engine.from_bytes(payload, torch.float32, where)
-        _require_finite(flat)
-    else:
-        flat = engine.unpack(_CODES[spec.name], payload, math.prod(shape), spec.block, where, threads)
-    return flat.reshape(shape)
+def _plain_payload(tensor: Tensor, spec: CodecSpec) -> bytes:
+    flat = tensor.detach().to(_PLAIN_TYPES[spec.name]).contiguous().view(-1)
+    _require_finite(flat)
+    return engine.to_bytes(flat)
 
 
-def _header(shape: tuple[int, ...], spec: CodecSpec, checksum: int) -> bytes:
-    fixed = _FIXED.pack(
-        MAGIC,
-        FORMAT_VERSION,
-        NAMES.index(spec.name),
-        len(shape),
-        spec.block if _SCALE_BYTES[spec.name] else 0,
-        _payload_bytes(math.prod(shape), spec),
-        checksum,
+def _payload(flat: Tensor, spec: CodecSpec, shape: tuple[int, ...], seed: int, threads: int) -> bytes:
+    """Scales, codes and outlier columns of a spec with options."""
+    _require_finite(flat)
+    apart = b""
+    if spec.columns:
+        rest, apart = columns.split(flat.view(-1, shape[-1])) if flat.numel() and shape else (flat, bytes(4))
+        flat = rest.view(-1)
+    if spec.rotation:
+        padding = _padded(flat.numel(), spec.block) - flat.numel()
+        flat = rotation.rotate(torch.nn.functional.pad(flat, (0, padding)), spec.block, seed)
+    scales, codes = engine.quantize(
+        _CODES[spec.name], flat, spec.block, seed=seed if spec.stochastic else None, threads=threads
     )
-    return fixed + struct.pack(f"<{len(shape)}I", *shape)
+    return b"".join((scales, entropy.squeeze(codes) if spec.entropy else codes, apart))
 
 
-def _difference(came: bytes, wanted: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> str:
-    """What a header says otherwise than the one that is due, by the name of its first field that differs."""
-    due = f"{spec.name} of shape {shape}"
-    for name, said, meant in zip(_FIELDS, _FIXED.unpack_from(came), _FIXED.unpack_from(wanted), strict=True):
-        if said != meant:
-            return f"{name} is {said!r}; expected {meant!r} for {due}"
-    sizes = struct.unpack_from(f"<{len(shape)}I", came, _FIXED.size)
-    return f"shape is {sizes}; expected {due}" if sizes != shape else f"padding is not zero; expected {due}"
+def _seal(header: Header, payload: bytes) -> bytes:
+    message = bytearray(Header(header.spec, header.shape, header.dtype, header.seed, len(payload)).to_bytes())
+    message += payload
+    message[CHECKSUM_AT : CHECKSUM_AT + 4] = engine.crc32(message).to_bytes(4, "little")
+    return bytes(message)
 
 
 def _require_finite(flat: Tensor) -> None:
     finite = torch.isfinite(flat)
     if not bool(finite.all()):
         raise NonFiniteError(f"{int((~finite).sum())} of {flat.numel()} elements are NaN or infinite")
+
+
+# ---- and back
+
+
+def decode(
+    buffer: bytes | bytearray | memoryview,
+    out: Tensor | None = None,
+    *,
+    spec: CodecSpec | None = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    max_elements: int = MAX_ELEMENTS,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+) -> Tensor:
+    """The tensor of a message: in `out` if that is given (any floating type and device), else a new one of the type
+    that was encoded, on `device`.
+
+    A message of more than `max_elements`, or of another `spec`, `shape` or `dtype` than those that are given, is
+    refused before anything is allocated. Raises `CodecError`, `NonFiniteError`.
+    """
+    view = memoryview(buffer).cast("B")
+    header, start = parse_header(view, max_elements)
+    for what, came, due in (
+        ("codec", _described(header.spec), None if spec is None else _described(spec)),
+        ("shape", header.shape, shape if out is None or shape is not None else tuple(out.shape)),
+        ("element type", header.dtype, dtype),
+    ):
+        if due is not None and came != due:
+            raise CodecError(f"{what} is {came}; expected {due}")
+    payload = view[start:]
+    _check_length(header, len(payload))
+    _check_sum(view, start)
+    where = torch.device(device) if out is None else out.device
+    values = _values(header, payload, where, out, threads)
+    if out is None:
+        return _fitted(values, header.dtype).view(header.shape)
+    if values.data_ptr() != out.data_ptr() or not values.numel():
+        out.copy_(_fitted(values, out.dtype).view(header.shape))
+    return out
+
+
+def _described(spec: CodecSpec) -> str:
+    return str(spec) if spec.name in PLAIN else f"{spec} of block {spec.block}"
+
+
+def _check_length(header: Header, payload: int) -> None:
+    """Whether a payload can be that of its header, by its length. Raises `CodecError`."""
+    spec = header.spec
+    most = encoded_bytes(header.shape, spec) - len(header.to_bytes())
+    variable = spec.columns or spec.entropy
+    if payload > most or (payload < most and not variable):
+        raise CodecError(f"payload length is {payload}; {_described(spec)} of shape {header.shape} has {most}")
+
+
+def _check_sum(view: memoryview, start: int) -> None:
+    said = int.from_bytes(view[CHECKSUM_AT : CHECKSUM_AT + 4], "little")
+    head = bytearray(view[:start])
+    head[CHECKSUM_AT : CHECKSUM_AT + 4] = bytes(4)
+    found = engine.crc32(view[start:], engine.crc32(head))
+    if said != found:
+        raise CodecError(f"checksum is {said:#010x}; the bytes have {found:#010x}")
+
+
+def _values(header: Header, payload: memoryview, device: torch.device, out: Tensor | None, threads: int) -> Tensor:
+    """float32 [n], or a plain format's own type; `out` itself where it could be written directly."""
+    spec, elements = header.spec, header.elements
+    if spec.name in PLAIN:
+        flat = engine.from_bytes(payload, _PLAIN_TYPES[spec.name], device)
+        _require_finite(flat)
+        return flat
+    code = _CODES[spec.name]
+    scales, codes = _payload_bytes(elements, spec)
+    if len(payload) < scales:
+        raise CodecError(f"payload length is {len(payload)}; the scales alone have {scales}")
+    if spec.entropy:
+        coded, end = entropy.expand(payload[scales:], codes)
+        end += scales
+    else:
+        coded, end = payload[scales : scales + codes], scales + codes
+    if len(coded) != codes or (not spec.columns and end != len(payload)):
+        raise CodecError(f"payload length is {len(payload)}; scales and codes have {end}")
+    direct = out is not None and _is_direct(out) and not spec.rotation
+    flat = engine.dequantize(
+        code,
+        payload[:scales],
+        coded,
+        _padded(elements, spec.block) if spec.rotation else elements,
+        spec.block,
+        device,
+        out.view(-1) if direct and out is not None else None,
+        threads,
+    )
+    if spec.rotation:
+        flat = rotation.rotate_back(flat, spec.block, header.seed)[:elements]
+        _require_finite(flat)
+    if spec.columns:
+        rows = flat.view(-1, header.shape[-1]) if elements and header.shape else flat.view(elements, 1)
+        columns.put_back(rows, payload[end:])
+        _require_finite(flat)
+    return flat
+
+
+def _is_direct(out: Tensor) -> bool:
+    return out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous() and not out.requires_grad
+
+
+def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """As another floating type; what a rounded-up scale has carried beyond its largest number is brought back."""
+    if values.dtype == dtype:
+        return values
+    largest = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+    return values.clamp(-largest, largest).to(dtype)

@@ -1,12 +1,14 @@
 """The blockwise codes by the fastest means: the native module for tensors on the CPU if it was built, else torch.
 
 Whoever computes, the same bytes (`kernels/README.md`). `SWARM_PEER_KERNELS` chooses: `torch`, or an instruction set of
-the native module (`plain`, `avx2`, `avx512`); unset, the best one that the machine has.
+the native module (`plain`, `avx2`, `avx512`); unset, the best one that the machine has. What the native module does not
+know (int4, rounding at random, other devices) torch computes.
 """
 
 import logging
 import os
 import zlib
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal
@@ -16,19 +18,21 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, UsageError
-from . import blockwise
+from . import blockwise, random_bits
 
 CHOICE = "SWARM_PEER_KERNELS"
 
-Code = Literal["linear", "dynamic"]
+Code = Literal["linear", "dynamic", "nf4", "linear4"]
 
-ALIGNMENT = 4
-"""Bytes; what the native module asks of scales."""
+SCALE_BLOCK = 256
+"""So many scales of nf4 share one scale of their own: they are coded as dynamic8 themselves (double quantization)."""
 
-_REFERENCE = {
-    "linear": (blockwise.quantize_linear, blockwise.dequantize_linear, torch.int8, torch.bfloat16),
-    "dynamic": (blockwise.quantize_dynamic, blockwise.dequantize_dynamic, torch.uint8, torch.float32),
-}
+_NATIVE = frozenset({"linear", "dynamic", "nf4"})
+_FOUR_BITS = frozenset({"nf4", "linear4"})
+_INT4_ZERO = 8
+_LARGEST = torch.finfo(torch.float32).max
+
+_SCALES_AS = {"linear": torch.bfloat16, "linear4": torch.bfloat16, "dynamic": torch.float32, "nf4": torch.float32}
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def native() -> ModuleType | None:
     sets = _native.sets()
     if wanted and wanted not in sets:
         raise UsageError(f"{CHOICE} is {wanted}; this machine has torch, {', '.join(sets)}")
-    _native.set_levels(torch.tensor(blockwise.dynamic_levels(), dtype=torch.float32).numpy())
+    _native.set_levels(np.array(blockwise.dynamic_levels(), np.float32), np.array(blockwise.NF4_LEVELS, np.float32))
     _native.use(wanted or sets[-1])
     return _native
 
@@ -60,50 +64,144 @@ def name() -> str:
     return "torch" if module is None else f"native ({module.used()})"
 
 
-def crc32(data: memoryview | bytes) -> int:
-    """As zlib's."""
+def crc32(data: bytes | bytearray | memoryview, before: int = 0) -> int:
+    """As zlib's, going on from the checksum of what stands before."""
     module = native()
-    return zlib.crc32(data) if module is None else int(module.crc32(data))
+    return zlib.crc32(data, before) if module is None else int(module.crc32(data, before))
+
+
+def code_bytes(code: Code, elements: int) -> int:
+    return (elements + 1) // 2 if code in _FOUR_BITS else elements
+
+
+def scale_bytes(code: Code, elements: int, block: int) -> int:
+    blocks = -(-elements // block)
+    if code == "nf4":
+        return code_bytes("dynamic", blocks) + scale_bytes("dynamic", blocks, SCALE_BLOCK)
+    return blocks * _SCALES_AS[code].itemsize
+
+
+# ---- values to bytes
 
 
 def pack(code: Code, header: bytes, checksum_at: int, flat: Tensor, block: int, threads: int = 1) -> bytes:
-    """float32 [n] -> header, scales and codes, with the CRC-32 of the last two put into the header.
+    """float32 [n] -> header, scales and codes, with the CRC-32 of all of it put into the header, where zeros stand.
 
     Raises `NonFiniteError`, saying how many elements are.
     """
-    module = native() if flat.device.type == "cpu" else None
-    if module is None:
-        codes, scales = _REFERENCE[code][0](flat, block)
-        payload = to_bytes(scales) + to_bytes(codes)
-        sealed = bytearray(header)
-        sealed[checksum_at : checksum_at + 4] = crc32(payload).to_bytes(4, "little")
-        return bytes(sealed) + payload
+    module = _module_for(code, flat.device)
+    if module is None or code == "nf4":
+        message = bytearray(b"".join((header, *quantize(code, flat, block, threads=threads))))
+        message[checksum_at : checksum_at + 4] = crc32(message).to_bytes(4, "little")
+        return bytes(message)
     made = module.pack(code, header, checksum_at, _memory(flat), flat.numel(), block, threads)
     if isinstance(made, int):
-        raise NonFiniteError(f"{made} of {flat.numel()} elements are NaN or infinite")
+        raise _non_finite(made, flat.numel())
     return bytes(made)
 
 
-def unpack(
-    code: Code, payload: memoryview, elements: int, block: int, device: torch.device, threads: int = 1
+def quantize(
+    code: Code, flat: Tensor, block: int, *, seed: int | None = None, threads: int = 1
+) -> tuple[bytes | bytearray, bytes | bytearray]:
+    """float32 [n] -> (scales, codes). With `seed`, the linear codes are rounded at random. Raises `NonFiniteError`."""
+    module = _module_for(code, flat.device) if seed is None else None
+    if module is not None:
+        return _quantize_natively(module, code, flat, block, threads)
+    if code in ("linear", "linear4"):
+        dither = None if seed is None else random_bits.uniform(flat.numel(), seed, flat.device)
+        top = blockwise.INT8 if code == "linear" else blockwise.INT4
+        codes, scales = blockwise.quantize_linear(flat, block, top, dither)
+        if code == "linear4":
+            codes = blockwise.pack_nibbles((codes + _INT4_ZERO).to(torch.uint8))
+        return to_bytes(scales), to_bytes(codes)
+    if code == "dynamic":
+        codes, scales = blockwise.quantize_dynamic(flat, block)
+        return to_bytes(scales), to_bytes(codes)
+    codes, scales = blockwise.quantize_nf4(flat, block)
+    return _coded_scales(scales, threads), to_bytes(blockwise.pack_nibbles(codes))
+
+
+def _quantize_natively(
+    module: ModuleType, code: Code, flat: Tensor, block: int, threads: int
+) -> tuple[bytes | bytearray, bytearray]:
+    elements = flat.numel()
+    codes = bytearray(code_bytes(code, elements))
+    scales = torch.empty(-(-elements // block), dtype=_SCALES_AS[code])
+    bad = module.quantize(code, _memory(flat), codes, _memory(scales), elements, block, threads)
+    if bad:
+        raise _non_finite(bad, elements)
+    return _coded_scales(scales, threads) if code == "nf4" else to_bytes(scales), codes
+
+
+def _coded_scales(scales: Tensor, threads: int) -> bytes:
+    return b"".join(quantize("dynamic", scales, SCALE_BLOCK, threads=threads))
+
+
+# ---- and back
+
+
+def dequantize(
+    code: Code,
+    scales: memoryview,
+    codes: memoryview,
+    elements: int,
+    block: int,
+    device: torch.device,
+    out: Tensor | None = None,
+    threads: int = 1,
 ) -> Tensor:
-    """Scales and codes -> float32 [elements] on `device`. Raises `NonFiniteError` if that is beyond float32."""
-    module = native() if device.type == "cpu" else None
-    if module is None:
-        _, dequantize, codes_as, scales_as = _REFERENCE[code]
-        split = -(-elements // block) * scales_as.itemsize
-        scales = from_bytes(payload[:split], scales_as, device)
-        flat = dequantize(from_bytes(payload[split:], codes_as, device), scales, block)
-        count = int((~torch.isfinite(flat)).sum())
+    """Scales and codes of the lengths that are due -> float32 [elements] on `device`; in `out`, contiguous and on the
+    CPU, if that is given. Raises `NonFiniteError` if a value is beyond float32."""
+    if code == "nf4":
+        blocks = -(-elements // block)
+        split = scale_bytes("dynamic", blocks, SCALE_BLOCK)
+        decoded = dequantize("dynamic", scales[:split], scales[split:], blocks, SCALE_BLOCK, device, threads=threads)
     else:
-        flat = torch.empty(elements, dtype=torch.float32)
-        aligned = np.frombuffer(payload, np.uint8)
-        if aligned.ctypes.data % ALIGNMENT:
-            aligned = aligned.copy()
-        count = module.unpack(code, aligned, _memory(flat), elements, block, threads)
+        decoded = from_bytes(scales, _SCALES_AS[code], device)
+    module = _module_for(code, device)
+    if module is not None:
+        values = torch.empty(elements, dtype=torch.float32) if out is None else out
+        count = module.dequantize(code, codes, _memory(decoded), _memory(values), elements, block, threads)
+    else:
+        values = _TORCH[code](codes, decoded, elements, block)
+        count = int((~torch.isfinite(values)).sum())
+        if out is not None and not count:
+            values = out.copy_(values)
     if count:
-        raise NonFiniteError(f"{count} of {elements} elements are NaN or beyond float32")
-    return flat
+        raise _non_finite(count, elements)
+    return values
+
+
+def _from_linear(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
+    return blockwise.dequantize_linear(from_bytes(codes, torch.int8, scales.device), scales, block)
+
+
+def _from_dynamic(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
+    return blockwise.dequantize_dynamic(from_bytes(codes, torch.uint8, scales.device), scales, block)
+
+
+def _from_nf4(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
+    packed = from_bytes(codes, torch.uint8, scales.device)
+    return blockwise.dequantize_nf4(blockwise.unpack_nibbles(packed, elements), scales, block)
+
+
+def _from_linear4(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
+    packed = from_bytes(codes, torch.uint8, scales.device)
+    steps = blockwise.unpack_nibbles(packed, elements).to(torch.int8) - _INT4_ZERO
+    values = blockwise.dequantize_linear(steps, scales, block)
+    # Seven times a scale that was rounded up may be beyond the largest number. A scale that is infinite is found later.
+    return values.clamp_(-_LARGEST, _LARGEST) if bool(torch.isfinite(scales).all()) else values
+
+
+_TORCH: dict[str, Callable[[memoryview, Tensor, int, int], Tensor]] = {
+    "linear": _from_linear,
+    "dynamic": _from_dynamic,
+    "nf4": _from_nf4,
+    "linear4": _from_linear4,
+}
+
+
+# ---- memory
 
 
 def to_bytes(flat: Tensor) -> bytes:
@@ -123,3 +221,11 @@ def _memory(flat: Tensor) -> np.ndarray[Any, Any]:
     if not flat.numel():  # it may have strides that no view of bytes accepts
         return np.empty(0, np.uint8)
     return flat.view(torch.uint8).numpy()
+
+
+def _module_for(code: Code, device: torch.device) -> ModuleType | None:
+    return native() if code in _NATIVE and device.type == "cpu" else None
+
+
+def _non_finite(count: int, elements: int) -> NonFiniteError:
+    return NonFiniteError(f"{count} of {elements} elements are NaN or infinite")

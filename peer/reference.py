@@ -43,7 +43,7 @@ class _Cut(torch.autograd.Function):
 
 
 def _coded(tensor: Tensor, spec: CodecSpec) -> Tensor:
-    return decode(encode(tensor.detach().float(), spec), spec, shape=tuple(tensor.shape)).to(tensor.dtype)
+    return decode(encode(tensor.detach().float(), spec)).to(tensor.dtype)
 
 
 class _LoraLinear(nn.Module):
@@ -90,8 +90,8 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: transformers cannot load it: {error}") from error
     model.eval()
-    activations = CodecSpec(settings.codecs.activations, settings.codecs.block)
-    gradients = CodecSpec(settings.codecs.gradients, settings.codecs.block)
+    activations = CodecSpec.parse(settings.codecs.activations, settings.codecs.block)
+    gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
     cut: Any = _Cut.apply
     for stage in range(manifest.stages - 1):
         last_layer = model.model.layers[manifest.layers(stage)[-1]]

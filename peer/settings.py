@@ -37,7 +37,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--staleness", type=int, choices=(0, 1), default=1, help="1: the one-step delayed update")
     parser.add_argument(
-        "--codec", choices=("fp32", "int8", "dynamic8"), help="of both directions (default: int8 down, dynamic8 back)"
+        "--codec", help="of both directions, such as int8+columns or nf4 (default: int8 down, dynamic8 back)"
     )
     parser.add_argument("--train", choices=("lora", "full"), help="adapters on a frozen base, or everything")
     parser.add_argument("--seed", type=int, default=0)

@@ -205,7 +205,7 @@ class Driver:
             if entry.phase != pb.HELD or member is None or not member.ready:
                 continue
             if entry.stage == final and index not in losses:
-                continue  # a visit of a stage above has gone on below in an earlier term, and does not know its loss yet
+                continue  # a visit above it went on to it in an earlier term, and does not know its loss yet
             if (member.stage, member.peer) == (entry.stage, entry.peer):
                 self.ledger.credit(step, entry.stage, index, entry.member)
         now = asyncio.get_running_loop().time()

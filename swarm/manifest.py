@@ -13,13 +13,13 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..errors import ManifestError
+from ..compression import CodecSpec
+from ..errors import CodecError, ManifestError
 
 PROTOCOL_VERSION = 1
 
-CodecName = Literal["fp32", "int8", "dynamic8"]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -125,13 +125,33 @@ class PipelineSettings(_Frozen):
         return self
 
 
-class CodecSettings(_Frozen):
-    """Wire codecs per direction; `block` elements share one scale. `reduce` carries gradients between replicas."""
+def _parse_codec(text: str, block: int = 256) -> None:
+    try:
+        CodecSpec.parse(text, block)
+    except CodecError as error:
+        raise ValueError(str(error)) from error
 
-    activations: CodecName = "int8"
-    gradients: CodecName = "dynamic8"
-    reduce: CodecName = "fp32"
+
+class CodecSettings(_Frozen):
+    """Wire codecs per direction, as `compression.CodecSpec.parse` reads them (`int8`, `int4+rotation`); `block`
+    elements share one scale. `reduce` carries gradients between replicas."""
+
+    activations: str = "int8"
+    gradients: str = "dynamic8"
+    reduce: str = "fp32"
     block: Annotated[int, Field(ge=64, le=4096)] = 256
+
+    @field_validator("activations", "gradients", "reduce")
+    @classmethod
+    def _is_codec(cls, text: str) -> str:
+        _parse_codec(text)
+        return text
+
+    @model_validator(mode="after")
+    def _take_the_block(self) -> Self:
+        for text in (self.activations, self.gradients, self.reduce):
+            _parse_codec(text, self.block)
+        return self
 
 
 class LimitSettings(_Frozen):

@@ -54,9 +54,9 @@ class TorchBackend:
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
         self._dtype = _DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
-        self._activations = CodecSpec(settings.codecs.activations, settings.codecs.block)
-        self._gradients = CodecSpec(settings.codecs.gradients, settings.codecs.block)
-        self._reduce = CodecSpec(settings.codecs.reduce, settings.codecs.block)
+        self._activations = CodecSpec.parse(settings.codecs.activations, settings.codecs.block)
+        self._gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
+        self._reduce = CodecSpec.parse(settings.codecs.reduce, settings.codecs.block)
         for name, shape in stage_base_shapes(manifest, stage).items():
             if name not in base or tuple(base[name].shape) != shape:
                 came = tuple(base[name].shape) if name in base else "missing"
@@ -131,7 +131,7 @@ class TorchBackend:
         for name, tensor in gradient.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"stage {self._stage}: the gradient of {name} holds NaN or infinity")
-        coded = None if context.inputs is None else encode(found[-1], self._gradients)
+        coded = None if context.inputs is None else encode(found[-1].float(), self._gradients)
         return BackwardResult(coded, gradient)
 
     def add(self, gradients: Sequence[StageGradient]) -> StageGradient:
@@ -195,7 +195,9 @@ class TorchBackend:
     def _received(self, data: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> Tensor:
         """What a neighbour sent; whatever is wrong with it is the neighbour's, not this stage's."""
         try:
-            return decode(data, spec, shape=shape, device=self._device)
+            return decode(
+                data, spec=spec, shape=shape, dtype=torch.float32, max_elements=math.prod(shape), device=self._device
+            )
         except CodecError as error:
             raise WireError(f"stage {self._stage}: what came does not decode: {error}") from error
 
@@ -215,7 +217,9 @@ class TorchBackend:
         return self._lengths[group]
 
     def _decode_part(self, part: bytes, length: int) -> Tensor:
-        return decode(part, self._reduce, shape=(length,), device=self._device)
+        return decode(
+            part, spec=self._reduce, shape=(length,), dtype=torch.float32, max_elements=length, device=self._device
+        )
 
     def _join(self, group: str, parts: Sequence[bytes]) -> Tensor:
         """The group's flat reduced gradient; part i of n holds elements [length * i // n, length * (i + 1) // n)."""

@@ -7,6 +7,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,13 @@ native = engine.native()
 pytestmark = pytest.mark.skipif(native is None, reason="the native kernels were not built")
 SETS = native.sets() if native is not None else []
 
-HEADER, CHECKSUM_AT = b"a header", 4
-CODES: tuple[Any, ...] = ("linear", "dynamic")
+HEADER, CHECKSUM_AT = b"head\0\0\0\0", 4
+REFERENCE: dict[Any, Any] = {
+    "linear": (blockwise.quantize_linear, blockwise.dequantize_linear),
+    "dynamic": (blockwise.quantize_dynamic, blockwise.dequantize_dynamic),
+    "nf4": (blockwise.quantize_nf4, blockwise.dequantize_nf4),
+}
+SCALES_AS: dict[Any, torch.dtype] = {"linear": torch.bfloat16, "dynamic": torch.float32, "nf4": torch.float32}
 CPU = torch.device("cpu")
 
 
@@ -35,23 +41,37 @@ def _best_set_afterwards() -> Iterator[None]:
 
 def by_reference(code: Any, values: torch.Tensor, block: int) -> tuple[bytes, torch.Tensor]:
     """The payload, and what it decodes to."""
-    quantize, dequantize, _, _ = engine._REFERENCE[code]
-    codes, scales = quantize(values, block)
-    return engine.to_bytes(scales) + engine.to_bytes(codes), dequantize(codes, scales, block)
+    codes, scales = REFERENCE[code][0](values, block)
+    decoded = REFERENCE[code][1](codes, scales, block)
+    if code == "nf4":
+        codes = blockwise.pack_nibbles(codes)
+    return engine.to_bytes(scales) + engine.to_bytes(codes), decoded
+
+
+def natively(code: Any, values: torch.Tensor, block: int, threads: int = 1) -> tuple[bytes, torch.Tensor]:
+    """The same by the native module alone."""
+    assert native is not None
+    count = values.numel()
+    codes = np.zeros(engine.code_bytes(code, count), np.uint8)
+    scales = np.zeros(-(-count // block) * SCALES_AS[code].itemsize, np.uint8)
+    assert native.quantize(code, values.numpy(), codes, scales, count, block, threads) == 0
+    decoded = np.zeros(count, np.float32)
+    assert native.dequantize(code, codes, scales, decoded, count, block, threads) == 0
+    return scales.tobytes() + codes.tobytes(), torch.from_numpy(decoded)
 
 
 def assert_equal_bytes(values: torch.Tensor, block: int, threads: int = 1) -> None:
     assert native is not None
-    for code in CODES:
-        payload, decoded = by_reference(code, values, block)
-        sealed = HEADER[:CHECKSUM_AT] + zlib.crc32(payload).to_bytes(4, "little")
+    for code in REFERENCE:
+        if code == "nf4" and block % 2:
+            continue
+        wanted, decoded = by_reference(code, values, block)
         for name in SETS:
             native.use(name)
-            made = engine.pack(code, HEADER, CHECKSUM_AT, values, block, threads)
-            differing = sum(one != other for one, other in zip(made[len(HEADER) :], payload, strict=True))
-            assert made == sealed + payload, f"{code}, {name}: {differing} bytes differ"
-            came = engine.unpack(code, memoryview(payload), values.numel(), block, CPU, threads)
-            assert torch.equal(came.view(torch.int32), decoded.view(torch.int32)), f"{code}, {name}"
+            made, back = natively(code, values, block, threads)
+            differing = sum(one != other for one, other in zip(made, wanted, strict=True))
+            assert made == wanted, f"{code}, {name}: {differing} bytes differ"
+            assert torch.equal(back.view(torch.int32), decoded.view(torch.int32)), f"{code}, {name}"
 
 
 def drawn(kind: str, count: int) -> torch.Tensor:
@@ -132,9 +152,21 @@ def test_non_finite_elements_are_counted(name: str) -> None:
     native.use(name)
     values = drawn("normal", 1000)
     values[[3, 500, 999]] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    for code in CODES:
+    for code in REFERENCE:
         with pytest.raises(NonFiniteError, match=r"\b3 of "):
             engine.pack(code, HEADER, CHECKSUM_AT, values, 64)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("code", ["linear", "dynamic"])
+def test_a_message_is_header_scales_and_codes_and_their_checksum(code: Any, name: str) -> None:
+    assert native is not None
+    native.use(name)
+    values = drawn("normal", 1000)
+    payload, _ = by_reference(code, values, 64)
+    checksum = zlib.crc32(HEADER + payload).to_bytes(4, "little")
+    made = engine.pack(code, HEADER, CHECKSUM_AT, values, 64)
+    assert made == HEADER[:CHECKSUM_AT] + checksum + HEADER[CHECKSUM_AT + 4 :] + payload
 
 
 def test_crc32_is_zlibs() -> None:
@@ -142,36 +174,49 @@ def test_crc32_is_zlibs() -> None:
     for length in [0, 1, 15, 16, 63, 64, 65, 80, 127, 128, 129, 1000, 4096, 65537]:
         data = draw.randbytes(length)
         assert engine.crc32(data) == zlib.crc32(data)
+        assert engine.crc32(data[7:], zlib.crc32(data[:7])) == zlib.crc32(data)
         assert engine.crc32(memoryview(data)[min(length, 3) :]) == zlib.crc32(data[3:])
 
 
 def test_wrong_arguments_are_refused() -> None:
     assert native is not None
-    values, payload = np.zeros(64, np.float32), np.zeros(64 + 2, np.uint8)
+    values = np.zeros(64, np.float32)
     good: tuple[Any, ...] = ("linear", HEADER, CHECKSUM_AT, values, 64, 64, 1)
     assert len(native.pack(*good)) == len(HEADER) + 2 + 64
     for at, bad in [(0, "cubic"), (2, -1), (2, 5), (3, values[:63]), (4, 63), (4, -1), (5, 0), (6, 0)]:
         with pytest.raises(ValueError, match=r"no|wanted|must"):
             native.pack(*good[:at], bad, *good[at + 1 :])
-    good = ("linear", payload, values, 64, 64, 1)
-    assert native.unpack(*good) == 0
-    for at, bad in [(0, "cubic"), (1, payload[:-1]), (2, values[1:]), (3, 65), (4, 32), (4, 0), (5, -2)]:
+    codes, scales = np.zeros(64, np.uint8), np.zeros(2, np.uint8)
+    good = ("linear", codes, scales, values, 64, 64, 1)
+    assert native.dequantize(*good) == 0
+    for at, bad in [(0, "cubic"), (1, codes[:-1]), (2, scales[1:]), (3, values[1:]), (4, 65), (5, 32), (5, 0), (6, -2)]:
         with pytest.raises(ValueError, match=r"no|wanted|must"):
-            native.unpack(*good[:at], bad, *good[at + 1 :])
+            native.dequantize(*good[:at], bad, *good[at + 1 :])
+    with pytest.raises(ValueError, match="whole bytes"):
+        native.dequantize("nf4", codes, scales, values, 64, 63, 1)
+    with pytest.raises(ValueError, match="aligned"):
+        native.dequantize("linear", codes, np.zeros(3, np.uint8)[1:], values, 64, 64, 1)
     values.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        native.unpack(*good)
-    with pytest.raises(ValueError, match="aligned"):
-        native.unpack("dynamic", np.zeros(70, np.uint8)[1:69], np.zeros(64, np.float32), 64, 64, 1)
+        native.dequantize(*good)
     with pytest.raises(ValueError, match="instruction set"):
         native.use("mmx")
 
 
-def test_an_unaligned_payload_is_copied() -> None:
+def test_an_unaligned_payload_is_read() -> None:
     values = drawn("normal", 1000)
     payload, decoded = by_reference("dynamic", values, 64)
     shifted = memoryview(b"x" + payload)[1:]
-    assert torch.equal(engine.unpack("dynamic", shifted, 1000, 64, CPU), decoded)
+    assert torch.equal(engine.dequantize("dynamic", shifted[: 4 * 16], shifted[4 * 16 :], 1000, 64, CPU), decoded)
+
+
+def test_the_levels_of_nf4_are_quantiles_with_an_exact_zero() -> None:
+    """As the paper makes them: of N(0, 1) from 1 - 0.9677083 on, 8 positive and 7 negative, over the largest."""
+    offset = 0.9677083
+    quantile = np.vectorize(NormalDist().inv_cdf)
+    positive, negative = quantile(np.linspace(offset, 0.5, 9)[:-1]), -quantile(np.linspace(offset, 0.5, 8)[:-1])
+    made = np.sort(np.concatenate([positive, negative, [0.0]])) / positive.max()
+    assert np.abs(made - np.array(blockwise.NF4_LEVELS)).max() < 2e-6
 
 
 @pytest.mark.parametrize(("choice", "printed"), [("torch", "torch"), ("plain", "native (plain)")])
@@ -180,23 +225,6 @@ def test_the_engine_can_be_chosen(choice: str, printed: str) -> None:
     environment = {**os.environ, engine.CHOICE: choice}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == printed
-
-
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_codes_and_scales_apart_are_those_of_the_payload(name: str, threads: int) -> None:
-    assert native is not None
-    native.use(name)
-    count, block = 10_007, 256
-    values = drawn("log-normal", count)
-    blocks = -(-count // block)
-    for code, scale_bytes in (("linear", 2), ("dynamic", 4)):
-        codes, scales = np.zeros(count, np.uint8), np.zeros(blocks * scale_bytes, np.uint8)
-        assert native.quantize(code, values.numpy(), codes, scales, count, block, threads) == 0
-        payload, _ = by_reference(code, values, block)
-        assert scales.tobytes() + codes.tobytes() == payload
-    values[17] = torch.nan
-    assert native.quantize("linear", values.numpy(), codes, np.zeros(blocks * 2, np.uint8), count, block, threads) == 1
 
 
 @pytest.mark.parametrize("name", SETS)

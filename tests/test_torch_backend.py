@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from swarm_peer.compression import CodecSpec, codec, decode, encode
+from swarm_peer.compression import CodecSpec, decode, encode
+from swarm_peer.compression.format import CHECKSUM_AT
 from swarm_peer.errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.backend import StageInput, Update
@@ -147,10 +148,8 @@ def test_slices_lie_in_sorted_name_order_and_none_is_zero() -> None:
     length = stage.lengths["stage"]
     for first, last in [(0, length), (0, 1), (500, 5000), (length - 3, length), (7, 7)]:
         coded = stage.slice(gradient, "stage", first, last)
-        assert torch.equal(decode(coded, spec, shape=(last - first,)), flat[first:last])
-        assert torch.equal(
-            decode(stage.slice(None, "stage", first, last), spec, shape=(last - first,)).abs().sum(), torch.tensor(0.0)
-        )
+        assert torch.equal(decode(coded, spec=spec, shape=(last - first,)), flat[first:last])
+        assert torch.equal(decode(stage.slice(None, "stage", first, last), spec=spec).abs().sum(), torch.tensor(0.0))
 
 
 def test_more_parts_than_elements_leave_empty_ones() -> None:
@@ -167,7 +166,7 @@ def test_a_lossy_reduce_applies_what_was_coded(reduce: Any) -> None:
     parts, squared = reduce_parts(stage, [gradient, gradient], "stage", 3)
     bounds = [stage.lengths["stage"] * part // 3 for part in range(4)]
     flat = torch.cat(
-        [decode(part, CodecSpec(reduce, 256), shape=(bounds[i + 1] - bounds[i],)) for i, part in enumerate(parts)]
+        [decode(part, spec=CodecSpec(reduce, 256), shape=(bounds[i + 1] - bounds[i],)) for i, part in enumerate(parts)]
     )
     assert squared == pytest.approx(flat.double().square().sum().item(), rel=1e-12)
     plain = sum(4 * t.double().square().sum().item() for t in gradient.values())
@@ -234,15 +233,17 @@ def test_malformed_activations_and_gradients_are_refused(codec: Any) -> None:
 
 def test_nan_on_the_wire_is_refused() -> None:
     stage = backend(manifest(), 1)
-    poisoned = np.full(SAMPLES * LENGTH * 64, np.nan, dtype="<f4").tobytes()
     good = encode(torch.randn(SAMPLES, LENGTH, 64), CodecSpec("fp32"))
     state = stage.initial_state()
-    poisoned = codec._header((SAMPLES, LENGTH, 64), CodecSpec("fp32"), zlib.crc32(poisoned)) + poisoned
+    poisoned = bytearray(good)
+    poisoned[-4:] = np.float32(np.nan).tobytes()
+    poisoned[CHECKSUM_AT : CHECKSUM_AT + 4] = bytes(4)
+    poisoned[CHECKSUM_AT : CHECKSUM_AT + 4] = zlib.crc32(poisoned).to_bytes(4, "little")
     with pytest.raises(WireError, match="NaN or infinite"):
-        stage.forward(state, visit(0, poisoned), train=True)
+        stage.forward(state, visit(0, bytes(poisoned)), train=True)
     context = stage.forward(state, visit(0, good), train=True).context
     with pytest.raises(WireError, match="NaN or infinite"):
-        stage.backward(state, context, poisoned)
+        stage.backward(state, context, bytes(poisoned))
 
 
 def broken(stage: TorchBackend, value: float) -> Any:

@@ -46,8 +46,9 @@ __attribute__((target("pclmul,sse4.1"))) inline uint32_t crc32_folded(uint32_t c
 }
 #endif
 
-inline uint32_t crc32(const uint8_t* data, size_t length) {
-    const uint32_t start = 0xFFFFFFFFu;
+// `before`: the CRC-32 of what stands before, which this goes on from.
+inline uint32_t crc32(const uint8_t* data, size_t length, uint32_t before = 0) {
+    const uint32_t start = ~before;
 #if defined(__x86_64__)
     static const bool can_fold = __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
     if (can_fold && length >= 64) return ~crc32_folded(start, data, length);

@@ -255,3 +255,88 @@ static size_t dynamic_decode(const uint8_t* codes, const float* scales, float* o
     }
     return bad;
 }
+
+// ---- nf4: two elements a byte, the first in the high half
+
+// Codes by comparison with the midpoints times `most`, rounded down: a float is above such a product exactly if it is above
+// the largest float that is not above it, so nothing is divided and nothing is unsure.
+static void nf4_codes(const float* in, uint8_t* out, size_t length, float most) {
+    float limits[NF4];
+    for (int i = 0; i + 1 < NF4; ++i) {
+        const double exact = nf4.middles[i] * most;
+        const float near = static_cast<float>(exact);
+        limits[i] = static_cast<double>(near) > exact ? std::nextafter(near, -HUGE_VALF) : near;
+    }
+    constexpr size_t AT_ONCE = 64;
+    int32_t codes[AT_ONCE];
+    for (size_t first = 0; first < length; first += AT_ONCE) {
+        const size_t count = std::min(AT_ONCE, length - first);
+        const float* from = in + first;
+        for (size_t i = 0; i < count; ++i) {
+            int32_t code = 0;
+            for (int limit = 0; limit + 1 < NF4; ++limit) code += from[i] > limits[limit];
+            codes[i] = code;
+        }
+        if (count % 2 != 0) codes[count] = 0;
+        for (size_t i = 0; i < count; i += 2) out[(first + i) / 2] = static_cast<uint8_t>(codes[i] << 4 | codes[i + 1]);
+    }
+}
+
+static size_t nf4_encode(const float* x, uint8_t* codes, float* scales, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const float* in = x + at * part.block;
+        const size_t length = part.length(at);
+        const int32_t bits = absmax(in, length);
+        if (bits >= INFINITE) {
+            bad += count_non_finite(in, length);
+            continue;
+        }
+        scales[at] = float_of(bits);
+        if (bits == 0) {
+            std::memset(codes + at * part.block / 2, NF4_ZERO << 4 | NF4_ZERO, length / 2);
+            if (length % 2 != 0) codes[(at * part.block + length) / 2] = NF4_ZERO << 4;
+            continue;
+        }
+        nf4_codes(in, codes + at * part.block / 2, length, scales[at]);
+    }
+    return bad;
+}
+
+static void nf4_values(const uint8_t* in, float* to, size_t length, float scale) {
+    float scaled[NF4];
+    for (int i = 0; i < NF4; ++i) scaled[i] = nf4.levels[i] * scale;
+    size_t i = 0;
+#if LANES == 512
+    const __m512 table = _mm512_loadu_ps(scaled);
+    for (; i + 16 <= length; i += 16) {
+        const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + i / 2)), low = _mm_set1_epi8(15);
+        const __m128i first = _mm_and_si128(_mm_srli_epi16(packed, 4), low), second = _mm_and_si128(packed, low);
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(first, second));
+        _mm512_storeu_ps(to + i, _mm512_permutexvar_ps(codes, table));
+    }
+#elif LANES == 2
+    const __m256 lower = _mm256_loadu_ps(scaled), upper = _mm256_loadu_ps(scaled + 8);
+    for (; i + 8 <= length; i += 8) {
+        int32_t word;
+        std::memcpy(&word, in + i / 2, 4);
+        const __m128i packed = _mm_cvtsi32_si128(word), low = _mm_set1_epi8(15);
+        const __m128i first = _mm_and_si128(_mm_srli_epi16(packed, 4), low), second = _mm_and_si128(packed, low);
+        const __m256i codes = _mm256_cvtepu8_epi32(_mm_unpacklo_epi8(first, second));
+        const __m256 is_upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
+        _mm256_storeu_ps(to + i, _mm256_blendv_ps(
+            _mm256_permutevar8x32_ps(lower, codes), _mm256_permutevar8x32_ps(upper, codes), is_upper));
+    }
+#endif
+    for (; i < length; ++i) to[i] = scaled[in[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15];
+}
+
+static size_t nf4_decode(const uint8_t* codes, const float* scales, float* out, const Part& part) {
+    size_t bad = 0;
+    for (size_t at = part.first; at < part.last; ++at) {
+        const size_t length = part.length(at);
+        nf4_values(codes + at * part.block / 2, out + at * part.block, length, scales[at]);
+        if ((bits_of(scales[at]) & MAGNITUDE) >= INFINITE) bad += length;
+    }
+    return bad;
+}

@@ -66,6 +66,19 @@ struct Dynamic {
     float slope[16], offset[16], top[16];  // by decade: index = floor(min(slope * quotient + offset, top))
 } dynamic;
 
+constexpr int NF4 = 16, NF4_ZERO = 7;  // levels; the code of zero
+
+struct NormalFloat {
+    float levels[NF4];
+    double middles[NF4 - 1];
+} nf4;
+
+void set_nf4_levels(const float* levels) {
+    std::memcpy(nf4.levels, levels, sizeof nf4.levels);
+    for (int i = 0; i + 1 < NF4; ++i)
+        nf4.middles[i] = (static_cast<double>(levels[i]) + static_cast<double>(levels[i + 1])) / 2;
+}
+
 void set_decades() {
     const double powers[] = {1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0};
     for (int decade = 0; decade < 16; ++decade) {
@@ -198,16 +211,18 @@ size_t over_blocks(size_t n, size_t block, size_t threads, Kernel kernel) {
     return total;
 }
 
-// A blockwise code: its kernels, and how many bytes a code and a scale have.
+// A blockwise code: its kernels, how many bytes a scale has, and how many elements' codes share a byte.
 struct Code {
     const char* name;
-    size_t scale_bytes;
+    size_t scale_bytes, elements_a_byte;
     size_t (*encode)(const float* values, void* codes, void* scales, const Part&);
     size_t (*decode)(const void* codes, const void* scales, float* values, const Part&);
+
+    size_t code_bytes(size_t n) const { return (n + elements_a_byte - 1) / elements_a_byte; }
 };
 
 const Code CODES[] = {
-    {"linear", 2,
+    {"linear", 2, 1,
      [](const float* values, void* codes, void* scales, const Part& part) {
          return CHOSEN(linear_encode)(values, static_cast<int8_t*>(codes), static_cast<uint16_t*>(scales), part);
      },
@@ -215,38 +230,47 @@ const Code CODES[] = {
          return CHOSEN(linear_decode)(
              static_cast<const int8_t*>(codes), static_cast<const uint16_t*>(scales), values, part);
      }},
-    {"dynamic", 4,
+    {"dynamic", 4, 1,
      [](const float* values, void* codes, void* scales, const Part& part) {
          return CHOSEN(dynamic_encode)(values, static_cast<uint8_t*>(codes), static_cast<float*>(scales), part);
      },
      [](const void* codes, const void* scales, float* values, const Part& part) {
          return CHOSEN(dynamic_decode)(static_cast<const uint8_t*>(codes), static_cast<const float*>(scales), values, part);
      }},
+    {"nf4", 4, 2,
+     [](const float* values, void* codes, void* scales, const Part& part) {
+         return CHOSEN(nf4_encode)(values, static_cast<uint8_t*>(codes), static_cast<float*>(scales), part);
+     },
+     [](const void* codes, const void* scales, float* values, const Part& part) {
+         return CHOSEN(nf4_decode)(static_cast<const uint8_t*>(codes), static_cast<const float*>(scales), values, part);
+     }},
 };
 
-const Code* code_named(const char* name) {
-    for (const Code& code : CODES)
-        if (std::strcmp(code.name, name) == 0) return &code;
+// The code of this name, if it can code so many elements in such blocks; else an exception is set.
+const Code* code_for(const char* name, Py_ssize_t n, Py_ssize_t block, Py_ssize_t threads) {
+    for (const Code& code : CODES) {
+        if (std::strcmp(code.name, name) != 0) continue;
+        if (n >= 0 && block >= 1 && threads >= 1 && block % static_cast<Py_ssize_t>(code.elements_a_byte) == 0) return &code;
+        PyErr_SetString(PyExc_ValueError,
+                        "elements must not be negative; elements a block and threads must be positive, and a block whole "
+                        "bytes of codes");
+        return nullptr;
+    }
     PyErr_Format(PyExc_ValueError, "there is no code %s", name);
     return nullptr;
 }
 
-bool are_sizes(Py_ssize_t n, Py_ssize_t block, Py_ssize_t threads) {
-    if (n >= 0 && block >= 1 && threads >= 1) return true;
-    PyErr_SetString(PyExc_ValueError, "elements must not be negative; elements a block and threads must be positive");
-    return false;
-}
-
-// The message of a tensor in one piece, made where it stays: header, scales, codes, and the checksum of the last two within
-// the header.
+// The message of a tensor in one piece, made where it stays: header, scales, codes, and within the header the checksum of
+// all of it, taken while those four bytes are as they came.
 PyObject* py_pack(PyObject*, PyObject* args) {
     const char* name;
     PyObject *head, *object;
     Py_ssize_t checksum_at, n, block, threads;
     if (!PyArg_ParseTuple(args, "sOnOnnn", &name, &head, &checksum_at, &object, &n, &block, &threads)) return nullptr;
-    const Code* code = code_named(name);
-    if (code == nullptr || !are_sizes(n, block, threads)) return nullptr;
+    const Code* code = code_for(name, n, block, threads);
+    if (code == nullptr) return nullptr;
     const Py_ssize_t scales = (n + block - 1) / block * static_cast<Py_ssize_t>(code->scale_bytes);
+    const Py_ssize_t codes = static_cast<Py_ssize_t>(code->code_bytes(n));
     const Py_ssize_t size = PyBytes_Size(head);
     if (size < 0) return nullptr;
     if (checksum_at < 0 || checksum_at + 4 > size || size % 4 != 0) {
@@ -255,7 +279,7 @@ PyObject* py_pack(PyObject*, PyObject* args) {
     }
     const Buffer values(object, false, n, sizeof(float), "values");
     if (PyErr_Occurred()) return nullptr;
-    PyObject* message = PyBytes_FromStringAndSize(nullptr, size + scales + n);
+    PyObject* message = PyBytes_FromStringAndSize(nullptr, size + scales + codes);
     if (message == nullptr) return nullptr;
     uint8_t* bytes = reinterpret_cast<uint8_t*>(PyBytes_AsString(message));
     std::memcpy(bytes, PyBytes_AsString(head), size);
@@ -264,7 +288,7 @@ PyObject* py_pack(PyObject*, PyObject* args) {
     bad = over_blocks(n, block, threads, [&](const Part& part) {
         return code->encode(values.as<const float>(), bytes + size + scales, bytes + size, part);
     });
-    const uint32_t checksum = crc32(bytes + size, scales + n);
+    const uint32_t checksum = crc32(bytes, size + scales + codes);
     for (int i = 0; i < 4; ++i) bytes[checksum_at + i] = static_cast<uint8_t>(checksum >> 8 * i);
     Py_END_ALLOW_THREADS;
     if (bad == 0) return message;
@@ -277,10 +301,10 @@ PyObject* py_quantize(PyObject*, PyObject* args) {
     PyObject *from, *to, *beside;
     Py_ssize_t n, block, threads;
     if (!PyArg_ParseTuple(args, "sOOOnnn", &name, &from, &to, &beside, &n, &block, &threads)) return nullptr;
-    const Code* code = code_named(name);
-    if (code == nullptr || !are_sizes(n, block, threads)) return nullptr;
+    const Code* code = code_for(name, n, block, threads);
+    if (code == nullptr) return nullptr;
     const Buffer values(from, false, n, sizeof(float), "values");
-    const Buffer codes(to, true, n, 1, "codes");
+    const Buffer codes(to, true, code->code_bytes(n), 1, "codes");
     const Buffer scales(beside, true, (n + block - 1) / block, code->scale_bytes, "scales");
     if (PyErr_Occurred()) return nullptr;
     size_t bad;
@@ -292,21 +316,21 @@ PyObject* py_quantize(PyObject*, PyObject* args) {
     return PyLong_FromSize_t(bad);
 }
 
-PyObject* py_unpack(PyObject*, PyObject* args) {
+PyObject* py_dequantize(PyObject*, PyObject* args) {
     const char* name;
-    PyObject *payload, *object;
+    PyObject *from, *beside, *to;
     Py_ssize_t n, block, threads;
-    if (!PyArg_ParseTuple(args, "sOOnnn", &name, &payload, &object, &n, &block, &threads)) return nullptr;
-    const Code* code = code_named(name);
-    if (code == nullptr || !are_sizes(n, block, threads)) return nullptr;
-    const size_t scales = (n + block - 1) / block * code->scale_bytes;
-    const Buffer coded(payload, false, scales + n, 1, "payload", code->scale_bytes);
-    const Buffer values(object, true, n, sizeof(float), "values");
+    if (!PyArg_ParseTuple(args, "sOOOnnn", &name, &from, &beside, &to, &n, &block, &threads)) return nullptr;
+    const Code* code = code_for(name, n, block, threads);
+    if (code == nullptr) return nullptr;
+    const Buffer codes(from, false, code->code_bytes(n), 1, "codes");
+    const Buffer scales(beside, false, (n + block - 1) / block, code->scale_bytes, "scales");
+    const Buffer values(to, true, n, sizeof(float), "values");
     if (PyErr_Occurred()) return nullptr;
     size_t bad;
     Py_BEGIN_ALLOW_THREADS;
     bad = over_blocks(n, block, threads, [&](const Part& part) {
-        return code->decode(coded.as<const uint8_t>() + scales, coded.as<const uint8_t>(), values.as<float>(), part);
+        return code->decode(codes.as<const uint8_t>(), scales.as<const uint8_t>(), values.as<float>(), part);
     });
     Py_END_ALLOW_THREADS;
     return PyLong_FromSize_t(bad);
@@ -316,7 +340,7 @@ PyObject* py_absmax(PyObject*, PyObject* args) {
     PyObject *object, *largest;
     Py_ssize_t n, block;
     if (!PyArg_ParseTuple(args, "OOnn", &object, &largest, &n, &block)) return nullptr;
-    if (!are_sizes(n, block, 1)) return nullptr;
+    if (code_for("dynamic", n, block, 1) == nullptr) return nullptr;
     const Buffer values(object, false, n, sizeof(float), "values");
     const Buffer found(largest, true, (n + block - 1) / block, sizeof(float), "largest");
     if (PyErr_Occurred()) return nullptr;
@@ -327,21 +351,28 @@ PyObject* py_absmax(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
-PyObject* py_crc32(PyObject*, PyObject* object) {
+PyObject* py_crc32(PyObject*, PyObject* args) {
+    PyObject* object;
+    unsigned int before;
+    if (!PyArg_ParseTuple(args, "OI", &object, &before)) return nullptr;
     Py_buffer view;
     if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) != 0) return nullptr;
     uint32_t crc;
     Py_BEGIN_ALLOW_THREADS;
-    crc = crc32(static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len));
+    crc = crc32(static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len), before);
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&view);
     return PyLong_FromUnsignedLong(crc);
 }
 
-PyObject* py_set_levels(PyObject*, PyObject* object) {
-    const Buffer levels(object, false, 256, sizeof(float), "levels");
+PyObject* py_set_levels(PyObject*, PyObject* args) {
+    PyObject *eight, *four;
+    if (!PyArg_ParseTuple(args, "OO", &eight, &four)) return nullptr;
+    const Buffer dynamic_levels(eight, false, 256, sizeof(float), "dynamic levels");
+    const Buffer nf4_levels(four, false, NF4, sizeof(float), "nf4 levels");
     if (PyErr_Occurred()) return nullptr;
-    set_levels(levels.as<const float>());
+    set_levels(dynamic_levels.as<const float>());
+    set_nf4_levels(nf4_levels.as<const float>());
     Py_RETURN_NONE;
 }
 
@@ -373,10 +404,12 @@ PyMethodDef METHODS[] = {
      "(code, header, checksum_at, values, n, block, threads) -> header + scales + codes, or how many are not finite"},
     {"quantize", py_quantize, METH_VARARGS,
      "(code, values, codes, scales, n, block, threads) -> how many values are not finite"},
-    {"unpack", py_unpack, METH_VARARGS, "(code, payload, values, n, block, threads) -> how many values are not finite"},
+    {"dequantize", py_dequantize, METH_VARARGS,
+     "(code, codes, scales, values, n, block, threads) -> how many values are not finite"},
     {"absmax", py_absmax, METH_VARARGS, "(values, largest, n, block): the largest magnitude of each block"},
-    {"crc32", py_crc32, METH_O, "The CRC-32 of a buffer, as zlib's."},
-    {"set_levels", py_set_levels, METH_O, "The 256 float32 levels of the dynamic code, ascending; once, before it is used."},
+    {"crc32", py_crc32, METH_VARARGS, "(buffer, before): the CRC-32 as zlib's, going on from that of what stands before"},
+    {"set_levels", py_set_levels, METH_VARARGS,
+     "(dynamic, nf4): the 256 and the 16 float32 levels, ascending; once, before they are used"},
     {"sets", py_sets, METH_NOARGS, "The instruction sets that this machine has, the best one last."},
     {"used", py_used, METH_NOARGS, "The instruction set that is chosen."},
     {"use", py_use, METH_VARARGS, "Chooses one of them for all kernels."},
