@@ -142,7 +142,14 @@ def summary(report: dict[str, Any], settings: Settings) -> None:
     table.add_row("replicas", "equal digests at every stage" if same else "[red]digests differ[/red]")
     megabytes = {name.removesuffix("_bytes"): wire[name] / 1e6 for name in wire if name != "tokens"}
     sizes = ", ".join(f"{name} {size:.1f}" for name, size in megabytes.items())
-    table.add_row("wire, MB", f"{sizes} ({settings.codecs.activations} down, {settings.codecs.gradients} back)")
+    table.add_row("wire, MB", sizes)
+    codecs = report["codecs"]
+    by = ", ".join(codecs["kernels"]) or "nobody"
+    table.add_row(
+        "codecs",
+        f"{settings.codecs.activations} down, {settings.codecs.gradients} back: {codecs['seconds']:.2f} s of all peers "
+        f"together, by {by}",
+    )
     console.print(table)
 
 

@@ -402,12 +402,14 @@ class Welcome(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("digest", "version")
+    __slots__ = ("digest", "version", "kernels")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    KERNELS_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     version: int
-    def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ...) -> None: ...
+    kernels: str
+    def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ..., kernels: _Optional[str] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("closed", "steps", "commits", "kept", "members", "past")
@@ -663,17 +665,19 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members")
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members", "codec_microseconds")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
     reduce_bytes: int
     load: Load
     members: int
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ...) -> None: ...
+    codec_microseconds: int
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ..., codec_microseconds: _Optional[int] = ...) -> None: ...

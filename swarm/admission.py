@@ -27,6 +27,7 @@ LOADING_SECONDS = 600.0
 
 MAX_ADDRESSES = 16
 MAX_ADDRESS_LENGTH = 256
+MAX_NAME_LENGTH = 64
 
 
 class Listener(Protocol):
@@ -268,6 +269,7 @@ class Admission:
                 self._check_held(channel, body)
                 self.listener.held(member, body)
             elif isinstance(body, pb.Ready):
+                member.kernels = body.kernels[:MAX_NAME_LENGTH]
                 self.listener.ready(member, body.version, body.digest)
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)

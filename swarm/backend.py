@@ -88,6 +88,16 @@ class StageBackend(Protocol):
         """Memory of one `Gradient`, in bytes."""
         ...
 
+    @property
+    def kernels(self) -> str:
+        """What computes the codecs, for people; empty if there are none."""
+        ...
+
+    @property
+    def codec_seconds(self) -> float:
+        """What encoding and decoding have taken so far, in seconds."""
+        ...
+
     def initial_state(self) -> State:
         """Version 0, a function of the manifest alone."""
         ...

@@ -54,6 +54,8 @@ class ExactBackend:
 
     lengths: Mapping[str, int] = {"stage": WIDTH}
     gradient_bytes = 8 * WIDTH
+    codec_seconds = 0.0
+    kernels = ""
 
     def __init__(self, seed: int, stage: int, stages: int) -> None:
         self.seed = seed

@@ -91,7 +91,8 @@ class Membership:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
                 await self._say(self.host.held((key.step, key.term, key.attempt) for key in self.reducer.kept))
-                await self._say(pb.Ready(version=latest, digest=self.host.versions.digest(latest)))
+                digest = self.host.versions.digest(latest)
+                await self._say(pb.Ready(version=latest, digest=digest, kernels=self.host.backend.kernels))
                 try:
                     detail = await self._listen(tasks)
                     await self._say(self._heartbeat())
@@ -210,6 +211,7 @@ class Membership:
             gradient_bytes=self.meter.gradient,
             reduce_bytes=self.meter.reduce,
             members=self.authority.founders,
+            codec_microseconds=int(1e6 * self.host.backend.codec_seconds),
         )
 
     async def _say(self, body: Body) -> None:

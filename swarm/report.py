@@ -66,6 +66,10 @@ def make_report(
             "trainer_bytes": trainer.sent + trainer.received,
             "tokens": sum(step.tokens for step in committed),
         },
+        "codecs": {
+            "seconds": sum(beat.codec_microseconds for beat in beats) / 1e6,
+            "kernels": sorted({member.kernels for member in roster.everyone()} - {""}),
+        },
     }
 
 

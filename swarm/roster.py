@@ -28,6 +28,7 @@ class Member:
     took_part: bool = False
     returning: bool = False
     sent_away: str = ""
+    kernels: str = ""
     digests: dict[int, bytes] = field(default_factory=dict)
     beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
     kept: set[tuple[int, int, int]] = field(default_factory=set)

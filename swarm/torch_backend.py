@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..compression import CodecSpec, decode, encode
 from ..errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
+from ..kernels import engine
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
 from .data import tokens_from_bytes
 from .initial import lora_tensor
@@ -27,6 +28,7 @@ from .manifest import Manifest
 from .model.names import EMBEDDING, stage_base_shapes, trainable_shapes
 from .model.stage import stage_forward
 from .optimizer import StageState, adamw, fresh_state, state_digest, state_from_bytes, state_to_bytes
+from .stopwatch import Stopwatch
 
 StageGradient = Mapping[str, Tensor]
 """Gradient of the token-summed loss by tensor name, fp32."""
@@ -57,6 +59,7 @@ class TorchBackend:
         self._activations = CodecSpec.parse(settings.codecs.activations, settings.codecs.block)
         self._gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
         self._reduce = CodecSpec.parse(settings.codecs.reduce, settings.codecs.block)
+        self._watch = Stopwatch()
         for name, shape in stage_base_shapes(manifest, stage).items():
             if name not in base or tuple(base[name].shape) != shape:
                 came = tuple(base[name].shape) if name in base else "missing"
@@ -73,6 +76,14 @@ class TorchBackend:
     @property
     def lengths(self) -> Mapping[str, int]:
         return self._lengths
+
+    @property
+    def kernels(self) -> str:
+        return engine.name() if self._device.type == "cpu" else f"torch ({self._device.type})"
+
+    @property
+    def codec_seconds(self) -> float:
+        return self._watch.seconds
 
     @property
     def gradient_bytes(self) -> int:
@@ -108,7 +119,7 @@ class TorchBackend:
             )
         context = StageContext(trainables, None if self._is_first else inputs, root) if train else None
         if not self._is_last:
-            return ForwardResult(encode(root.detach().float(), self._activations), None, context)
+            return ForwardResult(self._encode(root.detach().float(), self._activations), None, context)
         loss = float(root.detach())
         if not math.isfinite(loss):
             raise NonFiniteError(f"stage {self._stage}: the loss of microbatch ({visit.step}, {visit.index}) is {loss}")
@@ -131,7 +142,7 @@ class TorchBackend:
         for name, tensor in gradient.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"stage {self._stage}: the gradient of {name} holds NaN or infinity")
-        coded = None if context.inputs is None else encode(found[-1].float(), self._gradients)
+        coded = None if context.inputs is None else self._encode(found[-1].float(), self._gradients)
         return BackwardResult(coded, gradient)
 
     def add(self, gradients: Sequence[StageGradient]) -> StageGradient:
@@ -146,7 +157,7 @@ class TorchBackend:
         if not 0 <= first <= last <= length:
             raise ProtocolError(f"group {group!r}: [{first}, {last}) is not within its {length} elements")
         if gradient is None:
-            return encode(torch.zeros(last - first, device=self._device), self._reduce)
+            return self._encode(torch.zeros(last - first, device=self._device), self._reduce)
         pieces: list[Tensor] = []
         start = 0
         for name in self._groups[group]:
@@ -155,7 +166,7 @@ class TorchBackend:
                 pieces.append(gradient[name].reshape(-1)[low:high])
             start += self._sizes[name]
         flat = torch.cat(pieces) if pieces else torch.zeros(0, device=self._device)
-        return encode(flat, self._reduce)
+        return self._encode(flat, self._reduce)
 
     def reduce(self, group: str, slices: Sequence[bytes], length: int) -> tuple[bytes, Scalar]:
         if not slices or not 0 <= length <= self._length(group):
@@ -163,7 +174,7 @@ class TorchBackend:
         total = self._decode_part(slices[0], length)
         for part in slices[1:]:
             total = torch.add(total, self._decode_part(part, length))
-        coded = encode(total, self._reduce)
+        coded = self._encode(total, self._reduce)
         return coded, float(self._decode_part(coded, length).double().square().sum())
 
     def apply(self, state: StageState, reductions: Mapping[str, Sequence[bytes]], update: Update) -> StageState:
@@ -195,9 +206,7 @@ class TorchBackend:
     def _received(self, data: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> Tensor:
         """What a neighbour sent; whatever is wrong with it is the neighbour's, not this stage's."""
         try:
-            return decode(
-                data, spec=spec, shape=shape, dtype=torch.float32, max_elements=math.prod(shape), device=self._device
-            )
+            return self._decode(data, spec, shape)
         except CodecError as error:
             raise WireError(f"stage {self._stage}: what came does not decode: {error}") from error
 
@@ -217,8 +226,15 @@ class TorchBackend:
         return self._lengths[group]
 
     def _decode_part(self, part: bytes, length: int) -> Tensor:
-        return decode(
-            part, spec=self._reduce, shape=(length,), dtype=torch.float32, max_elements=length, device=self._device
+        return self._decode(part, self._reduce, (length,))
+
+    def _encode(self, tensor: Tensor, spec: CodecSpec) -> bytes:
+        return self._watch.run(lambda: encode(tensor, spec))
+
+    def _decode(self, data: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> Tensor:
+        limit, device = math.prod(shape), self._device
+        return self._watch.run(
+            lambda: decode(data, spec=spec, shape=shape, dtype=torch.float32, max_elements=limit, device=device)
         )
 
     def _join(self, group: str, parts: Sequence[bytes]) -> Tensor:
