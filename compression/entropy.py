@@ -1,20 +1,23 @@
-"""Lossless coding of the codes, whose frequencies differ: the Huffman coder of zlib.
+"""Lossless coding of the codes, whose frequencies differ: the Huffman coder of Zstandard.
 
-The bytes may differ between versions of zlib; what they decode to does not. (`README.md` says why this coder.)
+The bytes may differ between versions of that library; what they decode to does not. (`README.md` says why this one.)
 """
 
 import struct
-import zlib
+
+import zstandard
 
 from ..errors import CodecError
+
+LEVEL = 1
+"""The lowest that codes literals: there are no repetitions to look for."""
 
 _LENGTH = struct.Struct("<I")
 
 
 def squeeze(codes: bytes | bytearray) -> bytes:
     """Length and coded bytes, or a length of 0 and the codes as they are if that is shorter."""
-    coder = zlib.compressobj(level=1, method=zlib.DEFLATED, wbits=-15, memLevel=9, strategy=zlib.Z_HUFFMAN_ONLY)
-    coded = coder.compress(codes) + coder.flush()
+    coded = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False).compress(codes)
     if len(coded) >= len(codes):
         return _LENGTH.pack(0) + bytes(codes)
     return _LENGTH.pack(len(coded)) + coded
@@ -35,11 +38,13 @@ def expand(section: memoryview, codes: int) -> tuple[memoryview, int]:
     coded = section[_LENGTH.size : end]
     if not length:
         return coded, end
-    coder = zlib.decompressobj(wbits=-15)
     try:
-        plain = coder.decompress(coded, codes) if codes else b""
-    except zlib.error as error:
+        # What a frame says of its size is what the library allocates.
+        if zstandard.frame_content_size(coded) != codes:
+            raise CodecError(f"coded elements are not the {codes} bytes that are due")
+        plain = zstandard.ZstdDecompressor().decompress(coded, max_output_size=codes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
         raise CodecError(f"coded elements cannot be read: {error}") from error
-    if len(plain) != codes or coder.unconsumed_tail or coder.unused_data or not coder.eof:
+    if len(plain) != codes:
         raise CodecError(f"coded elements are not the {codes} bytes that are due")
     return memoryview(plain), end

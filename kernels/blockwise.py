@@ -97,6 +97,19 @@ def quantize_linear(flat: Tensor, block: int, top: int = INT8, dither: Tensor | 
     """float32 [n] -> (int8 codes [n] from -top to top, bfloat16 scales [ceil(n / block)]).
 
     With `dither`, float32 [n] in [0, 1), a quotient is rounded up where its fraction is larger than that.
+
+    Why blocks: a type with three levels for what is not negative (`top` 2) and two vectors, each with a scale of its
+    own, and then with one for both. The 3 of the first spoils the second, which could be exact:
+
+    >>> values = torch.tensor([3.0, 1.0, 2.0, 3.0, 0.0, 2.0, 2.0, 0.0])
+    >>> codes, scales = quantize_linear(values, block=4, top=2)
+    >>> codes.tolist(), scales.tolist()
+    ([2, 1, 1, 2, 0, 2, 2, 0], [1.5, 1.0])
+    >>> dequantize_linear(codes, scales, block=4).tolist()
+    [3.0, 1.5, 1.5, 3.0, 0.0, 2.0, 2.0, 0.0]
+    >>> codes, scales = quantize_linear(values, block=8, top=2)
+    >>> dequantize_linear(codes, scales, block=8).tolist()
+    [3.0, 1.5, 1.5, 3.0, 0.0, 1.5, 1.5, 0.0]
     """
     if not flat.numel():
         return flat.to(torch.int8), flat.to(torch.bfloat16)

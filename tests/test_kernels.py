@@ -1,5 +1,6 @@
 """The engine: every instruction set of the native module gives the bytes of the torch reference."""
 
+import doctest
 import os
 import random
 import subprocess
@@ -217,6 +218,11 @@ def test_the_levels_of_nf4_are_quantiles_with_an_exact_zero() -> None:
     positive, negative = quantile(np.linspace(offset, 0.5, 9)[:-1]), -quantile(np.linspace(offset, 0.5, 8)[:-1])
     made = np.sort(np.concatenate([positive, negative, [0.0]])) / positive.max()
     assert np.abs(made - np.array(blockwise.NF4_LEVELS)).max() < 2e-6
+
+
+def test_the_textbook_example_of_blockwise_scaling() -> None:
+    failed, attempted = doctest.testmod(blockwise)
+    assert (failed, attempted) == (0, 6)
 
 
 @pytest.mark.parametrize(("choice", "printed"), [("torch", "torch"), ("plain", "native (plain)")])
