@@ -8,7 +8,8 @@ A flat tensor is cut into blocks of `block` elements (the last may be shorter); 
   Parallelism in Deep Learning", arXiv 1511.04561); scale = absmax as float32; the level nearest to the exact quotient
   of x and the scale, the smaller one in magnitude on ties.
 - nf4: the 16 levels of QLoRA's NormalFloat (Dettmers et al. 2023, arXiv 2305.14314, appendix E); scale = absmax as
-  float32; the level nearest to the exact quotient of x and the scale, the lower one on ties.
+  float32; x times the float32 reciprocal of the scale, and the level nearest to that: by the float32 midpoints, the
+  lower level on ties. So bitsandbytes 0.50 has it, whose codes these are.
 
 Zero decodes to zero, and a block of zeros has scale 0. Device-neutral: tensors stay where they are. Each element
 depends on its block alone, so the number of threads changes nothing. Errors: `NonFiniteError`, saying how many
@@ -117,15 +118,19 @@ def quantize_linear(flat: Tensor, block: int, top: int = INT8, dither: Tensor | 
     largest = absmax(blocks)
     # By tensors: CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
     scales = _round_up_bfloat16(largest / torch.full_like(largest, top))
-    up = torch.where(scales.float() < SMALL, torch.full_like(largest, UP), torch.ones_like(largest))
-    divisors = torch.where(scales == 0, torch.ones_like(largest), scales.float() * up)
-    reciprocals = torch.ones_like(largest) / divisors
-    quotients = (blocks * up[:, None] * reciprocals[:, None]).view(-1)[: flat.numel()]
+    quotients = _quotients(blocks, scales.float()).view(-1)[: flat.numel()]
     if dither is None:
         return torch.round(quotients).to(torch.int8), scales
     below = torch.floor(quotients)
     codes = below + (quotients - below > dither)
     return codes.clamp(-top, top).to(torch.int8), scales
+
+
+def _quotients(blocks: Tensor, scales: Tensor) -> Tensor:
+    """float32 [b, n] times the float32 reciprocals of scales [b]; zeros where the scale is 0."""
+    up = torch.where(scales < SMALL, torch.full_like(scales, UP), torch.ones_like(scales))
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales * up)
+    return blocks * up[:, None] * (torch.ones_like(scales) / divisors)[:, None]
 
 
 def dequantize_linear(codes: Tensor, scales: Tensor, block: int) -> Tensor:
@@ -161,10 +166,9 @@ def dequantize_dynamic(codes: Tensor, scales: Tensor, block: int) -> Tensor:
 
 @cache
 def _nf4_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(levels [16] float32, midpoints [15] float64)."""
+    """(levels [16], midpoints [15]), float32."""
     levels = torch.tensor(NF4_LEVELS, dtype=torch.float32)
-    exact = levels.double()
-    return levels.to(device), ((exact[:-1] + exact[1:]) / 2).to(device)
+    return levels.to(device), ((levels[:-1] + levels[1:]) / 2).to(device)
 
 
 def quantize_nf4(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -173,9 +177,8 @@ def quantize_nf4(flat: Tensor, block: int) -> tuple[Tensor, Tensor]:
         return flat.to(torch.uint8), flat
     blocks = _blocks(flat, block)
     scales = absmax(blocks)
-    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).double()
     _, middles = _nf4_tables(flat.device)
-    codes = torch.bucketize(blocks.double() / divisors[:, None], middles).to(torch.uint8)
+    codes = torch.bucketize(_quotients(blocks, scales), middles).to(torch.uint8)
     return codes.view(-1)[: flat.numel()].contiguous(), scales
 
 

@@ -258,23 +258,16 @@ static size_t dynamic_decode(const uint8_t* codes, const float* scales, float* o
 
 // ---- nf4: two elements a byte, the first in the high half
 
-// Codes by comparison with the midpoints times `most`, rounded down: a float is above such a product exactly if it is above
-// the largest float that is not above it, so nothing is divided and nothing is unsure.
-static void nf4_codes(const float* in, uint8_t* out, size_t length, float most) {
-    float limits[NF4];
-    for (int i = 0; i + 1 < NF4; ++i) {
-        const double exact = nf4.middles[i] * most;
-        const float near = static_cast<float>(exact);
-        limits[i] = static_cast<double>(near) > exact ? std::nextafter(near, -HUGE_VALF) : near;
-    }
+static void nf4_codes(const float* in, uint8_t* out, size_t length, float up, float reciprocal) {
     constexpr size_t AT_ONCE = 64;
     int32_t codes[AT_ONCE];
     for (size_t first = 0; first < length; first += AT_ONCE) {
         const size_t count = std::min(AT_ONCE, length - first);
         const float* from = in + first;
         for (size_t i = 0; i < count; ++i) {
+            const float quotient = from[i] * up * reciprocal;
             int32_t code = 0;
-            for (int limit = 0; limit + 1 < NF4; ++limit) code += from[i] > limits[limit];
+            for (int middle = 0; middle + 1 < NF4; ++middle) code += quotient > nf4.middles[middle];
             codes[i] = code;
         }
         if (count % 2 != 0) codes[count] = 0;
@@ -293,12 +286,9 @@ static size_t nf4_encode(const float* x, uint8_t* codes, float* scales, const Pa
             continue;
         }
         scales[at] = float_of(bits);
-        if (bits == 0) {
-            std::memset(codes + at * part.block / 2, NF4_ZERO << 4 | NF4_ZERO, length / 2);
-            if (length % 2 != 0) codes[(at * part.block + length) / 2] = NF4_ZERO << 4;
-            continue;
-        }
-        nf4_codes(in, codes + at * part.block / 2, length, scales[at]);
+        const float up = scales[at] < SMALL ? UP : 1.0f;
+        const float reciprocal = bits == 0 ? 1.0f : 1.0f / (scales[at] * up);
+        nf4_codes(in, codes + at * part.block / 2, length, up, reciprocal);
     }
     return bad;
 }

@@ -66,17 +66,15 @@ struct Dynamic {
     float slope[16], offset[16], top[16];  // by decade: index = floor(min(slope * quotient + offset, top))
 } dynamic;
 
-constexpr int NF4 = 16, NF4_ZERO = 7;  // levels; the code of zero
+constexpr int NF4 = 16;  // levels
 
 struct NormalFloat {
-    float levels[NF4];
-    double middles[NF4 - 1];
+    float levels[NF4], middles[NF4 - 1];
 } nf4;
 
 void set_nf4_levels(const float* levels) {
     std::memcpy(nf4.levels, levels, sizeof nf4.levels);
-    for (int i = 0; i + 1 < NF4; ++i)
-        nf4.middles[i] = (static_cast<double>(levels[i]) + static_cast<double>(levels[i + 1])) / 2;
+    for (int i = 0; i + 1 < NF4; ++i) nf4.middles[i] = (levels[i] + levels[i + 1]) / 2;
 }
 
 void set_decades() {
