@@ -223,5 +223,6 @@ def _fitted(values: Tensor, dtype: torch.dtype) -> Tensor:
     """As another floating type; what a rounded-up scale has carried beyond its largest number is brought back."""
     if values.dtype == dtype:
         return values
-    largest = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
-    return values.clamp(-largest, largest).to(dtype)
+    wide = values if values.dtype == torch.float32 else values.float()
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    return wide.clamp(-largest, largest).to(dtype)

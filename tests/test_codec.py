@@ -158,6 +158,13 @@ def test_the_largest_of_half_precision_stays_finite(name: str, dtype: torch.dtyp
     assert torch.isfinite(round_trip(values, name, 64)).all()
 
 
+def test_a_message_of_a_type_narrower_than_its_codec_stays_finite() -> None:
+    """No encoder makes it, but a header may say so: the largest bfloat16s of a tensor that was float16."""
+    coded = bytearray(encode(torch.tensor([3e38, -3e38, 1.0]), CodecSpec("bf16")))
+    coded[5] = 1
+    assert decode(sealed(coded)).tolist() == [65504.0, -65504.0, 1.0]
+
+
 def test_what_a_half_cannot_hold_is_not_encoded_as_one() -> None:
     with pytest.raises(NonFiniteError, match=r"\b2 of 3"):
         encode(torch.tensor([1.0, 70000.0, -1e9]), CodecSpec("fp16"))
