@@ -57,6 +57,7 @@ def mutate(coded: bytes, draw: random.Random, others: list[bytes]) -> bytes:
                 mutant[draw.randrange(size)] = draw.choice((0, 1, 127, 128, 255, draw.randrange(256)))
             case 2 if size >= 4:
                 at = draw.randrange(min(size, 60) - 3)
+                at -= at % 4 * draw.randrange(2)
                 word = draw.choice((0, 1, (1 << 31) - 1, (1 << 32) - 1, draw.getrandbits(32)))
                 mutant[at : at + 4] = word.to_bytes(4, "little")
             case 3:

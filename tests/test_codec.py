@@ -447,6 +447,14 @@ def test_more_elements_than_are_accepted_allocate_nothing(text: str) -> None:
         decode(sealed(coded), max_elements=1 << 40)
 
 
+def test_an_empty_shape_of_sizes_beyond_the_limit_is_refused() -> None:
+    coded = bytearray(encode(torch.zeros(0, 3, 5), CodecSpec("int8")))
+    assert decode(coded).shape == (0, 3, 5)
+    coded[HEADER + 4 : HEADER + 12] = b"\xff" * 8
+    with pytest.raises(CodecError, match="are accepted"):
+        decode(sealed(coded))
+
+
 def test_only_columns_that_stand_out_are_split_off() -> None:
     plain, spec = normal(64, 256), CodecSpec.parse("int8+columns")
     assert len(encode(plain, spec)) == len(encode(plain, CodecSpec("int8"))) + 4
