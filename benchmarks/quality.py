@@ -6,7 +6,7 @@ Each codec is used in one direction, fp32 in the other; everything else (seed, d
 is compared with. Printed: held-out loss after training, its difference from fp32 in per cent, with the 95 % interval of
 the paired difference over the seeds (Student's t), and the bits an element. What has been run stands in the results
 file and is not run again; a run takes less than 90 s. 2 bit and 1 bit are no codecs of ours: they show where it ends.
-The learning rate is a third of tiny's own and falls to nothing: else two runs that differ in one rounding end 1 % apart.
+The learning rate is a third of tiny's own and falls to nothing: else two runs that differ in a rounding end 1 % apart.
 
 Uses the single-process reference, whose numbers the swarm reproduces (tests/test_agreement.py). Needs the texts:
 `swarm-peer fetch shakespeare hamlet`.
