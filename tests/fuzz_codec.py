@@ -115,7 +115,7 @@ def sanitized(count: int, seed: int) -> str:
             **os.environ,
             "LD_PRELOAD": asan.stdout.strip(),
             "PYTHONMALLOC": "malloc",
-            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:quarantine_size_mb=8",
             "FUZZED_MODULE": str(module),
         }
         command = [sys.executable, "-m", "tests.fuzz_codec", "--count", str(count), "--seed", str(seed)]
