@@ -5,6 +5,18 @@ def quantize(code: str, values: object, codes: object, scales: object, n: int, b
 def dequantize(
     code: str, codes: object, scales: object, values: object, n: int, block: int, threads: int, /
 ) -> int: ...
+def nf4_matmul(
+    x: object,
+    codes: object,
+    scales: object,
+    out: object,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    block: int,
+    threads: int,
+    /,
+) -> None: ...
 def absmax(values: object, largest: object, n: int, block: int, /) -> None: ...
 def crc32(data: object, before: int, /) -> int: ...
 def set_levels(dynamic: object, nf4: object, /) -> None: ...

@@ -158,12 +158,28 @@ def dequantize(
         decoded = dequantize("dynamic", scales[:split], scales[split:], blocks, SCALE_BLOCK, device, threads=threads)
     else:
         decoded = from_bytes(scales, _SCALES_AS[code], device)
-    module = _module_for(code, device)
+    return values_of(code, codes, decoded, elements, block, out, threads)
+
+
+def values_of(
+    code: Code,
+    codes: memoryview | Tensor,
+    scales: Tensor,
+    elements: int,
+    block: int,
+    out: Tensor | None = None,
+    threads: int = 1,
+) -> Tensor:
+    """Codes, as bytes or as a uint8 tensor, and decoded scales -> float32 [elements] on the scales' device. As
+    `dequantize` otherwise."""
+    module = _module_for(code, scales.device)
     if module is not None:
         values = torch.empty(elements, dtype=torch.float32) if out is None else out
-        count = module.dequantize(code, codes, _memory(decoded), _memory(values), elements, block, threads)
+        held = _memory(codes) if isinstance(codes, Tensor) else codes
+        count = module.dequantize(code, held, _memory(scales), _memory(values), elements, block, threads)
     else:
-        values = _TORCH[code](codes, decoded, elements, block)
+        packed = codes if isinstance(codes, Tensor) else from_bytes(codes, torch.uint8, scales.device)
+        values = _TORCH[code](packed, scales, elements, block)
         count = int((~torch.isfinite(values)).sum())
         if out is not None and not count:
             values = out.copy_(values)
@@ -172,33 +188,56 @@ def dequantize(
     return values
 
 
-def _from_linear(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
-    return blockwise.dequantize_linear(from_bytes(codes, torch.int8, scales.device), scales, block)
+def _from_linear(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
+    return blockwise.dequantize_linear(codes.view(torch.int8), scales, block)
 
 
-def _from_dynamic(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
-    return blockwise.dequantize_dynamic(from_bytes(codes, torch.uint8, scales.device), scales, block)
+def _from_dynamic(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
+    return blockwise.dequantize_dynamic(codes, scales, block)
 
 
-def _from_nf4(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
-    packed = from_bytes(codes, torch.uint8, scales.device)
-    return blockwise.dequantize_nf4(blockwise.unpack_nibbles(packed, elements), scales, block)
+def _from_nf4(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
+    return blockwise.dequantize_nf4(blockwise.unpack_nibbles(codes, elements), scales, block)
 
 
-def _from_linear4(codes: memoryview, scales: Tensor, elements: int, block: int) -> Tensor:
-    packed = from_bytes(codes, torch.uint8, scales.device)
-    steps = blockwise.unpack_nibbles(packed, elements).to(torch.int8) - _INT4_ZERO
+def _from_linear4(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
+    steps = blockwise.unpack_nibbles(codes, elements).to(torch.int8) - _INT4_ZERO
     values = blockwise.dequantize_linear(steps, scales, block)
     # Seven times a scale that was rounded up may be beyond the largest number. A scale that is infinite is found later.
     return values.clamp_(-_LARGEST, _LARGEST) if bool(torch.isfinite(scales).all()) else values
 
 
-_TORCH: dict[str, Callable[[memoryview, Tensor, int, int], Tensor]] = {
+_TORCH: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
     "linear": _from_linear,
     "dynamic": _from_dynamic,
     "nf4": _from_nf4,
     "linear4": _from_linear4,
 }
+
+
+# ---- weights
+
+
+FUSED_ROWS, FUSED_STEP = 8, 64
+"""The native product with an nf4 weight takes at most so many rows, and blocks of a multiple of so many elements."""
+
+
+def has_fused(device: torch.device) -> bool:
+    return _module_for("nf4", device) is not None
+
+
+def nf4_matmul(inputs: Tensor, codes: Tensor, scales: Tensor, outputs: int, block: int, threads: int = 1) -> Tensor:
+    """float32 [n, in] times an nf4 weight [outputs, in], transposed -> float32 [n, outputs], nothing decoded in memory.
+
+    `codes` uint8 [outputs * in / 2], `scales` float32 by block; n at most `FUSED_ROWS`; only where `has_fused`.
+    """
+    module = native()
+    assert module is not None
+    rows, width = inputs.shape
+    made = torch.empty(rows, outputs)
+    memories = (_memory(inputs.contiguous().view(-1)), _memory(codes), _memory(scales), _memory(made.view(-1)))
+    module.nf4_matmul(*memories, rows, width, outputs, block, threads)
+    return made
 
 
 # ---- memory

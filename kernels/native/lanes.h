@@ -349,3 +349,30 @@ static size_t nf4_decode(const uint8_t* codes, const float* scales, float* out, 
     }
     return bad;
 }
+
+// out[r, o] = sum over i of x[r, i] times weight[o, i], for outputs [first, last): every block of a weight row is decoded once
+// for all rows. In sixteen sums, which are added at the end.
+static void nf4_matmul(const float* x, const uint8_t* codes, const float* scales, float* out, const Matmul& size, size_t first,
+                       size_t last) {
+    constexpr size_t SUMS = 16, AT_ONCE = 64;
+    const size_t blocks = size.in / size.block;
+    for (size_t o = first; o < last; ++o) {
+        float sums[MATMUL_ROWS][SUMS] = {};
+        for (size_t at = 0; at < size.in; at += AT_ONCE) {
+            float weights[AT_ONCE];
+            const size_t index = o * size.in + at;
+            nf4_values(codes + index / 2, weights, AT_ONCE, scales[o * blocks + at / size.block]);
+            for (size_t row = 0; row < size.rows; ++row) {
+                const float* in = x + row * size.in + at;
+                float* sum = sums[row];
+                for (size_t i = 0; i < AT_ONCE; i += SUMS)
+                    for (size_t k = 0; k < SUMS; ++k) sum[k] += weights[i + k] * in[i + k];
+            }
+        }
+        for (size_t row = 0; row < size.rows; ++row) {
+            float total = 0.0f;
+            for (size_t k = 0; k < SUMS; ++k) total += sums[row][k];
+            out[row * size.out + o] = total;
+        }
+    }
+}

@@ -72,6 +72,12 @@ struct NormalFloat {
     float levels[NF4], middles[NF4 - 1];
 } nf4;
 
+constexpr size_t MATMUL_ROWS = 8, MATMUL_STEP = 64;  // the most rows of one call; what blocks and rows are multiples of
+
+struct Matmul {
+    size_t rows, in, out, block;
+};
+
 void set_nf4_levels(const float* levels) {
     std::memcpy(nf4.levels, levels, sizeof nf4.levels);
     for (int i = 0; i + 1 < NF4; ++i) nf4.middles[i] = (levels[i] + levels[i + 1]) / 2;
@@ -334,6 +340,33 @@ PyObject* py_dequantize(PyObject*, PyObject* args) {
     return PyLong_FromSize_t(bad);
 }
 
+PyObject* py_nf4_matmul(PyObject*, PyObject* args) {
+    PyObject *from, *coded, *beside, *to;
+    Py_ssize_t rows, in, out, block, threads;
+    if (!PyArg_ParseTuple(args, "OOOOnnnnn", &from, &coded, &beside, &to, &rows, &in, &out, &block, &threads)) return nullptr;
+    const Py_ssize_t step = MATMUL_STEP;
+    if (rows < 1 || rows > static_cast<Py_ssize_t>(MATMUL_ROWS) || in < 1 || out < 1 || block < 1 || threads < 1 ||
+        block % step != 0 || in % block != 0) {
+        PyErr_Format(PyExc_ValueError, "1 to %zu rows, and inputs of whole blocks of a multiple of %zu are wanted", MATMUL_ROWS,
+                     MATMUL_STEP);
+        return nullptr;
+    }
+    const Buffer x(from, false, rows * in, sizeof(float), "x");
+    const Buffer codes(coded, false, in / 2 * out, 1, "codes");
+    const Buffer scales(beside, false, in / block * out, sizeof(float), "scales");
+    const Buffer y(to, true, rows * out, sizeof(float), "out");
+    if (PyErr_Occurred()) return nullptr;
+    const Matmul size{static_cast<size_t>(rows), static_cast<size_t>(in), static_cast<size_t>(out), static_cast<size_t>(block)};
+    Py_BEGIN_ALLOW_THREADS;
+    const size_t pieces = std::max<size_t>(1, std::min<size_t>(out, threads * 4));
+    Pool::instance().run(threads, pieces, [&](size_t piece) {
+        CHOSEN(nf4_matmul)(x.as<const float>(), codes.as<const uint8_t>(), scales.as<const float>(), y.as<float>(), size,
+                           out * piece / pieces, out * (piece + 1) / pieces);
+    });
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 PyObject* py_absmax(PyObject*, PyObject* args) {
     PyObject *object, *largest;
     Py_ssize_t n, block;
@@ -404,6 +437,8 @@ PyMethodDef METHODS[] = {
      "(code, values, codes, scales, n, block, threads) -> how many values are not finite"},
     {"dequantize", py_dequantize, METH_VARARGS,
      "(code, codes, scales, values, n, block, threads) -> how many values are not finite"},
+    {"nf4_matmul", py_nf4_matmul, METH_VARARGS,
+     "(x [rows, in], codes, scales, out [rows, out], rows, in, out, block, threads): x times a weight [out, in], transposed"},
     {"absmax", py_absmax, METH_VARARGS, "(values, largest, n, block): the largest magnitude of each block"},
     {"crc32", py_crc32, METH_VARARGS, "(buffer, before): the CRC-32 as zlib's, going on from that of what stands before"},
     {"set_levels", py_set_levels, METH_VARARGS,

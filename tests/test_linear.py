@@ -1,0 +1,162 @@
+"""Quantized linear layers: errors, gradients, sizes, and state dicts that come back as they were."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from swarm_peer.compression.linear import THRESHOLD, Int8Linear, Nf4Linear
+from swarm_peer.errors import ModelError
+from swarm_peer.kernels import blockwise, engine
+from torch import Tensor, nn
+
+IN, OUT = 512, 384
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layers(weight: Tensor, bias: Tensor | None = None) -> list[nn.Module]:
+    return [Nf4Linear.quantize(weight, bias=bias), Int8Linear.quantize(weight, bias=bias)]
+
+
+def relative_error(came: Tensor, wanted: Tensor) -> float:
+    return ((came - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 130])
+@pytest.mark.parametrize("kind", [0, 1], ids=["nf4", "int8"])
+def test_outputs_and_input_gradients_are_those_of_the_decoded_weight(kind: int, rows: int) -> None:
+    bias = normal(OUT, seed=3)
+    layer: Any = layers(normal(OUT, IN), bias)[kind]
+    inputs = normal(2, rows, IN, seed=1).requires_grad_()
+    outputs = layer(inputs)
+    wanted = inputs.detach() @ layer.weight().T + bias
+    assert outputs.shape == (2, rows, OUT)
+    # int8 rounds its inputs too.
+    assert relative_error(outputs.detach(), wanted) < (1e-6 if kind == 0 else 0.011)
+    gradient = normal(2, rows, OUT, seed=2)
+    outputs.backward(gradient)
+    assert inputs.grad is not None
+    assert relative_error(inputs.grad, gradient @ layer.weight()) < 1e-6
+
+
+def test_the_weights_error_and_size() -> None:
+    weight = normal(1024, 1024)
+    nf4, int8 = layers(weight)
+    for layer, error, bits in ((nf4, 0.093, 4.13), (int8, 0.012, 8.1)):
+        assert 0.3 * error < relative_error(layer.weight(), weight) <= error  # type: ignore[operator]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in layer.state_dict().values())
+        assert 8 * size / weight.numel() <= bits
+
+
+def test_outlier_features_go_in_full_precision() -> None:
+    weight, inputs = normal(256, 2048), normal(64, 2048, seed=1)
+    inputs[:, [5, 900]] *= 20
+    wanted = inputs @ weight.T
+    with_them = relative_error(Int8Linear.quantize(weight)(inputs), wanted)
+    without = relative_error(Int8Linear.quantize(weight, threshold=1e9)(inputs), wanted)
+    assert with_them <= 0.011
+    assert without > 3 * with_them
+    assert (inputs.abs() >= THRESHOLD).any(dim=0).sum() >= 2
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["nf4", "int8"])
+@pytest.mark.parametrize("bias", [None, normal(OUT, seed=3)], ids=["no bias", "bias"])
+def test_a_state_dict_comes_back_through_safetensors(kind: int, bias: Tensor | None) -> None:
+    layer = layers(normal(OUT, IN), bias)[kind]
+    state = load(save(layer.state_dict()))
+    fresh: Any = [Nf4Linear, Int8Linear][kind](IN, OUT, bias=None if bias is None else torch.zeros(OUT))
+    fresh.load_state_dict(state, strict=True)
+    inputs = normal(5, IN, seed=4)
+    assert torch.equal(fresh(inputs), layer(inputs))
+    del state["codes"]
+    with pytest.raises(RuntimeError, match="codes"):
+        fresh.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_outputs_have_the_type_of_the_inputs(dtype: torch.dtype) -> None:
+    for layer in layers(normal(OUT, IN).to(dtype)):
+        inputs = normal(3, IN).to(dtype).requires_grad_()
+        outputs = layer(inputs)
+        outputs.sum().backward()
+        assert outputs.dtype == dtype
+        assert inputs.grad is not None
+        assert inputs.grad.dtype == dtype
+
+
+def test_a_new_layer_is_zero() -> None:
+    for layer in (Nf4Linear(IN, OUT), Nf4Linear(IN, OUT, double=False), Int8Linear(IN, OUT)):
+        assert not layer.weight().any()
+        assert not layer(normal(3, IN)).any()
+
+
+@pytest.mark.skipif(engine.native() is None, reason="the native kernels were not built")
+def test_the_native_product_is_the_decoded_one_on_every_instruction_set() -> None:
+    native = engine.native()
+    assert native is not None
+    layer, used = Nf4Linear.quantize(normal(100, 640), block=128), native.used()
+    try:
+        for name in native.sets():
+            native.use(name)
+            for rows in range(1, engine.FUSED_ROWS + 1):
+                inputs = normal(rows, 640, seed=rows)
+                assert relative_error(layer.multiply(inputs), inputs @ layer.weight().T) < 1e-6
+    finally:
+        native.use(used)
+    memory = [engine._memory(tensor) for tensor in (inputs.view(-1), layer.codes, layer.decoded_scales())]
+    out = engine._memory(torch.empty(8 * 100))
+    native.nf4_matmul(*memory, out, 8, 640, 100, 128, 1)
+    for wrong in (
+        (9, 640, 100, 128, 1),
+        (8, 640, 100, 96, 1),
+        (8, 640, 100, 256, 1),
+        (8, 0, 100, 64, 1),
+        (7, 640, 100, 128, 1),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            native.nf4_matmul(*memory, out, *wrong)
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["plain scales", "double quantization"])
+def test_what_bitsandbytes_wrote_is_read(double: bool) -> None:
+    """The layout of `Linear4bit.state_dict()` of bitsandbytes 0.50, made here by its rules."""
+    weight = normal(OUT, IN)
+    _, codes = engine.quantize("nf4", weight.reshape(-1), 64)
+    codes_only = torch.frombuffer(bytearray(codes), dtype=torch.uint8)
+    absmax = weight.reshape(-1, 64).abs().amax(dim=1)
+    told: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [OUT, IN]}
+    state = {"fc.weight": codes_only.view(-1, 1), "fc.bias": normal(OUT, seed=1), "fc.weight.absmax": absmax}
+    if double:
+        offset = absmax.mean()
+        levels = torch.tensor(blockwise.dynamic_levels(), dtype=torch.float32)
+        nested, beside = blockwise.quantize_dynamic(absmax - offset, 256)
+        told |= {"nested_blocksize": 256, "nested_offset": offset.item(), "nested_dtype": "float32"}
+        state |= {"fc.weight.absmax": nested, "fc.weight.nested_absmax": beside, "fc.weight.nested_quant_map": levels}
+    state["fc.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+    layer = Nf4Linear.from_bitsandbytes(state, "fc.")
+    assert torch.equal(layer.codes, codes_only)
+    assert relative_error(layer.decoded_scales(), absmax) < (0.005 if double else 1e-7)
+    assert relative_error(layer.weight(), weight) < 0.093
+    assert torch.equal(layer(torch.zeros(1, IN))[0], state["fc.bias"])
+    for broken in (
+        {**state, "fc.weight.absmax": absmax[:-1]},
+        {**state, "fc.weight": codes_only[:-2]},
+        {**state, "fc.weight.quant_state.bitsandbytes__nf4": torch.zeros(3, dtype=torch.uint8)},
+        {"fc.weight": weight},
+    ):
+        with pytest.raises(ModelError, match=r"fc\.weight"):
+            Nf4Linear.from_bitsandbytes(broken, "fc.")
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match="blocks of 64"):
+        Nf4Linear.quantize(normal(8, 100))
+    with pytest.raises(ModelError, match="bias"):
+        Int8Linear.quantize(normal(8, 64), bias=normal(9))
+    for layer in layers(normal(8, 64)):
+        with pytest.raises(ModelError, match="takes 64"):
+            layer(normal(2, 65))
