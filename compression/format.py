@@ -16,6 +16,7 @@ MAGIC = b"SPT"
 FORMAT_VERSION = 3
 MAX_DIMENSIONS = 8
 MAX_SIZE = (1 << 32) - 1
+MAX_EXTENT = 1 << 62
 
 _FIXED = struct.Struct("<3sBBBBBBxHIIQI")
 """Magic, format version, codec id, element type, number of dimensions, scale type, flags, zero, zero, block, seed,
@@ -102,9 +103,9 @@ def parse_header(view: memoryview, max_elements: int) -> tuple[Header, int]:
         raise CodecError(f"{len(view)} bytes; a header of {dimensions} dimensions has {start}")
     shape = struct.unpack_from(f"<{dimensions}I", view, _FIXED.size)
     header = Header(spec, shape, DTYPES[dtype], seed, payload)
-    extent = math.prod(max(1, size) for size in shape)  # of an empty tensor too: its strides must be numbers
-    if extent > max_elements:
-        raise CodecError(f"shape is {shape}: {extent} elements; at most {max_elements} are accepted")
+    extent = math.prod(max(1, size) for size in shape)  # an empty tensor's strides must be numbers too
+    if header.elements > max_elements or extent >= MAX_EXTENT:
+        raise CodecError(f"shape is {shape}: {header.elements} elements; at most {max_elements} are accepted")
     if payload != len(view) - start:
         raise CodecError(f"payload length is {payload}; {len(view) - start} bytes follow the header")
     return header, start

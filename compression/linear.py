@@ -9,6 +9,7 @@ Inputs are [..., in], outputs [..., out], of the input's type. Errors: `ModelErr
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,8 @@ TILE_ELEMENTS = 1 << 22
 """So many weights are decoded at a time: 16 MiB."""
 
 
-class _Frozen(nn.Module):
-    """What both have in common. `bias` is a buffer, or None."""
+class QuantizedLinear(nn.Module):
+    """What the formats have in common. `bias` is a buffer, or None."""
 
     bias: Tensor | None
 
@@ -36,6 +37,9 @@ class _Frozen(nn.Module):
             raise ModelError(f"a bias of shape {tuple(bias.shape)} for {out_features} outputs")
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32).clone())
+
+    row_step = 1
+    """What the first row of `rows` must be a multiple of, and the last one unless it is the end."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """The weights of outputs [first, last), decoded: float32 [last - first, in]."""
@@ -69,7 +73,8 @@ class _Frozen(nn.Module):
         return total
 
     def _tiles(self) -> list[tuple[int, int]]:
-        height = max(1, TILE_ELEMENTS // max(1, self.in_features))
+        step = self.row_step
+        height = max(1, TILE_ELEMENTS // max(1, self.in_features * step)) * step
         return [(at, min(at + height, self.out_features)) for at in range(0, self.out_features, height)]
 
     def extra_repr(self) -> str:
@@ -78,7 +83,7 @@ class _Frozen(nn.Module):
 
 class _Multiply(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, inputs: Tensor, layer: _Frozen) -> Tensor:
+    def forward(context: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
         context.layer = layer
         return layer.multiply(inputs)
 
@@ -87,9 +92,19 @@ class _Multiply(torch.autograd.Function):
         return context.layer.multiply_back(gradients[0].contiguous().float()), None
 
 
-class Nf4Linear(_Frozen):
-    """Buffers: `codes` uint8 [out * in / 2]; for its B blocks either `scale_codes` uint8 [B] and `scale_scales` float32
-    [B / 256, rounded up], or `scales` float32 [B], as bitsandbytes has them without double quantization."""
+def quantized(base: str, weight: Tensor) -> "QuantizedLinear":
+    """The layer of a weight [out, in] in the format `nf4` or `int8`."""
+    if base == "nf4":
+        return Nf4Linear.quantize(weight)
+    if base == "int8":
+        return Int8Linear.quantize(weight)
+    raise ModelError(f"base format {base!r}; wanted nf4 or int8")
+
+
+class Nf4Linear(QuantizedLinear):
+    """Blocks go on from row to row. Buffers: `codes` uint8 [out * in / 2]; for its B blocks either `scale_codes`
+    uint8 [B] and `scale_scales` float32 [B / 256, rounded up], or `scales` float32 [B], as bitsandbytes has them
+    without double quantization."""
 
     codes: Tensor
     scale_codes: Tensor | None
@@ -108,11 +123,13 @@ class Nf4Linear(_Frozen):
     ) -> None:
         """Zeros, to be loaded; `quantize` makes one of a weight."""
         super().__init__(in_features, out_features, bias)
-        if block < 2 or block % 2 or in_features % block:
-            raise ModelError(f"{in_features} input features are no whole number of blocks of {block}")
+        if block < 2 or block % 2:
+            raise ModelError(f"blocks of {block} elements; wanted an even number")
         self.block = block
-        blocks = in_features * out_features // block
-        self.register_buffer("codes", torch.full((in_features * out_features // 2,), 0x77, dtype=torch.uint8))
+        self.row_step = block // math.gcd(in_features, block)
+        elements = in_features * out_features
+        blocks = -(-elements // block)
+        self.register_buffer("codes", torch.full((engine.code_bytes("nf4", elements),), 0x77, dtype=torch.uint8))
         self.register_buffer("scale_codes", torch.full((blocks,), 127, dtype=torch.uint8) if double else None)
         self.register_buffer("scale_scales", torch.zeros(-(-blocks // engine.SCALE_BLOCK)) if double else None)
         self.register_buffer("scales", None if double else torch.zeros(blocks))
@@ -125,7 +142,7 @@ class Nf4Linear(_Frozen):
         layer = cls(inputs, outputs, block=block, bias=bias, device=weight.device)
         flat = weight.detach().to(torch.float32).reshape(-1)
         scales, codes = engine.quantize("nf4", flat, block, threads=threads)
-        split = engine.scale_bytes("dynamic", len(flat) // block, engine.SCALE_BLOCK)
+        split = engine.scale_bytes("dynamic", -(-len(flat) // block), engine.SCALE_BLOCK)
         assert layer.scale_codes is not None
         assert layer.scale_scales is not None
         layer.codes.copy_(engine.from_bytes(memoryview(codes), torch.uint8, weight.device))
@@ -161,9 +178,9 @@ class Nf4Linear(_Frozen):
         return layer
 
     def rows(self, first: int, last: int) -> Tensor:
-        per_row, elements = self.in_features // self.block, (last - first) * self.in_features
-        scales = self.decoded_scales()[first * per_row : last * per_row]
-        codes = self.codes[first * self.in_features // 2 : last * self.in_features // 2]
+        start, end = first * self.in_features, last * self.in_features
+        scales = self.decoded_scales()[start // self.block : -(-end // self.block)]
+        codes, elements = self.codes[start // 2 : (end + 1) // 2], end - start
         return engine.values_of("nf4", codes, scales, elements, self.block).view(last - first, self.in_features)
 
     def decoded_scales(self) -> Tensor:
@@ -176,12 +193,13 @@ class Nf4Linear(_Frozen):
         return engine.values_of("dynamic", self.scale_codes, self.scale_scales, blocks, engine.SCALE_BLOCK)
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        if len(inputs) <= engine.FUSED_ROWS and self.block % engine.FUSED_STEP == 0 and engine.has_fused(inputs.device):
+        fits = self.block % engine.FUSED_STEP == 0 and self.in_features % self.block == 0
+        if fits and len(inputs) <= engine.FUSED_ROWS and engine.has_fused(inputs.device):
             return engine.nf4_matmul(inputs, self.codes, self.decoded_scales(), self.out_features, self.block)
         return super().multiply(inputs)
 
 
-class Int8Linear(_Frozen):
+class Int8Linear(QuantizedLinear):
     """Buffers: `codes` int8 [out, in]; `scales` float32 [out], one a row."""
 
     codes: Tensor
@@ -232,6 +250,7 @@ class Int8Linear(_Frozen):
 
 def _rows_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [r, c] -> (int8 codes [r, c], float32 scales [r]): the largest of a row is 127 steps."""
-    scales = rows.abs().amax(dim=1) / 127.0
+    largest = rows.abs().amax(dim=1)
+    scales = largest / torch.full_like(largest, 127.0)  # CUDA would multiply by the reciprocal of a plain number
     safe = torch.where(scales == 0, torch.ones_like(scales), scales)
     return torch.round(rows / safe[:, None]).to(torch.int8), scales

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ..compression import CodecSpec, decode, encode
+from ..compression.linear import QuantizedLinear, quantized
 from ..errors import ModelError, NonFiniteError
 from ..swarm.data import Corpus, TokenArray, TrainingOrder, heldout_batches
 from ..swarm.initial import base_tensor, lora_tensor
@@ -49,7 +50,7 @@ def _coded(tensor: Tensor, spec: CodecSpec) -> Tensor:
 class _LoraLinear(nn.Module):
     """A frozen linear layer with a trained low-rank path beside it."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.Linear | QuantizedLinear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features))
@@ -59,6 +60,18 @@ class _LoraLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         output: Tensor = self.base(hidden) + self.scale * ((hidden @ self.lora_A.T) @ self.lora_B.T)
         return output
+
+
+def _based(linear: nn.Linear, base: str) -> nn.Linear | QuantizedLinear:
+    """A linear layer with its weight in a base format; the products with an nf4 weight are torch's."""
+    weight = linear.weight.data
+    if base == "int8":
+        return quantized(base, weight)
+    if base == "nf4":
+        linear.weight.data = quantized(base, weight).weight()
+    elif base == "bf16":
+        linear.weight.data = weight.to(torch.bfloat16).to(weight.dtype)
+    return linear
 
 
 def _build_model(manifest: Manifest, folder: Path | None) -> Any:
@@ -102,7 +115,8 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
             for part in (layer.self_attn, layer.mlp):
                 for name, linear in list(part.named_children()):
                     if isinstance(linear, nn.Linear):
-                        setattr(part, name, _LoraLinear(linear, settings.train.lora_rank, settings.train.lora_alpha))
+                        base = _based(linear, settings.model.base)
+                        setattr(part, name, _LoraLinear(base, settings.train.lora_rank, settings.train.lora_alpha))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

@@ -39,6 +39,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec", help="of both directions, such as int8+columns or nf4 (default: int8 down, dynamic8 back)"
     )
+    parser.add_argument(
+        "--base",
+        choices=("fp32", "bf16", "int8", "nf4"),
+        help="what the frozen base's linear layers are held in (default: fp32)",
+    )
     parser.add_argument("--train", choices=("lora", "full"), help="adapters on a frozen base, or everything")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -54,6 +59,8 @@ def toml_of(options: argparse.Namespace) -> str:
         raise UsageError(f"--replicas is {options.replicas}; a stage needs at least one peer")
     tables = {name: dict(table) for name, table in PRESETS.get(options.model, PRESETS[""]).items()}
     tables["model"] = {"name": options.model, "stages": options.stages}
+    if options.base is not None:
+        tables["model"]["base"] = options.base
     tables["pipeline"] = {"staleness": options.staleness, "min_replicas": options.replicas}
     if options.steps is not None:
         tables["train"]["steps"] = options.steps

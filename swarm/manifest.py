@@ -56,11 +56,13 @@ class LlamaShape(_Frozen):
 
 
 class ModelSettings(_Frozen):
-    """Which model, and where it is cut. `name`: `tiny`, an alias such as `smollm2-135m`, or a folder."""
+    """Which model, and where it is cut. `name`: `tiny`, an alias such as `smollm2-135m`, or a folder. `base`: what the
+    linear layers of a frozen base are held in; `auto` is the compute dtype."""
 
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     stages: Positive = 3
     compute_dtype: Literal["fp32", "bf16", "auto"] = "fp32"
+    base: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
 
 
 class TrainSettings(_Frozen):
@@ -175,6 +177,12 @@ class Settings(_Frozen):
     pipeline: PipelineSettings = PipelineSettings()
     codecs: CodecSettings = CodecSettings()
     limits: LimitSettings = LimitSettings()
+
+    @model_validator(mode="after")
+    def _quantized_is_frozen(self) -> Self:
+        if self.train.mode == "full" and self.model.base not in ("auto", "fp32"):
+            raise ValueError(f"model.base is {self.model.base!r}: what is trained whole is held in fp32; wanted lora")
+        return self
 
 
 class Manifest(_Frozen):

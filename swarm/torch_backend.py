@@ -11,21 +11,23 @@ fit a group, `ModelError` for a base that does not fit.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..compression import CodecSpec, decode, encode
+from ..compression.linear import quantized
 from ..errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
 from ..kernels import engine
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
 from .data import tokens_from_bytes
 from .initial import lora_tensor
 from .manifest import Manifest
-from .model.names import EMBEDDING, stage_base_shapes, trainable_shapes
+from .model.names import EMBEDDING, block_linears, stage_base_shapes, trainable_shapes
 from .model.stage import stage_forward
 from .optimizer import StageState, adamw, fresh_state, state_digest, state_from_bytes, state_to_bytes
 from .stopwatch import Stopwatch
@@ -46,9 +48,10 @@ class StageContext:
 
 
 class TorchBackend:
-    """One stage of a run. `base`: the stage's base tensors by name (`model.weights.stage_base`)."""
+    """One stage of a run. `base`: the stage's base tensors with their names (`model.weights.stage_base`), each put into
+    the manifest's base format as it comes."""
 
-    def __init__(self, manifest: Manifest, stage: int, base: Mapping[str, Tensor], device: str = "cpu") -> None:
+    def __init__(self, manifest: Manifest, stage: int, base: Iterable[tuple[str, Tensor]], device: str = "cpu") -> None:
         settings = manifest.settings
         self._manifest = manifest
         self._stage = stage
@@ -60,18 +63,33 @@ class TorchBackend:
         self._gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
         self._reduce = CodecSpec.parse(settings.codecs.reduce, settings.codecs.block)
         self._watch = Stopwatch()
-        for name, shape in stage_base_shapes(manifest, stage).items():
-            if name not in base or tuple(base[name].shape) != shape:
-                came = tuple(base[name].shape) if name in base else "missing"
-                raise ModelError(f"stage {stage}: {name} is {came}; wanted {shape}")
         self._full = settings.train.mode == "full"
-        dtype = torch.float32 if self._full else self._dtype
-        self._base = {name: tensor.to(self._device, dtype) for name, tensor in base.items()}
+        self._base = self._take(base)
         self._shapes = trainable_shapes(manifest, stage)
         self._sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         tied = [EMBEDDING] if manifest.tied and EMBEDDING in self._shapes else []
         self._groups = {"stage": sorted(set(self._shapes) - set(tied))} | ({"tied": tied} if tied else {})
         self._lengths = {group: sum(self._sizes[name] for name in names) for group, names in self._groups.items()}
+
+    def _take(self, base: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+        """The base tensors on the device, the linear layers' in the manifest's format. Raises `ModelError`."""
+        wanted = stage_base_shapes(self._manifest, self._stage)
+        taken: dict[str, Any] = {}
+        shape, form = self._manifest.shape, self._manifest.settings.model.base
+        layers = self._manifest.layers(self._stage)
+        linears = {f"{name}.weight" for layer in layers for name in block_linears(shape, layer)}
+        for name, tensor in base:
+            if tuple(tensor.shape) != wanted.get(name):
+                raise ModelError(f"stage {self._stage}: {name} is {tuple(tensor.shape)}; wanted {wanted.get(name)}")
+            if name in linears and form in ("nf4", "int8"):
+                taken[name] = quantized(form, tensor.to(self._device))
+            else:
+                dtype = torch.float32 if self._full else self._dtype
+                taken[name] = tensor.to(self._device, _DTYPES.get(form, dtype) if name in linears else dtype)
+        missing = sorted(set(wanted) - set(taken))
+        if missing:
+            raise ModelError(f"stage {self._stage}: {', '.join(missing[:4])} is missing of {len(wanted)} tensors")
+        return taken
 
     @property
     def lengths(self) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
+from swarm_peer.compression import linear
 from swarm_peer.compression.linear import THRESHOLD, Int8Linear, Nf4Linear
 from swarm_peer.errors import ModelError
 from swarm_peer.kernels import blockwise, engine
@@ -24,6 +25,18 @@ def layers(weight: Tensor, bias: Tensor | None = None) -> list[nn.Module]:
 
 def relative_error(came: Tensor, wanted: Tensor) -> float:
     return ((came - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "block"), [(7, 100, 64), (172, 172, 64), (3, 5, 64), (1001, 96, 256)])
+def test_blocks_go_on_from_row_to_row(outputs: int, inputs: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, given = normal(outputs, inputs), normal(4, inputs, seed=1)
+    layer = Nf4Linear.quantize(weight, block=block)
+    scales, codes = engine.quantize("nf4", weight.reshape(-1), block)
+    wanted = engine.dequantize("nf4", memoryview(scales), memoryview(codes), weight.numel(), block, torch.device("cpu"))
+    assert torch.equal(layer.weight(), wanted.view_as(weight))
+    monkeypatch.setattr(linear, "TILE_ELEMENTS", 1)
+    assert len(layer._tiles()) > 1 or outputs < layer.row_step
+    assert relative_error(layer(given), given @ layer.weight().T) < 1e-6
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 130])
@@ -153,8 +166,8 @@ def test_what_bitsandbytes_wrote_is_read(double: bool) -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ModelError, match="blocks of 64"):
-        Nf4Linear.quantize(normal(8, 100))
+    with pytest.raises(ModelError, match="even"):
+        Nf4Linear.quantize(normal(8, 100), block=33)
     with pytest.raises(ModelError, match="bias"):
         Int8Linear.quantize(normal(8, 64), bias=normal(9))
     for layer in layers(normal(8, 64)):

@@ -140,3 +140,10 @@ def test_layers_are_cut_as_equal_as_can_be() -> None:
         cut = [manifest.layers(stage) for stage in range(stages)]
         assert [layer for layers in cut for layer in layers] == list(range(6))
         assert max(map(len, cut)) - min(map(len, cut)) <= 1
+
+
+def test_a_quantized_base_is_frozen() -> None:
+    text = '[model]\nname = "tiny"\nbase = "nf4"\n'
+    assert parse_settings(text).model.base == "nf4"
+    with pytest.raises(ManifestError, match="wanted lora"):
+        parse_settings(text + '[train]\nmode = "full"\n')

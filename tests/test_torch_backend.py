@@ -306,12 +306,12 @@ def test_missing_labels_and_no_samples_are_refused() -> None:
 
 def test_a_base_that_does_not_fit_is_refused() -> None:
     run = manifest()
-    base = stage_base(run, 0, None)
+    base = dict(stage_base(run, 0, None))
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(ModelError, match=name):
-        TorchBackend(run, 0, {key: tensor for key, tensor in base.items() if key != name})
+        TorchBackend(run, 0, ((key, tensor) for key, tensor in base.items() if key != name))
     with pytest.raises(ModelError, match=name):
-        TorchBackend(run, 0, {**base, name: torch.zeros(3, 3)})
+        TorchBackend(run, 0, {**base, name: torch.zeros(3, 3)}.items())
 
 
 def test_auto_picks_what_this_machine_computes_faster(monkeypatch: pytest.MonkeyPatch) -> None:

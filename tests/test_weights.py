@@ -34,13 +34,13 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    save_file(random_base(0, SHAPE, WANTED), tmp_path / "model.safetensors")
+    save_file(dict(random_base(0, SHAPE, WANTED)), tmp_path / "model.safetensors")
     return tmp_path
 
 
 def shard(folder: Path) -> None:
     """Splits the single file of `folder` in two with an index."""
-    tensors = random_base(0, SHAPE, WANTED)
+    tensors = dict(random_base(0, SHAPE, WANTED))
     first = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
     second = {name: tensor for name, tensor in tensors.items() if name not in first}
     save_file(first, folder / "a.safetensors")
@@ -63,17 +63,17 @@ def manifest(shape: LlamaShape = SHAPE, digest: str | None = "0" * 64) -> Manife
 
 
 def test_a_stage_reads_its_own_tensors_only(folder: Path) -> None:
-    first, last = (stage_base(manifest(), stage, folder) for stage in (0, 1))
+    first, last = (dict(stage_base(manifest(), stage, folder)) for stage in (0, 1))
     assert set(first) == set(stage_base_shapes(manifest(), 0))
     assert not set(first) & set(last)
     assert set(first) | set(last) == set(WANTED)
-    assert torch.equal(last[QUERY], random_base(0, SHAPE, WANTED)[QUERY])
+    assert torch.equal(last[QUERY], dict(random_base(0, SHAPE, WANTED))[QUERY])
 
 
 def test_shards_hold_the_same_tensors_and_their_own_digest(folder: Path) -> None:
-    single, whole = read_tensors(folder, WANTED), weights_digest(folder)
+    single, whole = dict(read_tensors(folder, WANTED)), weights_digest(folder)
     shard(folder)
-    assert all(torch.equal(tensor, single[name]) for name, tensor in read_tensors(folder, WANTED).items())
+    assert all(torch.equal(tensor, single[name]) for name, tensor in dict(read_tensors(folder, WANTED)).items())
     assert weights_digest(folder) != whole
 
 
@@ -105,10 +105,10 @@ def test_lora_factors_of_all_seven_linear_layers() -> None:
 
 def test_without_a_checkpoint_the_base_is_a_function_of_the_seed() -> None:
     run = manifest(TINY, digest=None)
-    one, other = stage_base(run, 0, None), stage_base(run, 0, None)
+    one, other = dict(stage_base(run, 0, None)), dict(stage_base(run, 0, None))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     shared = "model.embed_tokens.weight"
-    assert torch.equal(one[shared], stage_base(run, 1, None)[shared])
+    assert torch.equal(one[shared], dict(stage_base(run, 1, None))[shared])
 
 
 @pytest.mark.parametrize("keep", [0, 4, 200, -1])
@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ModelError, match=r"model\.safetensors: is not a whole safetensors file"):
-        read_tensors(folder, WANTED)
+        dict(read_tensors(folder, WANTED))
 
 
 @pytest.mark.parametrize("header", [b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{" * 16])
@@ -124,7 +124,7 @@ def test_a_corrupt_header_is_refused(folder: Path, header: bytes) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(header + path.read_bytes()[len(header) :])
     with pytest.raises(ModelError, match="is not a whole safetensors file"):
-        read_tensors(folder, WANTED)
+        dict(read_tensors(folder, WANTED))
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,21 @@ def test_a_corrupt_header_is_refused(folder: Path, header: bytes) -> None:
     ],
 )
 def test_a_bad_tensor_is_named(folder: Path, replacement: torch.Tensor | None, words: str) -> None:
-    tensors = random_base(0, SHAPE, WANTED)
+    tensors = dict(random_base(0, SHAPE, WANTED))
     if replacement is None:
         del tensors[QUERY]
     else:
         tensors[QUERY] = replacement
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=words):
-        read_tensors(folder, WANTED)
+        dict(read_tensors(folder, WANTED))
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
-        read_tensors(tmp_path, WANTED)
+        dict(read_tensors(tmp_path, WANTED))
     with pytest.raises(ModelError, match="no folder"):
-        stage_base(manifest(), 0, None)
+        dict(stage_base(manifest(), 0, None))
 
 
 @pytest.mark.parametrize("target", ["../b.safetensors", "/b.safetensors", "b.bin", 3])
@@ -162,16 +162,16 @@ def test_an_index_that_points_elsewhere_is_refused(folder: Path, target: object)
     index["weight_map"][QUERY] = target
     path.write_text(json.dumps(index))
     with pytest.raises(ModelError, match="beside the index"):
-        read_tensors(folder, WANTED)
+        dict(read_tensors(folder, WANTED))
 
 
 def test_a_shard_or_an_index_entry_that_is_missing(folder: Path) -> None:
     shard(folder)
     with pytest.raises(ModelError, match="other is missing"):
-        read_tensors(folder, {"other": (1,)})
+        dict(read_tensors(folder, {"other": (1,)}))
     (folder / "b.safetensors").unlink()
     with pytest.raises(ModelError, match=r"b\.safetensors"):
-        read_tensors(folder, WANTED)
+        dict(read_tensors(folder, WANTED))
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match="weight_map"):
         weights_digest(folder)
@@ -180,7 +180,7 @@ def test_a_shard_or_an_index_entry_that_is_missing(folder: Path) -> None:
 def test_a_folder_of_another_shape_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG | {"rms_norm_eps": 1e-6}))
     with pytest.raises(ModelError, match="the manifest wants"):
-        stage_base(manifest(), 0, folder)
+        dict(stage_base(manifest(), 0, folder))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def tiny_manifest(
     staleness: Any = 1,
     activations: Any = "fp32",
     gradients: Any = "fp32",
+    base: Any = "auto",
     stages: int = 3,
     replicas: int = 2,
     steps: int = 12,
@@ -45,7 +46,7 @@ def tiny_manifest(
     return freeze(
         settings=Settings(
             seed=seed,
-            model=ModelSettings(name="tiny", stages=stages),
+            model=ModelSettings(name="tiny", stages=stages, base=base),
             train=TrainSettings(mode=mode, steps=steps, batch=batch, microbatch=microbatch),
             data=DataSettings(sequence_length=32, heldout_tokens=128),
             optimizer=OptimizerSettings(learning_rate=1e-3),

@@ -6,15 +6,18 @@ so fp32 master values serve a bf16 computation and still receive fp32 gradients.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...compression.linear import QuantizedLinear
 from ..manifest import LlamaShape
 from .names import block_prefix
 
-Parameters = Mapping[str, Tensor]
+Parameters = Mapping[str, Any]
+"""Tensors by name; the weight of a frozen linear layer may be a `compression.linear` layer instead."""
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -42,7 +45,12 @@ def rotate(heads: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
 def linear(parameters: Parameters, name: str, hidden: Tensor, lora_scale: float) -> Tensor:
     """`hidden` [..., in] through the linear layer `name`, plus its LoRA path if `parameters` has one: [..., out]."""
-    result = functional.linear(hidden, parameters[f"{name}.weight"].to(hidden.dtype))
+    weight = parameters[f"{name}.weight"]
+    result: Tensor
+    if isinstance(weight, QuantizedLinear):
+        result = weight(hidden)
+    else:
+        result = functional.linear(hidden, weight.to(hidden.dtype))
     down = parameters.get(f"{name}.lora_A")
     if down is None:
         return result

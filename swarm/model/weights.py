@@ -8,7 +8,7 @@ Errors: `ModelError` with the file, the tensor, what came and what is wanted.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -70,9 +70,9 @@ def _locate(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[Path, l
     return by_file
 
 
-def read_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The wanted tensors (name -> shape) in the checkpoint's own dtype, on the CPU. Raises `ModelError`."""
-    tensors: dict[str, Tensor] = {}
+def read_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    """The wanted tensors (name -> shape) in the checkpoint's own dtype, on the CPU, one after the other. Raises
+    `ModelError`."""
     for path, names in _locate(folder, wanted).items():
         try:
             with safe_open(path, framework="pt") as file:
@@ -86,22 +86,24 @@ def read_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[st
                         raise ModelError(f"{path}: {name} has dtype {dtype}; wanted one of {', '.join(_DTYPES)}")
                     if shape != wanted[name]:
                         raise ModelError(f"{path}: {name} has shape {shape}; config.json wants {wanted[name]}")
-                    tensors[name] = file.get_tensor(name)
+                    tensor = file.get_tensor(name)
+                    if not torch.isfinite(tensor).all():
+                        raise ModelError(f"{path}: {name} holds NaN or infinity; fetch it again")
+                    yield name, tensor
+                    del tensor
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: is not a whole safetensors file ({error}); fetch it again") from error
-        for name in names:
-            if not torch.isfinite(tensors[name]).all():
-                raise ModelError(f"{path}: {name} holds NaN or infinity; fetch it again")
-    return tensors
 
 
-def random_base(seed: int, shape: LlamaShape, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def random_base(seed: int, shape: LlamaShape, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
     """The seeded random base: the wanted tensors (name -> shape) in fp32, a function of seed and name alone."""
-    return {name: base_tensor(seed, name, size, shape.initializer_range) for name, size in wanted.items()}
+    for name, size in wanted.items():
+        yield name, base_tensor(seed, name, size, shape.initializer_range)
 
 
-def stage_base(manifest: Manifest, stage: int, folder: Path | None) -> dict[str, Tensor]:
-    """The base tensors of one stage. `folder` is None for a run without a checkpoint (random base).
+def stage_base(manifest: Manifest, stage: int, folder: Path | None) -> Iterator[tuple[str, Tensor]]:
+    """The base tensors of one stage, one after the other: whoever quantizes them holds no more than one as it came.
+    `folder` is None for a run without a checkpoint (random base).
 
     Raises `ModelError`, also when the folder's config.json is not the manifest's shape. Digests are not checked here:
     see `weights_digest`.
