@@ -7,6 +7,7 @@ A standby's Follow is answered with the run's manifest and past, and a heartbeat
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -269,7 +270,7 @@ class Admission:
                 self._check_held(channel, body)
                 self.listener.held(member, body)
             elif isinstance(body, pb.Ready):
-                member.kernels = body.kernels[:MAX_NAME_LENGTH]
+                member.kernels = re.sub(r"[^\w ().-]", "", body.kernels[:MAX_NAME_LENGTH])  # people's terminals show it
                 self.listener.ready(member, body.version, body.digest)
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)
