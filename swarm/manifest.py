@@ -92,7 +92,10 @@ class DataSettings(_Frozen):
 
 
 class OptimizerSettings(_Frozen):
-    """AdamW. The rate warms up linearly over `warmup_steps`, then follows `schedule` down to 0 at the last step."""
+    """AdamW. The rate warms up linearly over `warmup_steps`, then follows `schedule` down to 0 at the last step.
+    `state`: what the moments are kept in. `clip_updates`: StableAdamW's rule, a smaller rate where the second moment
+    lags behind.
+    """
 
     learning_rate: Rate = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -102,6 +105,8 @@ class OptimizerSettings(_Frozen):
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
+    state: Literal["fp32", "8bit"] = "fp32"
+    clip_updates: bool = False
 
 
 class PipelineSettings(_Frozen):

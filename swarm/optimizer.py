@@ -6,12 +6,12 @@ gives different bits at different CPU capabilities. Pure: a state that is passed
 correctly rounded (`pow`, `cos`) is computed once by the trainer and comes with the update.
 
 Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. Decay applies to tensors of two or more dimensions
-(matrices, embeddings, LoRA factors), not to norms.
+(matrices, embeddings, LoRA factors), not to norms. Moments may be kept in 8 bits, updates may be clipped.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,68 +19,94 @@ import torch
 from torch import Tensor
 
 from ..errors import WireError
+from . import moments
 from .backend import Update
 from .manifest import OptimizerSettings
+from .moments import Coded, Form, Moment
+
+UPDATE_STEPS, UPDATE_BOUND = 2.0**16, 2.0**12
+"""The mean of squares that clips an update is taken over whole numbers of 2^-16, each at most 2^12: their sum is the
+same in any order."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """One version of one stage: trainable parameters and both Adam moments, fp32, by tensor name."""
+    """One version of one stage: trainable parameters, fp32, and both Adam moments (`moments.py`), by tensor name."""
 
     parameters: Mapping[str, Tensor]
-    first_moment: Mapping[str, Tensor]
-    second_moment: Mapping[str, Tensor]
+    first_moment: Mapping[str, Moment]
+    second_moment: Mapping[str, Moment]
+
+    def pieces(self) -> Iterator[tuple[str, Tensor]]:
+        """All that it consists of, in the one order that digest and bytes have."""
+        for name in sorted(self.parameters):
+            yield name, self.parameters[name]
+            for table in (self.first_moment, self.second_moment):
+                for piece in moments.pieces(table[name]):
+                    yield name, piece
 
 
-def fresh_state(parameters: Mapping[str, Tensor]) -> StageState:
+def fresh_state(parameters: Mapping[str, Tensor], form: Form = "fp32") -> StageState:
     """Version 0: these parameters, moments of zero."""
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    zeros = {name: moments.keep_first(torch.zeros_like(tensor), form) for name, tensor in parameters.items()}
     return StageState(dict(parameters), zeros, zeros)
 
 
 def state_digest(state: StageState) -> bytes:
     """sha256 over names, shapes and little-endian bytes of parameters and both moments, in sorted name order."""
     digest = hashlib.sha256()
-    for name in sorted(state.parameters):
-        for table in (state.parameters, state.first_moment, state.second_moment):
-            values = np.ascontiguousarray(table[name].cpu().numpy(), dtype="<f4")
-            digest.update(f"{name}{list(values.shape)}\n".encode())
-            digest.update(values.reshape(-1).view(np.uint8).data)
+    for name, piece in state.pieces():
+        digest.update(f"{name}{list(piece.shape)}\n".encode())
+        digest.update(_bytes(piece))
     return digest.digest()
 
 
 def state_to_bytes(state: StageState) -> bytes:
-    """Parameters and both moments as little-endian fp32, tensors in sorted name order, as `state_digest` reads them."""
-    tables = (state.parameters, state.first_moment, state.second_moment)
-    pieces = (table[name] for name in sorted(state.parameters) for table in tables)
-    return b"".join(np.ascontiguousarray(piece.cpu().numpy(), dtype="<f4").tobytes() for piece in pieces)
+    """Parameters and both moments, little-endian, in the order of `state_digest`."""
+    return b"".join(_bytes(piece) for _, piece in state.pieces())
 
 
-def state_from_bytes(data: bytes, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> StageState:
+def _bytes(piece: Tensor) -> bytes:
+    kind = "<f4" if piece.dtype == torch.float32 else "u1"
+    return np.ascontiguousarray(piece.cpu().numpy(), dtype=kind).tobytes()
+
+
+def state_from_bytes(
+    data: bytes, shapes: Mapping[str, tuple[int, ...]], device: torch.device, form: Form = "fp32"
+) -> StageState:
     """The state of tensors of these shapes. Raises `WireError` for another number of bytes, and for NaN or infinity."""
-    due = 3 * 4 * sum(math.prod(shape) for shape in shapes.values())
+    due = sum(_due(math.prod(shape), form) for shape in shapes.values())
     if len(data) != due:
         raise WireError(f"a state of {len(data)} bytes came; {due} are due")
-    values = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
-    if not torch.isfinite(values).all():
-        raise WireError("a state with NaN or infinity came")
-    tables: tuple[dict[str, Tensor], ...] = ({}, {}, {})
     start = 0
+
+    def take(count: int, kind: str) -> Tensor:
+        nonlocal start
+        values = np.frombuffer(data, kind, count, start)
+        start += values.nbytes
+        if kind == "<f4" and not np.isfinite(values).all():
+            raise WireError("a state with NaN or infinity came")
+        return torch.from_numpy(values.astype(np.float32 if kind == "<f4" else np.uint8)).to(device)
+
+    def take_moment(shape: tuple[int, ...]) -> Moment:
+        elements = math.prod(shape)
+        if not moments.is_coded(elements, form):
+            return take(elements, "<f4").view(shape)
+        scales = take(-(-elements // moments.BLOCK), "<f4")
+        return Coded(take(elements, "u1"), scales)
+
+    parameters: dict[str, Tensor] = {}
+    first: dict[str, Moment] = {}
+    second: dict[str, Moment] = {}
     for name in sorted(shapes):
-        for table in tables:
-            size = math.prod(shapes[name])
-            table[name] = values[start : start + size].reshape(shapes[name]).to(device)
-            start += size
-    return StageState(*tables)
+        parameters[name] = take(math.prod(shapes[name]), "<f4").view(shapes[name])
+        first[name], second[name] = take_moment(shapes[name]), take_moment(shapes[name])
+    return StageState(parameters, first, second)
 
 
-def _sqrt(values: Tensor) -> Tensor:
-    """The correctly rounded fp32 square root. torch's own is not on every CPU (on AMD's, one in five is off by a bit).
-
-    A double that is off by one bit rounds right all the same: no square root of a 24-bit number lies so near the middle
-    of two others.
-    """
-    return torch.sqrt(values.double()).float()
+def _due(elements: int, form: Form) -> int:
+    coded = elements + 4 * -(-elements // moments.BLOCK)
+    return 4 * elements + 2 * (coded if moments.is_coded(elements, form) else 4 * elements)
 
 
 @torch.no_grad()
@@ -99,16 +125,33 @@ def adamw(
     beta2, rest2, correction2 = scalar(settings.beta2), scalar(1.0 - settings.beta2), scalar(update.bias_correction2)
     keep = scalar(1.0 - update.learning_rate * settings.weight_decay)
     parameters: dict[str, Tensor] = {}
-    first_moment: dict[str, Tensor] = {}
-    second_moment: dict[str, Tensor] = {}
+    first_moment: dict[str, Moment] = {}
+    second_moment: dict[str, Moment] = {}
     for name, parameter in state.parameters.items():
+        shape = tuple(parameter.shape)
         gradient = torch.mul(gradients[name], factor)
-        first = torch.add(torch.mul(state.first_moment[name], beta1), torch.mul(gradient, rest1))
-        second = torch.mul(torch.mul(gradient, gradient), rest2)
-        second = torch.add(torch.mul(state.second_moment[name], beta2), second)
-        spread = torch.add(_sqrt(torch.div(second, correction2)), eps)
-        step = torch.mul(torch.div(torch.div(first, correction1), spread), rate)
+        squares = torch.mul(gradient, gradient)
+        first = moments.first(state.first_moment[name], shape)
+        first = torch.add(torch.mul(first, beta1), torch.mul(gradient, rest1))
+        second = moments.second(state.second_moment[name], shape)
+        second = torch.add(torch.mul(second, beta2), torch.mul(squares, rest2))
+        spread = torch.add(moments.sqrt(torch.div(second, correction2)), eps)
+        slowed = rate
+        if settings.clip_updates:
+            slowed = torch.div(rate, scalar(_excess(squares, torch.div(second, correction2), eps)))
+        step = torch.mul(torch.div(torch.div(first, correction1), spread), slowed)
         decayed = torch.mul(parameter, keep) if parameter.ndim >= 2 else parameter
         parameters[name] = torch.sub(decayed, step)
-        first_moment[name], second_moment[name] = first, second
+        first_moment[name] = moments.keep_first(first, settings.state)
+        second_moment[name] = moments.keep_second(second, settings.state)
     return StageState(parameters, first_moment, second_moment)
+
+
+def _excess(squares: Tensor, second: Tensor, eps: Tensor) -> float:
+    """How many times too large an update is for its second moment, at least 1: the root mean square of g / sqrt(v).
+
+    StableAdamW's rule (Wortsman et al. 2023, arXiv 2304.13013): v that lags behind a gradient makes spikes.
+    """
+    ratios = torch.div(squares, torch.maximum(second, torch.mul(eps, eps)))
+    steps = torch.round(ratios.double().clamp(max=UPDATE_BOUND) * UPDATE_STEPS).to(torch.int64)
+    return math.sqrt(max(1.0, int(steps.sum()) / UPDATE_STEPS / max(1, steps.numel())))

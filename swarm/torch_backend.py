@@ -64,6 +64,7 @@ class TorchBackend:
         self._reduce = CodecSpec.parse(settings.codecs.reduce, settings.codecs.block)
         self._watch = Stopwatch()
         self._full = settings.train.mode == "full"
+        self._form = settings.optimizer.state
         self._base = self._take(base)
         self._shapes = trainable_shapes(manifest, stage)
         self._sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
@@ -109,10 +110,10 @@ class TorchBackend:
 
     def initial_state(self) -> StageState:
         if self._full:
-            return fresh_state(self._base)
+            return fresh_state(self._base, self._form)
         seed = self._manifest.settings.seed
         return fresh_state(
-            {name: lora_tensor(seed, name, size).to(self._device) for name, size in self._shapes.items()}
+            {name: lora_tensor(seed, name, size).to(self._device) for name, size in self._shapes.items()}, self._form
         )
 
     def forward(self, state: StageState, visit: StageInput, *, train: bool) -> ForwardResult:
@@ -212,7 +213,7 @@ class TorchBackend:
         return state_to_bytes(state)
 
     def load(self, data: bytes) -> StageState:
-        return state_from_bytes(data, self._shapes, self._device)
+        return state_from_bytes(data, self._shapes, self._device, self._form)
 
     def _inputs(self, visit: StageInput) -> Tensor:
         samples, length = visit.samples, self._manifest.settings.data.sequence_length

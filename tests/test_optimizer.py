@@ -4,16 +4,25 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from swarm_peer.errors import NonFiniteError
+from swarm_peer.errors import NonFiniteError, WireError
+from swarm_peer.swarm import moments
 from swarm_peer.swarm.arithmetic import RealArithmetic, learning_rate
 from swarm_peer.swarm.backend import Update
 from swarm_peer.swarm.manifest import Manifest, ModelSettings, OptimizerSettings, Settings, TrainSettings, freeze
 from swarm_peer.swarm.model.config import TINY
-from swarm_peer.swarm.optimizer import adamw, fresh_state, state_digest
+from swarm_peer.swarm.optimizer import (
+    StageState,
+    adamw,
+    fresh_state,
+    state_digest,
+    state_from_bytes,
+    state_to_bytes,
+)
 
 DIGESTS = """
 import torch
@@ -22,8 +31,9 @@ from swarm_peer.swarm.initial import uniform
 from swarm_peer.swarm.manifest import OptimizerSettings
 from swarm_peer.swarm.optimizer import adamw, fresh_state, state_digest
 torch.set_num_threads(1)
-state = fresh_state({"w": uniform(0, "w", (67, 93), -1, 1), "n": uniform(0, "n", (129,), -1, 1)})
-settings = OptimizerSettings(weight_decay=0.1)
+form = "FORM"
+state = fresh_state({"w": uniform(0, "w", (67, 93), -1, 1), "n": uniform(0, "n", (129,), -1, 1)}, form)
+settings = OptimizerSettings(weight_decay=0.1, state=form, clip_updates=form == "8bit")
 for step in range(5):
     gradients = {n: uniform(step, "g" + n, p.shape, -1, 1) for n, p in state.parameters.items()}
     update = Update(0.1 / 3, 1e-3, 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1))
@@ -84,21 +94,105 @@ def test_the_digest_covers_moments_shapes_and_names() -> None:
     assert len({state_digest(state) for state in [base, *others]}) == 5
 
 
-def run_at(capability: str) -> tuple[str, str]:
+# ---- 8-bit moments, clipped updates
+
+
+def trained(settings: OptimizerSettings, steps: int, scale: Any = 1.0) -> StageState:
+    """A state after some steps on seeded gradients of a matrix of 64 x 128, each row `scale` times as large."""
+    generator = torch.Generator().manual_seed(1)
+    state = fresh_state({"w": torch.zeros(64, 128), "n": torch.ones(129)}, settings.state)
+    for step in range(steps):
+        gradients = {n: torch.randn(p.shape, generator=generator) + 0.5 for n, p in state.parameters.items()}
+        gradients["w"] *= scale
+        state = adamw(state, gradients, Update(1.0, 1e-2, 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)), settings)
+    return state
+
+
+def test_8_bit_moments_follow_whole_ones() -> None:
+    """Also where gradients of one block differ by a factor of 10,000."""
+    scale = torch.logspace(-4, 0, 128)
+    whole, coded = (trained(OptimizerSettings(state=form), 50, scale).parameters["w"] for form in ("fp32", "8bit"))
+    error = (coded - whole).norm(dim=0) / whole.norm(dim=0)
+    assert error[scale > 0.1].max() < 0.07
+    assert error.max() < 0.5, "few levels are left so far down, but what they move does not explode"
+
+
+def test_8_bit_moments_are_small_and_small_tensors_stay_whole() -> None:
+    state = trained(OptimizerSettings(state="8bit"), 1)
+    for table in (state.first_moment, state.second_moment):
+        assert sum(piece.numel() * piece.element_size() for piece in moments.pieces(table["w"])) == 64 * 128 + 4 * 32
+        assert isinstance(table["n"], torch.Tensor)
+
+
+def test_a_positive_second_moment_stays_positive() -> None:
+    values = torch.zeros(8192)
+    values[::2] = torch.logspace(-44, 30, 4096, dtype=torch.float64).float()
+    values[::256] = 1e30
+    back = moments.second(moments.keep_second(values, "8bit"), (8192,))
+    assert torch.equal(back > 0, values > 0)
+    large = values > 1e-2 * 1e30
+    assert ((back - values).abs() / values)[large].max() < 0.15
+
+
+@pytest.mark.parametrize("form", ["fp32", "8bit"])
+def test_a_state_comes_back_from_its_bytes(form: Any) -> None:
+    state = trained(OptimizerSettings(state=form), 3)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.parameters.items()}
+    data = state_to_bytes(state)
+    assert state_digest(state_from_bytes(data, shapes, torch.device("cpu"), form)) == state_digest(state)
+    for wrong in (data[:-1], data + b"\0", b""):
+        with pytest.raises(WireError, match="are due"):
+            state_from_bytes(wrong, shapes, torch.device("cpu"), form)
+    poisoned = np.float32(np.nan).tobytes() + data[4:]
+    with pytest.raises(WireError, match="NaN"):
+        state_from_bytes(poisoned, shapes, torch.device("cpu"), form)
+    other = "8bit" if form == "fp32" else "fp32"
+    with pytest.raises(WireError, match="are due"):
+        state_from_bytes(data, shapes, torch.device("cpu"), other)
+
+
+def test_an_update_is_clipped_when_the_second_moment_lags_behind() -> None:
+    def steps(clip: bool) -> list[float]:
+        settings = OptimizerSettings(clip_updates=clip)
+        state, sizes = fresh_state({"w": torch.zeros(64, 64)}), []
+        for step in range(60):
+            gradient = torch.full((64, 64), 100.0 if step == 50 else 1.0)
+            after = adamw(
+                state, {"w": gradient}, Update(1.0, 1e-2, 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)), settings
+            )
+            sizes.append((after.parameters["w"] - state.parameters["w"]).abs().max().item())
+            state = after
+        return sizes
+
+    plain, clipped = steps(False), steps(True)
+    assert clipped[:50] == plain[:50], "equal gradients are no spike"
+    # g^2 is 10,000 and v, corrected, about 200: by the root of 50 too large an update.
+    assert clipped[50] < 0.3 * plain[50]
+
+
+def run_at(capability: str, form: str) -> tuple[str, str]:
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DIGESTS]
+    environment["SWARM_PEER_KERNELS"] = "torch" if capability == "default" else ""
+    command = [sys.executable, "-c", DIGESTS.replace("FORM", form)]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     name, digest = output.split()
     return name, digest
 
 
-def test_the_same_bits_at_every_cpu_capability() -> None:
-    plain, plain_digest = run_at("default")
-    wide, wide_digest = run_at("avx2")
+@pytest.mark.parametrize(
+    ("form", "digest"),
+    [
+        ("fp32", "97f63f088ae37e91fab2c584f345779842e9b3ab820471676951bc731c50b382"),
+        ("8bit", "91ae7e6868748c1ec377090cae2dd9165c11e2be502e2ac2a660f005e67b0981"),
+    ],
+)
+def test_the_same_bits_at_every_cpu_capability(form: str, digest: str) -> None:
+    plain, plain_digest = run_at("default", form)
+    wide, wide_digest = run_at("avx2", form)
     if plain == wide:
         pytest.skip(f"this machine has only one CPU capability ({plain})")
     assert plain_digest == wide_digest
-    assert plain_digest == "97f63f088ae37e91fab2c584f345779842e9b3ab820471676951bc731c50b382"
+    assert plain_digest == digest
 
 
 def test_every_operation_is_rounded_correctly() -> None:
