@@ -22,6 +22,9 @@ from ..kernels import engine
 THRESHOLD = 6.0
 """LLM.int8(): an input feature of which some value is as large goes in full precision."""
 
+GROUP = 1024
+"""Inputs that share a scale in `Int8Linear`."""
+
 TILE_ELEMENTS = 1 << 22
 """So many weights are decoded at a time: 16 MiB."""
 
@@ -200,7 +203,8 @@ class Nf4Linear(QuantizedLinear):
 
 
 class Int8Linear(QuantizedLinear):
-    """Buffers: `codes` int8 [out, in]; `scales` float32 [out], one a row."""
+    """Inputs go in groups of 1,024, each with a scale of its own for every row of weight and input. Buffers: `codes`
+    int8 [out, in]; `scales` float32 [out, groups]."""
 
     codes: Tensor
     scales: Tensor
@@ -217,21 +221,28 @@ class Int8Linear(QuantizedLinear):
         super().__init__(in_features, out_features, bias)
         self.threshold = threshold
         self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("scales", torch.zeros(out_features))
+        self.register_buffer("scales", torch.zeros(out_features, len(self.groups)))
         self.to(device)
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """First and last input of each."""
+        return [(at, min(at + GROUP, self.in_features)) for at in range(0, self.in_features, GROUP)]
 
     @classmethod
     def quantize(cls, weight: Tensor, *, threshold: float = THRESHOLD, bias: Tensor | None = None) -> "Int8Linear":
         """Of a floating-point weight [out, in], on its device."""
         outputs, inputs = weight.shape
         layer = cls(inputs, outputs, threshold=threshold, bias=bias, device=weight.device)
-        codes, scales = _rows_to_int8(weight.detach().to(torch.float32))
-        layer.codes.copy_(codes)
-        layer.scales.copy_(scales)
+        for group, (first, last) in enumerate(layer.groups):
+            codes, scales = _rows_to_int8(weight[:, first:last].detach().to(torch.float32))
+            layer.codes[:, first:last] = codes
+            layer.scales[:, group] = scales
         return layer
 
     def rows(self, first: int, last: int) -> Tensor:
-        return self.codes[first:last].float() * self.scales[first:last, None]
+        scales = self.scales[first:last].repeat_interleave(GROUP, dim=1)[:, : self.in_features]
+        return self.codes[first:last].float() * scales
 
     def multiply(self, inputs: Tensor) -> Tensor:
         outlying = (inputs.abs() >= self.threshold).any(dim=0).nonzero().view(-1)
@@ -239,11 +250,13 @@ class Int8Linear(QuantizedLinear):
         if len(outlying):
             usual = inputs.clone()
             usual[:, outlying] = 0.0
-        codes, scales = _rows_to_int8(usual)
-        products = torch._int_mm(codes, self.codes.T)
-        outputs = products.float() * scales[:, None] * self.scales
+        outputs = torch.zeros(len(inputs), self.out_features, device=inputs.device)
+        for group, (first, last) in enumerate(self.groups):
+            codes, scales = _rows_to_int8(usual[:, first:last])
+            products = torch._int_mm(codes, self.codes[:, first:last].T).float()
+            outputs.addcmul_(products.mul_(scales[:, None]), self.scales[:, group])
         if len(outlying):
-            apart = self.codes[:, outlying].float() * self.scales[:, None]
+            apart = self.codes[:, outlying].float() * self.scales[:, outlying // GROUP]
             outputs.addmm_(inputs[:, outlying], apart.T)
         return outputs
 
