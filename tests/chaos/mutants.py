@@ -32,7 +32,7 @@ from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member, Roster
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
-from swarm_peer.swarm.visits import Visit, VisitKey, VisitTable
+from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
 from tests.chaos.virtual import Chaos
 
@@ -271,6 +271,19 @@ async def without_hints(
 _call = Hop.call
 
 
+async def never_orphaned(
+    self: Hop, request: pb.Run, payload: bytes, *, order: Callable[[], Order | None], **options: Any
+) -> tuple[pb.Done, bytes]:
+    last = order()
+
+    def still() -> Order | None:
+        nonlocal last
+        last = order() or last
+        return last
+
+    return await _call(self, request, payload, order=still, **options)
+
+
 async def give_up(
     self: _Calling, attempt: Attempt, task: "asyncio.Task[tuple[Answer, bytes]]"
 ) -> tuple[pb.Done, bytes] | None:
@@ -420,6 +433,7 @@ MUTANTS: dict[str, Mutant] = {
     "no-hints": Mutant(
         "hints lead past a dead peer to what is done below it", ((Hop, "call", without_hints),), computed
     ),
+    "retry-orphaned": Mutant("an orphaned visit makes no retries", ((Hop, "call", never_orphaned),), most_open),
     "no-reconnecting": Mutant(
         "a caller whose stream broke asks the same callee first", ((Attempt, "run", ask_once),), computed
     ),
