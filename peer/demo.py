@@ -32,7 +32,9 @@ def run_demo(options: argparse.Namespace) -> int:
     folder = SharedFolder.temporary()
     swarm = LocalSwarm(options.model, folder)
     plan = KillPlan(kills, lambda peer: swarm.kill(swarm.child_of(peer)))
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     error, report = "", None
     try:
         swarm.start_coordinator(toml_of(options), "--give-up", str(GIVE_UP_SECONDS))
@@ -49,6 +51,8 @@ def run_demo(options: argparse.Namespace) -> int:
     finally:
         swarm.close()
         folder.leave()
+    if stop.came:
+        raise KeyboardInterrupt
     if options.report:
         options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     summary(report, settings)
@@ -57,5 +61,12 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class _Stop:
+    """Ends the demo at a signal, also if the interpreter was just where it can only print an exception and go on."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
