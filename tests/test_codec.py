@@ -289,35 +289,6 @@ def test_shapes_that_no_header_holds(name: Any, shape: tuple[int, ...]) -> None:
             encode(torch.empty(shape), spec)
 
 
-@pytest.mark.parametrize(
-    ("text", "block", "why"),
-    [
-        ("int3", 256, "unknown"),
-        ("", 256, "unknown"),
-        ("int8", 0, "block is 0"),
-        ("dynamic8", -64, "block is -64"),
-        ("int8", 1 << 30, "block is"),
-        ("nf4", 65, "even"),
-        ("int4+rotation", 96, "power of two"),
-        ("dynamic8+rotation", 256, "int8 and int4"),
-        ("nf4+stochastic", 64, "int8 and int4"),
-        ("fp16+entropy", 256, "quantized"),
-        ("int8+rows", 256, "options are"),
-        ("int8+columns+columns", 256, "each once"),
-    ],
-)
-def test_a_spec_that_makes_no_sense(text: str, block: int, why: str) -> None:
-    with pytest.raises(CodecError, match=why):
-        CodecSpec.parse(text, block)
-
-
-@pytest.mark.parametrize("text", EVERY)
-def test_a_spec_is_what_its_text_says(text: str) -> None:
-    spec = CodecSpec.parse(text, 64)
-    assert str(spec) == text
-    assert all(getattr(spec, option) for option in text.split("+")[1:])
-
-
 @pytest.mark.parametrize("sent", EVERY)
 @pytest.mark.parametrize("expected", EVERY)
 def test_the_receivers_codec_counts(sent: str, expected: str) -> None:

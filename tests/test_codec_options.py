@@ -11,7 +11,36 @@ from swarm_peer.compression import CodecSpec, ErrorFeedback, decode, encode
 from swarm_peer.compression.columns import SHARE
 from swarm_peer.errors import CodecError, NonFiniteError
 
-from tests.codec_messages import HEADER, normal, relative_error, round_trip, with_outliers, with_payload
+from tests.codec_messages import EVERY, HEADER, normal, relative_error, round_trip, with_outliers, with_payload
+
+
+@pytest.mark.parametrize(
+    ("text", "block", "why"),
+    [
+        ("int3", 256, "unknown"),
+        ("", 256, "unknown"),
+        ("int8", 0, "block is 0"),
+        ("dynamic8", -64, "block is -64"),
+        ("int8", 1 << 30, "block is"),
+        ("nf4", 65, "even"),
+        ("int4+rotation", 96, "power of two"),
+        ("dynamic8+rotation", 256, "int8 and int4"),
+        ("nf4+stochastic", 64, "int8 and int4"),
+        ("fp16+entropy", 256, "quantized"),
+        ("int8+rows", 256, "options are"),
+        ("int8+columns+columns", 256, "each once"),
+    ],
+)
+def test_a_spec_that_makes_no_sense(text: str, block: int, why: str) -> None:
+    with pytest.raises(CodecError, match=why):
+        CodecSpec.parse(text, block)
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_a_spec_is_what_its_text_says(text: str) -> None:
+    spec = CodecSpec.parse(text, 64)
+    assert str(spec) == text
+    assert all(getattr(spec, option) for option in text.split("+")[1:])
 
 
 def test_only_columns_that_stand_out_are_split_off() -> None:
