@@ -36,7 +36,8 @@ HEDGE_PAUSE_SECONDS = 0.25
 """How soon it is looked again whether a call is to be hedged, at the least."""
 
 DISTINCT_FAILURES = 2
-"""A visit that fails by its own numbers on this many replicas is not tried on a third."""
+"""A visit that fails by its own numbers on this many replicas is not tried on a third; where there is only one, it is
+tried so often."""
 
 FINAL = frozenset({"SUPERSEDED", "FENCED", "CLOSED"})
 NOT_HERE = frozenset({"NOT_READY", "WRONG_STAGE", "WRONG_RUN", "WRONG_EPOCH", "TRAINER_ALIVE"})
@@ -82,8 +83,8 @@ class Hop:
 
 @dataclass(eq=False)
 class _Calling:
-    """The attempts of one `Hop.call`. `tried`: peers asked since all were last busy; `unfit`: those whose answers the
-    visit itself may be to blame for."""
+    """The attempts of one `Hop.call`. `tried`: peers asked since all were last busy; `unfit`: those that answered with
+    what the visit itself may be to blame for, once for each time."""
 
     hop: Hop
     request: pb.Run
@@ -98,7 +99,7 @@ class _Calling:
         self.stage = self.request.first
         self.neighbours = self.hop.neighbours
         self.tried: dict[str, None] = dict.fromkeys(self.unusable)
-        self.unfit: dict[str, FailedError | RefusedError] = {}
+        self.unfit: list[str] = []
         self.running: dict[Attempt, asyncio.Task[tuple[Answer, bytes]]] = {}
         self._numbers = itertools.count(1)
         self._hedge_from = 0.0
@@ -240,12 +241,12 @@ class _Calling:
                 raise error
             return None
         if not isinstance(error, FailedError) or error.reason != "ORPHANED":
-            self.unfit[attempt.peer] = error
+            self.unfit.append(attempt.peer)
         if self.running:
             return None
         if isinstance(error, FailedError) and (error.stage != self.stage or error.reason in PASSED_UP):
             raise error
-        if len(self.unfit) >= min(DISTINCT_FAILURES, max(1, self.neighbours.usable(self.stage))):
+        if len(self.unfit) >= DISTINCT_FAILURES:
             if isinstance(error, FailedError):
                 raise error
             raise FailedError(self.stage, error.reason, str(error)) from error

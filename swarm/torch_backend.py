@@ -158,11 +158,14 @@ class TorchBackend:
             leaves.append(context.inputs)
         found = torch.autograd.grad([context.root], leaves, seeds)
         gradient = dict(zip(names, found, strict=False))
+        self._check_finite(gradient)
+        coded = None if context.inputs is None else self._encode(found[-1].float(), self._gradients)
+        return BackwardResult(coded, gradient)
+
+    def _check_finite(self, gradient: StageGradient) -> None:
         for name, tensor in gradient.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"stage {self._stage}: the gradient of {name} holds NaN or infinity")
-        coded = None if context.inputs is None else self._encode(found[-1].float(), self._gradients)
-        return BackwardResult(coded, gradient)
 
     def add(self, gradients: Sequence[StageGradient]) -> StageGradient:
         total = dict(gradients[0])

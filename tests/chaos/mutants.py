@@ -25,26 +25,32 @@ from swarm_peer.swarm.driving import Driver
 from swarm_peer.swarm.gradients import Frozen, GradientStore
 from swarm_peer.swarm.hop import Hop, _Calling
 from swarm_peer.swarm.host import StageHost
+from swarm_peer.swarm.keys import ProvenTerms
 from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
 from swarm_peer.swarm.presence import Presence
 from swarm_peer.swarm.reduction import AttemptKey, Reducer
 from swarm_peer.swarm.roster import Member, Roster
+from swarm_peer.swarm.torch_backend import TorchBackend
 from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
 from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
+from tests.chaos.schedules import Schedule, draw_schedule, draw_wrong_state
 from tests.chaos.virtual import Chaos
 
 
 @dataclass(frozen=True)
 class Mutant:
     """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement). `costs`: what
-    the rule saves, where the promises are kept without it, only dearer."""
+    the rule saves, where the promises are kept without it, only dearer. `on_torch`: the rule is the torch backend's, so
+    that schedules are run on the tiny model. `draw`: which schedules."""
 
     rule: str
     patches: tuple[tuple[type, str, Any], ...]
     costs: Callable[[Chaos], float] | None = None
+    on_torch: bool = False
+    draw: Callable[[int], Schedule] = draw_schedule
 
     @contextmanager
     def broken(self) -> Iterator[None]:
@@ -107,6 +113,17 @@ def run_again(self: StageHost, key: VisitKey, run: pb.Run) -> Visit | None:
 def answer_from_the_result(self: StageHost, key: VisitKey, run: pb.Run) -> Visit | None:
     visit = self.visits.get(key)
     return visit if visit is not None and visit.finished else _known(self, key, run)
+
+
+def known_in_any_order(self: StageHost, key: VisitKey, run: pb.Run) -> Visit | None:
+    visit = self.visits.get(key)
+    if visit is None or visit.attachment is None:
+        return _known(self, key, run)
+    order, visit.order = visit.order, ()
+    try:
+        return _known(self, key, run)
+    finally:
+        visit.order = order
 
 
 async def answer_what_is_gone(self: StageHost, key: VisitKey, run: pb.Run, payload: bytes) -> Visit | None:
@@ -253,6 +270,10 @@ def yes(*arguments: Any) -> bool:
 
 def no(*arguments: Any) -> bool:
     return False
+
+
+def nobody(*arguments: Any) -> list[Member]:
+    return []
 
 
 def ignore(*arguments: Any) -> None:
@@ -428,6 +449,21 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "forget-commits": Mutant(
         "a Commit that anyone holds is finished as it is, also by a new trainer", ((Crew, "heard", forget_commits),)
+    ),
+    "agree-anyhow": Mutant("the digests of one stage must agree", ((Closing, "_agree", yes),)),
+    "any-state": Mutant(
+        "a replica whose state differs from the others' fetches it anew",
+        ((Roster, "dissenters", nobody),),
+        draw=draw_wrong_state,
+    ),
+    "add-nan": Mutant(
+        "non-finite gradients are never added", ((TorchBackend, "_check_finite", ignore),), on_torch=True
+    ),
+    "follow-anyone": Mutant("a term is followed that proves itself", ((ProvenTerms, "check", ignore),)),
+    "any-order": Mutant(
+        "a call of lower order does not take a visit from one of higher order",
+        ((StageHost, "_known", known_in_any_order),),
+        computed,
     ),
     "no-local-retry": Mutant("a hop that fails is retried by its caller", ((_Calling, "_take", give_up),)),
     "no-hints": Mutant(

@@ -5,6 +5,7 @@ JSON; `virtual.py` carries them out on virtual time, `real.py` on real processes
 import json
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,9 +30,18 @@ KINDS = {
 kill: SIGKILL, started again after `seconds` under its identity. freeze: SIGSTOP for `seconds`. cut, one-way cut:
 between `target` and `other`. isolate: cut from everybody. stall: a link holds everything for `seconds`. slow: a device
 takes ten times as long. hang: visits do not end, heartbeats go on. thin: a link of a few kB/s. join: a peer starts
-late. (part: a peer and another replica of its stage cannot reach each other any more. corrupt, never drawn: the next
-update makes a wrong state.)
+late. (part: a peer and another replica of its stage cannot reach each other any more. corrupt: the next update makes a
+wrong state; `draw_wrong_state` alone draws it.)
 """
+
+WRONG_KINDS = ("flip", "nan", "forge", "repeat")
+"""What a seventh of the schedules have besides. flip: a member's copy of a reduction has a wrong bit. nan: a gradient
+is not finite. forge: a stranger claims to lead. repeat: a stranger sends the Runs again that a peer is busy with, for
+`seconds`."""
+
+WRONG = 0.15
+
+CORRUPT = "corrupt"
 
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
 """Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and a replica of
@@ -141,7 +151,16 @@ def draw_schedule(seed: int) -> Schedule:
         faults[:0] = _half_send_a_commit(draw, base)
     if draw.random() < LASTING:
         faults.append(_draw_lasting(draw, base))
+    faults.extend(_draw_wrong(base))
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
+
+
+def draw_wrong_state(seed: int) -> Schedule:
+    """One update goes wrong on one of three replicas. Until it is found, others compute with what it sends them: losses
+    are those of the reference no longer, but the states of a stage must be equal again, and nothing lost."""
+    draw = random.Random(f"wrong state {seed}")
+    fault = Fault(CORRUPT, draw.uniform(0.3, 2.0), 0.0, f"peer {draw.randrange(9)}")
+    return Schedule(seed, staleness=draw.randrange(2), replicas=3, standby=False, faults=(fault,))
 
 
 def _orphan_a_reduction(draw: random.Random, base: Schedule) -> list[Fault]:
@@ -165,6 +184,18 @@ def _half_send_a_commit(draw: random.Random, base: Schedule) -> list[Fault]:
 def _draw_lasting(draw: random.Random, base: Schedule) -> Fault:
     at = draw.uniform(0.3, 3.0) * (10 if base.latency[1] > 0.1 else 1)
     return Fault(draw.choice(("hang", "part")), at, math.inf, f"peer {draw.randrange(base.peers)}")
+
+
+def _draw_wrong(base: Schedule) -> Iterator[Fault]:
+    """Drawn apart: whoever has none keeps the schedule that its seed gave before there were any."""
+    draw = random.Random(f"wrong {base.seed}")
+    if draw.random() >= WRONG:
+        return
+    kind = draw.choice(WRONG_KINDS)
+    stage, step = draw.randrange(base.stages), draw.randrange(base.steps)
+    moment = Trigger("reduced" if kind == "flip" else "forward", stage, step, draw.randrange(base.replicas))
+    target = f"peer {draw.randrange(base.peers)}" if kind == "forge" else ""
+    yield Fault(kind, 0.0, draw.choice((0.5, 2.0)), target, trigger=moment)
 
 
 def _draw_fault(draw: random.Random, base: Schedule) -> Fault:

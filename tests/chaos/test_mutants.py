@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.__main__ import problem_of
 from tests.chaos.mutants import MUTANTS
-from tests.chaos.schedules import draw_schedule
+from tests.chaos.on_torch import problem_on_torch
 
 SEEDS = 400
 """How many schedules a mutant may survive."""
@@ -23,9 +23,10 @@ ROWS = {
 
 def is_noticed(name: str, seed: int) -> bool:
     """Whether a schedule breaks a promise without the rule, or costs more than with it."""
-    mutant, schedule = MUTANTS[name], draw_schedule(seed)
+    mutant = MUTANTS[name]
+    schedule = mutant.draw(seed)
     with mutant.broken():
-        problem, broken = problem_of(schedule)
+        problem, broken = (problem_on_torch if mutant.on_torch else problem_of)(schedule)
     if problem is not None or mutant.costs is None:
         return problem is not None
     problem, whole = problem_of(schedule)

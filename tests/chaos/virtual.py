@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from swarm_peer.errors import ConservationError
+from swarm_peer.errors import ConservationError, NonFiniteError
 from swarm_peer.simulations.conservation import Conservation
 from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.backend import Update
+from swarm_peer.swarm.backend import BackwardResult, Context, State, Update
 from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event, Stepped
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
@@ -28,7 +28,8 @@ from swarm_peer.swarm.keys import Identity, delegate
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
 
-from tests.chaos.schedules import STANDBY, TRAINER, Fault, Schedule
+from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient
+from tests.chaos.schedules import STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.exact import ORGANIZER, exact_manifest, exact_swarm
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
@@ -50,13 +51,19 @@ THIN_BYTES_PER_SECOND = 4000.0
 
 
 class WatchedBackend(ExactBackend):
-    """Keeps what each version was made of, by version; makes one wrong update when told to."""
+    """Keeps what each version was made of, by version; makes one wrong update or gradient when told to."""
 
-    corrupt_next = False
+    corrupt_next = wrong_next = False
 
     def __init__(self, seed: int, stage: int, stages: int) -> None:
         super().__init__(seed, stage, stages)
         self.made_of: dict[int, tuple[bytes, ...]] = {}
+
+    def backward(self, state: State, context: Context, output_gradient: bytes | None) -> BackwardResult:
+        if self.wrong_next:
+            self.wrong_next = False
+            raise NonFiniteError("the gradient of w holds NaN")
+        return super().backward(state, context, output_gradient)
 
     def apply(self, state: ExactState, reductions: Any, update: Update) -> ExactState:
         made = super().apply(state, reductions, update)
@@ -182,6 +189,9 @@ class Chaos:
                 entry[1] -= 1
                 if entry[1] < 0:
                     self._waiting.remove(entry)
+                    if fault.kind in WRONG_KINDS:  # at once: what is wrong is in what the moment leaves behind
+                        self._go_wrong(fault, fault.target or peer, moment)
+                        continue
                     swarm.later(fault.at, partial(self._carry_out, fault, fault.target or peer))
 
     def _check_update(self, peer: str, stage: int, version: int) -> None:
@@ -230,6 +240,25 @@ class Chaos:
         if self._carried_out(fault, name, trainer):
             self.done.append(fault)
             self._note("chaos", {"event": fault.kind, "peer": name, "other": fault.other, "seconds": fault.seconds})
+
+    def _go_wrong(self, fault: Fault, target: str, moment: Moment) -> None:
+        name = self._name(target)
+        if not self.swarm.is_led or name in self.swarm.killed or name in self._down or name not in self.swarm.peers:
+            return
+        if fault.kind == "flip":
+            # Nothing else may befall this stage meanwhile: a member that answers alone is believed.
+            done = not self._down and flip_reduction(self.swarm, name, moment)
+            if done:
+                self._quiet[moment.stage] = self.swarm.now + QUIET_SECONDS
+        elif fault.kind == "nan":
+            done = spoil_gradient(self.swarm, name)
+        elif fault.kind == "forge":
+            done = forge_term(self.swarm, name)
+        else:
+            done = repeat_runs(self.swarm, name, fault.seconds)
+        if done:
+            self.done.append(fault)
+            self._note("chaos", {"event": fault.kind, "peer": name, "seconds": fault.seconds})
 
     def _name(self, target: str) -> str:
         if target == TRAINER:
