@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     add_run_flags(demo)
     demo.add_argument("--kill", action="append", metavar="STAGE@STEP", help="SIGKILL a peer there (repeatable)")
     demo.add_argument("--report", type=Path, help="write the report here, JSON")
+    demo.add_argument("--export", type=Path, metavar="DIR", help="write what was trained here: a PEFT adapter")
+    demo.add_argument("--merge", action="store_true", help="with --export: the whole model with the adapters in it")
 
     join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")
     join.add_argument("--model", required=True, help="the model to host: a fetched name, a folder, or tiny")

@@ -8,7 +8,8 @@ import argparse
 import json
 import signal
 
-from ..errors import StoppedError, UnreachableError
+from ..errors import StoppedError, StorageError, UnreachableError
+from ..swarm.export import check_target
 from ..swarm.process import SharedFolder
 from ..swarm.sources import model_path, text_path
 from .kills import KillPlan, parse_kills
@@ -29,15 +30,19 @@ def run_demo(options: argparse.Namespace) -> int:
     model_path(options.model)
     for name in (*settings.data.texts, *settings.data.heldout):
         text_path(name)
+    if options.export:
+        check_target(options.export)
     folder = SharedFolder.temporary()
     swarm = LocalSwarm(options.model, folder)
     plan = KillPlan(kills, lambda peer: swarm.kill(swarm.child_of(peer)))
     stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    error, report = "", None
+    error, report, export_error = "", None, ""
     try:
-        swarm.start_coordinator(toml_of(options), "--give-up", str(GIVE_UP_SECONDS))
+        flags = ["--export", str(options.export.absolute())] if options.export else []
+        flags += ["--merge"] if options.merge else []
+        swarm.start_coordinator(toml_of(options), "--give-up", str(GIVE_UP_SECONDS), *flags)
         with Progress(settings, options.replicas) as progress:
             for event in swarm.events(progress.tick):
                 plan.see(event)
@@ -46,6 +51,8 @@ def run_demo(options: argparse.Namespace) -> int:
                     swarm.start_peers(options.stages * options.replicas, event["run_id"], event["addresses"])
                 elif event["event"] == "ended":
                     error, report = event["error"], plan.complete(event["report"])
+                elif event["event"] == "exported":
+                    export_error = event["error"]
         if report is None:
             raise UnreachableError(f"the coordinator ended without a report:\n{swarm.last_words()}")
     finally:
@@ -58,6 +65,8 @@ def run_demo(options: argparse.Namespace) -> int:
     summary(report, settings)
     if error:
         raise StoppedError(error)
+    if export_error:
+        raise StorageError(f"nothing was exported: {export_error}")
     return 0
 
 

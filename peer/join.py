@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
 from ..swarm.compute import ThreadDevice
 from ..swarm.keys import Identity, state_folder
-from ..swarm.local_runs import local_runs
+from ..swarm.local_runs import meet
 from ..swarm.manifest import Manifest
 from ..swarm.model.weights import stage_base, weights_digest
 from ..swarm.peer import Parts, Peer
@@ -20,22 +20,6 @@ from ..swarm.process import SharedFolder, network_node
 from ..swarm.sources import model_path
 from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
-
-
-def find_run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
-    """(run id, addresses): those given, else of a run of the model on this machine. Raises `UsageError`."""
-    if options.initial_peers and options.run:
-        return options.run, tuple(options.initial_peers)
-    runs = [run for run in local_runs(options.model) if options.run in (None, run.run_id)]
-    if options.initial_peers or not runs:
-        raise UsageError(
-            f"no run of {options.model!r} leads from this machine: pass --run and --initial-peers, "
-            "which `swarm-coordinator start` prints as one command"
-            if not options.initial_peers
-            else "--initial-peers needs --run: `swarm-coordinator start` prints both as one command"
-        )
-    tell(f"found run {runs[0].run_id[:12]} of {runs[0].model} on this machine")
-    return runs[0].run_id, runs[0].addresses
 
 
 def torch_parts(model: str, device: str) -> Parts:
@@ -60,18 +44,20 @@ def default_device() -> str:
 
 async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None]) -> str:
     """Serves a stage until the run ends; the trainer's last word. Raises what `Peer.run` does."""
-    run_id, addresses = find_run(options, tell)
+    run = meet(options.run, options.initial_peers or (), options.model)
+    if not options.initial_peers:
+        tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
     torch.set_num_threads(options.threads or max(1, os.cpu_count() or 1))
     identity = Identity.load_or_create(options.identity or state_folder() / "peer.key")
     device = ThreadDevice()
     where = folder.path / identity.peer_id[-8:]
     spill = DiskSpill(options.spill or where)
     try:
-        node = network_node(identity, where, options.listen, addresses, options.announce)
+        node = network_node(identity, where, options.listen, run.addresses, options.announce)
         async with node as (transport, directory):
             tell(f"peer {identity.peer_id} connected")
             parts = torch_parts(options.model, options.device or default_device())
-            return await Peer(transport, directory, device, parts, spill, tell=tell).run(run_id, options.stage)
+            return await Peer(transport, directory, device, parts, spill, tell=tell).run(run.run_id, options.stage)
     finally:
         device.close()
         spill.close()

@@ -115,8 +115,10 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
             for part in (layer.self_attn, layer.mlp):
                 for name, linear in list(part.named_children()):
                     if isinstance(linear, nn.Linear):
-                        base = _based(linear, settings.model.base)
-                        setattr(part, name, _LoraLinear(base, settings.train.lora_rank, settings.train.lora_alpha))
+                        based = _based(linear, settings.model.base)
+                        adapted = name in settings.train.lora_targets
+                        rank, alpha = settings.train.lora_rank, settings.train.lora_alpha
+                        setattr(part, name, _LoraLinear(based, rank, alpha) if adapted else based)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

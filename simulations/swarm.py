@@ -7,7 +7,7 @@ sees every `Moment` of every peer and decides.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class SimulatedSwarm:
     watch: Watcher = field(default=lambda swarm, peer, moment: None)
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = 60.0
+    keep: Callable[[Trainer], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
         self.network = MemoryNetwork(self.seed, self.latency)
@@ -101,6 +102,7 @@ class SimulatedSwarm:
             samples=self.samples,
             emit=self.emit,
             give_up=self.give_up,
+            keep=self.keep,
             highest=self._terms.get(identity.peer_id, 0),
             remember=lambda term: self._terms.update({identity.peer_id: term}),
         )

@@ -29,22 +29,24 @@ class Snapshot:
 
 
 async def fetch_snapshot(
-    pool: Pool, donors: Sequence[pb.Member], run_id: str, stage: int, max_payload: int
+    pool: Pool, donors: Sequence[pb.Member], run_id: str, stage: int, max_payload: int, version: int | None = None
 ) -> Snapshot:
-    """The oldest version that one of `donors` keeps; they are asked in turn. Raises `UnreachableError`."""
+    """The oldest version that one of `donors` keeps, or this one; they are asked in turn. Raises `UnreachableError`."""
     problems: list[str] = []
     for donor in donors:
         pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
         try:
-            return await _from_one(pool, donor.peer, run_id, stage, max_payload)
+            return await _from_one(pool, donor.peer, run_id, stage, max_payload, version)
         except (UnreachableError, RefusedError, WireError) as error:
             problems.append(str(error))
     raise UnreachableError(f"nobody gives the state of stage {stage}: {'; '.join(problems) or 'no replica is ready'}")
 
 
-async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload: int) -> Snapshot:
-    question = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage)
+async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload: int, version: int | None) -> Snapshot:
+    question = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage, version=version)
     first, data = await fetch(pool, donor, question, max_payload)
+    if version not in (None, first.version):
+        raise WireError(f"{donor} was asked for version {version} and gave {first.version}")
     if not 1 <= first.parts <= MAX_STATE_PARTS:
         raise WireError(f"{donor} offers a state in {first.parts} parts; 1 to {MAX_STATE_PARTS} are allowed")
     parts = [data]

@@ -22,6 +22,7 @@ from .dht_directory import DHTDirectory
 from .directory import TRAINER_STAGE
 from .driving import Samples
 from .events import Event
+from .exporting import Export
 from .first_contact import ask_for_manifest
 from .freezing import prepare, take_up
 from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest
@@ -71,15 +72,25 @@ class Over(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Exported(Event):
+    """What the run has trained is in `folder`; with an `error` it is not, and the run is over all the same."""
+
+    kind: ClassVar[str] = "exported"
+    folder: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
-    listens on. `emit` takes events; `give_up` is the trainer's."""
+    listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end."""
 
     folder: SharedFolder
     listen: Sequence[str]
     emit: Callable[[Event], None]
     announce: Sequence[str] = ()
     give_up: float | None = None
+    export: Export | None = None
 
     @asynccontextmanager
     async def network(
@@ -184,6 +195,8 @@ class _Part:
             emit=node.emit,
             give_up=node.give_up,
         )
+        if node.export is not None:
+            succession.keep = node.export.keep
         if state is not None:
             state.keep_manifest(self.signed)
             state.keep_delegation(self.delegation)
@@ -206,6 +219,9 @@ class _Part:
             node.emit(Over())
             return succession.known_report()
         node.emit(Ended("", report))
+        if node.export is not None:
+            await asyncio.to_thread(node.export.finish, self.manifest)
+            node.emit(Exported(str(node.export.folder), node.export.problem))
         return report
 
     def _listening(self, run: LocalRun) -> Listening:

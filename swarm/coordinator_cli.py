@@ -1,30 +1,42 @@
-"""`swarm-coordinator`: lead a run, or stand by in one. Exit codes: 0 finished, 1 an error that the message names, 2 a
-wrong command line, 3 the run stopped and cannot go on, 130 interrupted."""
+"""`swarm-coordinator`: lead a run, or stand by in one; take what one has trained, or measure it.
+
+Exit codes: 0 finished, 1 an error that the message names, 2 a wrong command line, 3 the run stopped and cannot go on,
+130 interrupted.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import StoppedError, SwarmError
+from ..errors import StoppedError, StorageError, SwarmError, UsageError
 from .events import Event
 from .keys import Identity, state_folder
 from .manifest import load_settings
 
-EXIT_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 3, 130
+if TYPE_CHECKING:
+    from .exporting import Export
+
+EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.standby and (options.manifest or not options.run or not options.initial_peers):
-        parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
-    if not options.standby and (not options.manifest or options.run or options.initial_peers):
-        parser.error("start takes a manifest, or --standby with --run and --initial-peers")
+    if options.command == "start":
+        if options.standby and (options.manifest or not options.run or not options.initial_peers):
+            parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
+        if not options.standby and (not options.manifest or options.run or options.initial_peers):
+            parser.error("start takes a manifest, or --standby with --run and --initial-peers")
+    commands = {"start": _start, "export": _export}
     try:
-        return _start(options)
+        return commands[options.command](options)
+    except UsageError as error:
+        print(f"swarm-coordinator: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except StoppedError as error:
         print(f"swarm-coordinator: {error}", file=sys.stderr)
         return EXIT_STOPPED
@@ -50,12 +62,31 @@ def _parser() -> argparse.ArgumentParser:
         help="addresses to tell others, such as a forwarded port's (default: those listened on)",
     )
     start.add_argument("--report", type=Path, help="write the report here, JSON, if this coordinator leads at the end")
+    start.add_argument("--export", type=Path, metavar="DIR", help="write what was trained here when the run is over")
+    _add_merge(start)
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
     start.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     start.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
+
+    export = commands.add_parser("export", help="write what a run that goes on has trained so far")
+    export.add_argument(
+        "export", type=Path, metavar="DIR", help="a new folder: a PEFT adapter, or with --merge a model"
+    )
+    _add_merge(export)
+    _add_meeting(export)
     return parser
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--merge", action="store_true", help="the whole model with the adapters in it")
+    parser.add_argument("--merge-dtype", choices=("bf16", "fp32"), default="bf16", help="its numbers (default: bf16)")
+
+
+def _add_meeting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", help="run id (default: a run on this machine)")
+    parser.add_argument("--initial-peers", nargs="+", default=[], metavar="MULTIADDR", help="addresses in the run")
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -71,9 +102,10 @@ def _start(options: argparse.Namespace) -> int:
         if text is not None:
             print(text, flush=True)
 
+    export = _export_of(options) if options.export else None
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()
     try:
-        node = Node(folder, options.listen, emit, options.announce, options.give_up)
+        node = Node(folder, options.listen, emit, options.announce, options.give_up, export)
         if settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
         else:
@@ -87,6 +119,48 @@ def _start(options: argparse.Namespace) -> int:
         folder.leave()
     if options.report and report is not None:
         options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if export is not None and export.problem:
+        raise StorageError(f"nothing was exported: {export.problem}")
+    return 0
+
+
+def _export_of(options: argparse.Namespace) -> "Export":
+    from .exporting import Export
+
+    export = Export(options.export, options.merge, options.merge_dtype)
+    export.check()
+    return export
+
+
+def _export(options: argparse.Namespace) -> int:
+    export = _export_of(options)
+    from .exporting import export_from_run
+    from .guest import Guest
+
+    async def work(guest: Guest) -> None:
+        await export_from_run(export, guest.manifest, guest.transport, guest.directory, _say)
+
+    code = _as_guest(options, work)
+    if code == 0:
+        _say(f"written: {options.export}")
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _as_guest(options: argparse.Namespace, work: Callable[[Any], Awaitable[None]]) -> int:
+    """Does something in a run without being a member of it."""
+    from .guest import meet_as_guest
+    from .local_runs import meet
+    from .process import Interrupted, run_process
+
+    run = meet(options.run, options.initial_peers)
+    try:
+        run_process(meet_as_guest(run, work))
+    except Interrupted:
+        return EXIT_INTERRUPTED
     return 0
 
 

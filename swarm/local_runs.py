@@ -1,15 +1,17 @@
 """The runs that coordinators on this machine lead: one small file each, so that `join` finds them without an address.
 
-A file whose process is gone is removed by whoever sees it. Errors: none; what cannot be read is not there.
+A file whose process is gone is removed by whoever sees it; what cannot be read is not there. Errors: `UsageError` if
+the flags of a command line mean no run.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import UsageError
 from .keys import state_folder
 
 
@@ -57,6 +59,22 @@ def local_runs(model: str) -> list[LocalRun]:
         elif not model or Path(run.model).name == Path(model).name:
             found.append((age, run))
     return [run for _, run in sorted(found, key=lambda entry: -entry[0])]
+
+
+def meet(run_id: str | None, initial_peers: Sequence[str], model: str = "") -> LocalRun:
+    """The run that these flags of a command line mean; without addresses one on this machine, of the model if one is
+    named. Raises `UsageError`."""
+    if initial_peers and run_id:
+        return LocalRun(run_id, model, tuple(initial_peers), 0)
+    if initial_peers:
+        raise UsageError("--initial-peers needs --run: `swarm-coordinator start` prints both as one command")
+    found = [run for run in local_runs(model) if run_id in (None, run.run_id)]
+    if not found:
+        raise UsageError(
+            f"no run{f' of {model!r}' if model else ''} leads from this machine: pass --run and --initial-peers, "
+            "which `swarm-coordinator start` prints as one command"
+        )
+    return found[0]
 
 
 def _is_alive(pid: int) -> bool:

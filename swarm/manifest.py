@@ -11,7 +11,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -65,15 +65,27 @@ class ModelSettings(_Frozen):
     base: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
 
 
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEARS: tuple[Linear, ...] = get_args(Linear)
+
+
 class TrainSettings(_Frozen):
-    """What is trained: LoRA adapters on every linear layer of a frozen base, or everything."""
+    """What is trained: LoRA adapters on the linear layers of a frozen base named by `lora_targets`, or everything."""
 
     mode: Literal["lora", "full"] = "lora"
     lora_rank: Positive = 8
     lora_alpha: Rate = 16.0
+    lora_targets: Annotated[tuple[Linear, ...], Field(min_length=1)] = LINEARS
     steps: Positive = 20
     batch: Positive = 8
     microbatch: Positive = 1
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _each_target_once(cls, targets: tuple[Linear, ...]) -> tuple[Linear, ...]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"{', '.join(targets)}: names each linear layer once")
+        return targets
 
     @model_validator(mode="after")
     def _microbatch_fits(self) -> Self:

@@ -1,6 +1,6 @@
 """Events as lines for people: what a coordinator prints when nobody reads its JSON."""
 
-from .coordinator import Ended, Listening, Over
+from .coordinator import Ended, Exported, Listening, Over
 from .events import Evaluated, Event, Joined, Lost, Ready, Rerouted, Stepped, Waiting
 from .succession import Follows, Leads
 
@@ -33,6 +33,8 @@ def line_of(event: Event) -> str | None:
             return f"microbatch {event.index} of step {event.step} is done without {event.peer[-8:]}"
         case Waiting():
             return f"waiting for stage {event.stage}: it has no replica"
+        case Exported():
+            return f"nothing was exported: {event.error}" if event.error else f"exported to {event.folder}"
         case Ended():
             ledger = event.report["ledger"]
             counts = f"lost {ledger['lost']}, duplicated {ledger['duplicated']}"

@@ -8,7 +8,7 @@ Errors: what `Trainer.run` raises, but `FencedError` where a standby is configur
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -65,6 +65,7 @@ class Succession:
     samples: Samples
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
+    keep: Callable[[Trainer], Awaitable[None]] | None = None
     highest: int = 0
     """The highest term that this identity has known before: a term is led by one process only."""
 
@@ -129,6 +130,7 @@ class Succession:
             samples=self.samples,
             emit=self.emit,
             give_up=self.give_up,
+            keep=self.keep,
             known=[self._past[step] for step in sorted(self._past)],
         )
 

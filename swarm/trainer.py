@@ -14,7 +14,7 @@ Errors: `StoppedError` when the run cannot go on, `FencedError` when another tra
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -70,6 +70,8 @@ class Trainer:
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
     known: Sequence[pb.Past] = ()
+    keep: Callable[["Trainer"], Awaitable[None]] | None = None
+    """Called when the last step is closed, while all replicas are there."""
 
     def __post_init__(self) -> None:
         manifest = self.manifest
@@ -191,6 +193,8 @@ class Trainer:
                 self._drive(number, index)
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
         self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
+        if self.keep is not None:
+            await self.keep(self)
         await self.admission.conclude()
 
     def recall(self) -> dict[str, object] | None:

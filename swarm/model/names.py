@@ -1,11 +1,13 @@
 """Which tensors make up a stage: their names (Hugging Face's layout) and shapes, from the manifest alone.
 
 Stage 0 holds the embedding, the last stage the norm and the head. With tied embeddings the head is
-`model.embed_tokens.weight`, which the last stage then holds as well, under the same name. LoRA factors hang off every
-linear layer of every block: `<linear>.lora_A` [rank, in] and `<linear>.lora_B` [out, rank].
+`model.embed_tokens.weight`, which the last stage then holds as well, under the same name. LoRA factors hang off the
+linear layers of every block: `<linear>.lora_A` [rank, in] and `<linear>.lora_B` [out, rank].
 """
 
-from ..manifest import LlamaShape, Manifest
+from collections.abc import Collection
+
+from ..manifest import LINEARS, LlamaShape, Manifest
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,11 +54,13 @@ def base_shapes(shape: LlamaShape, layers: range, *, is_first: bool, is_last: bo
     return shapes
 
 
-def lora_shapes(shape: LlamaShape, layers: range, rank: int) -> Shapes:
-    """The LoRA factors of a stage of these layers: name -> shape."""
+def lora_shapes(shape: LlamaShape, layers: range, rank: int, targets: Collection[str] = LINEARS) -> Shapes:
+    """The LoRA factors of a stage of these layers, on the linear layers called `targets`: name -> shape."""
     shapes: Shapes = {}
     for layer in layers:
         for name, (rows, columns) in block_linears(shape, layer).items():
+            if name.rpartition(".")[2] not in targets:
+                continue
             shapes[f"{name}.lora_A"] = (rank, columns)
             shapes[f"{name}.lora_B"] = (rows, rank)
     return shapes
@@ -72,4 +76,5 @@ def trainable_shapes(manifest: Manifest, stage: int) -> Shapes:
     """The tensors that a stage trains: its LoRA factors, or in full training everything it holds."""
     if manifest.settings.train.mode == "full":
         return stage_base_shapes(manifest, stage)
-    return lora_shapes(manifest.shape, manifest.layers(stage), manifest.settings.train.lora_rank)
+    train = manifest.settings.train
+    return lora_shapes(manifest.shape, manifest.layers(stage), train.lora_rank, train.lora_targets)

@@ -1,0 +1,220 @@
+"""What a run has trained, as files that `peft` and `transformers` load.
+
+`export_adapter` writes a PEFT LoRA adapter; `export_model` a whole checkpoint in Hugging Face's layout, tensor by
+tensor, with adapters merged into the base that they were trained on (decoded from nf4 or int8). Both are written beside
+their place and renamed: a folder that is there is whole.
+
+Errors: `UsageError` if the folder holds something already or is asked for what the run does not have, `StorageError`
+if it cannot be written.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..compression.linear import quantized
+from ..errors import StorageError, UsageError
+from .collecting import Collected
+from .manifest import LlamaShape, Manifest
+from .model.names import block_linears
+
+SHARD_BYTES = 4 << 30
+"""Files of a checkpoint are about this large at most, but for a single larger tensor."""
+
+MergedType = Literal["bf16", "fp32"]
+_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def export_adapter(
+    folder: Path, manifest: Manifest, collected: Collected, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `adapter_model.safetensors` (fp32), `adapter_config.json` and a README. `notes`: more for the README."""
+    train = manifest.settings.train
+    if train.mode != "lora":
+        raise UsageError("this run trains the whole model: export it with --merge, as a checkpoint")
+    tensors = {}
+    for stage in range(manifest.stages):
+        for name, tensor in collected.states[stage].parameters.items():
+            layer, factor = name.rsplit(".", 1)
+            tensors[f"base_model.model.{layer}.{factor}.weight"] = tensor.detach().cpu().contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": manifest.settings.model.name,
+        "r": train.lora_rank,
+        "lora_alpha": train.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(train.lora_targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with _new_folder(folder) as made:
+        save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
+        _write_json(made / "adapter_config.json", config)
+        _write_card(made, "peft", manifest, collected, notes or {})
+
+
+def export_model(
+    folder: Path,
+    manifest: Manifest,
+    collected: Collected,
+    base: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: MergedType = "bf16",
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the whole model: `base` gives its tensors one by one, in any order (none where everything was trained)."""
+    with _new_folder(folder) as made:
+        writer = _Shards(made)
+        for name, tensor in _merged(manifest, collected, base):
+            writer.add(name, tensor.to(_TYPES[dtype]).contiguous())
+        writer.finish()
+        _write_json(made / "config.json", model_config(manifest.shape, dtype))
+        _write_card(made, "transformers", manifest, collected, notes or {})
+
+
+def _merged(
+    manifest: Manifest, collected: Collected, base: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    settings = manifest.settings
+    trained = {name: tensor for state in collected.states.values() for name, tensor in state.parameters.items()}
+    if settings.train.mode == "full":
+        yield from trained.items()
+        return
+    shape = manifest.shape
+    linears = {name for layer in range(shape.num_hidden_layers) for name in block_linears(shape, layer)}
+    scale = settings.train.lora_alpha / settings.train.lora_rank
+    for name, tensor in base:
+        layer = name.removesuffix(".weight")
+        wide = tensor.float()
+        if layer in linears:
+            wide = as_held(wide, settings.model.base)
+            down, up = trained.get(f"{layer}.lora_A"), trained.get(f"{layer}.lora_B")
+            if down is not None and up is not None:
+                wide = wide + scale * (up @ down)
+        yield name, wide
+
+
+def as_held(weight: Tensor, base: str) -> Tensor:
+    """What a stage computes with that holds this weight in a base format, fp32."""
+    if base in ("nf4", "int8"):
+        return quantized(base, weight).weight()
+    return weight.to(torch.bfloat16).float() if base == "bf16" else weight.float()
+
+
+def model_config(shape: LlamaShape, dtype: MergedType) -> dict[str, Any]:
+    """The config.json of a Llama of this shape."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_cache": True,
+        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
+        **shape.model_dump(),
+    }
+
+
+class _Shards:
+    """Writes tensors into numbered files as they come, and then the index."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: list[dict[str, int]] = []
+        self._open: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self._open and self._bytes + size > SHARD_BYTES:
+            self._write()
+        self._open[name] = tensor
+        self._bytes += size
+
+    def _write(self) -> None:
+        save_file(self._open, self._folder / f"part-{len(self._files)}", metadata={"format": "pt"})
+        self._files.append({name: tensor.numel() * tensor.element_size() for name, tensor in self._open.items()})
+        self._open, self._bytes = {}, 0
+
+    def finish(self) -> None:
+        """Names the files as Hugging Face does, which takes their number."""
+        self._write()
+        count = len(self._files)
+        if count == 1:
+            (self._folder / "part-0").rename(self._folder / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self._files):
+            file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            (self._folder / f"part-{number}").rename(self._folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        total = sum(size for names in self._files for size in names.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(self._folder / "model.safetensors.index.json", index)
+
+
+def check_target(target: Path) -> None:
+    """Raises `UsageError` unless a new folder can have this name."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already and not empty: name another folder, or move it away")
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that gets its name when the block has ended well, and is gone otherwise."""
+    check_target(target)
+    made: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        yield made
+        if target.exists():
+            target.rmdir()
+        made.chmod(0o755)
+        for path in made.iterdir():
+            path.chmod(0o644)
+        os.replace(made, target)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_card(folder: Path, library: str, manifest: Manifest, collected: Collected, notes: Mapping[str, Any]) -> None:
+    settings = manifest.settings
+    rows = {
+        "base model": settings.model.name,
+        "run": manifest.run_id,
+        "version": f"{collected.version} of {settings.train.steps}",
+        "base held in": settings.model.base if settings.model.base != "auto" else settings.model.compute_dtype,
+        "wire codecs": f"{settings.codecs.activations} down, {settings.codecs.gradients} back",
+        "texts": ", ".join(Path(name).name for name in settings.data.texts),
+        **notes,
+    }
+    lines = [
+        "---",
+        f"library_name: {library}",
+        "---",
+        "",
+        f"# Trained with swarm-peer on {Path(settings.model.name).name}",
+        "",
+        *(f"- {name}: {value}" for name, value in rows.items()),
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

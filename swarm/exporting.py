@@ -1,0 +1,93 @@
+"""`--export`: a run's result, taken from the replicas while they are all there, and written when the run is over.
+
+And `export_from_run`, for a run that goes on. Errors: those of `collecting.py` and `export.py`.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import SwarmError
+from .collecting import Collected, collect_as_trainer, collect_from_run
+from .directory import Directory
+from .exchange import Meter, Pool
+from .export import MergedType, check_target, export_adapter, export_model
+from .manifest import Manifest
+from .model.weights import stage_base
+from .sources import model_path
+from .trainer import Trainer
+from .transport import Transport
+
+
+@dataclass
+class Export:
+    """What is to be written: an adapter, or with `merge` the whole model in `dtype`."""
+
+    folder: Path
+    merge: bool = False
+    dtype: MergedType = "bf16"
+    collected: Collected | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """Why there is nothing to write, or it was not written: the run ends well all the same."""
+
+    def check(self) -> None:
+        """Raises `UsageError` if there is something in its place: better at the start of a run than at its end."""
+        check_target(self.folder)
+
+    async def keep(self, trainer: Trainer) -> None:
+        """Takes the last version from the replicas of a run."""
+        manifest = trainer.manifest
+        steps = manifest.settings.train.steps
+        try:
+            self.collected = await collect_as_trainer(manifest, trainer.roster, trainer.pool, steps)
+        except SwarmError as error:
+            self.problem = str(error)
+        before, after = trainer.heldout["before"], trainer.heldout["after"]
+        if before is not None and after is not None:
+            self.notes["held-out loss"] = f"{before:.4f} -> {after:.4f} nats a token"
+
+    def finish(self, manifest: Manifest) -> None:
+        """Writes what `keep` has taken, or says in `problem` why not. Blocks."""
+        try:
+            if self.collected is not None:
+                self.write(manifest)
+        except SwarmError as error:
+            self.problem = str(error)
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes what was taken. Blocks."""
+        assert self.collected is not None
+        if self.merge or manifest.settings.train.mode == "full":
+            base = _base(manifest) if manifest.settings.train.mode == "lora" else iter(())
+            export_model(self.folder, manifest, self.collected, base, dtype=self.dtype, notes=self.notes)
+        else:
+            export_adapter(self.folder, manifest, self.collected, self.notes)
+
+
+def _base(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of all stages, each once: tied embeddings are the first stage's and the last one's."""
+    given: set[str] = set()
+    for stage in range(manifest.stages):
+        for name, tensor in stage_base(manifest, stage, model_path(manifest.settings.model.name)):
+            if name not in given:
+                given.add(name)
+                yield name, tensor
+
+
+async def export_from_run(
+    export: Export, manifest: Manifest, transport: Transport, directory: Directory, tell: Callable[[str], None]
+) -> None:
+    """Writes the newest version that every stage of a run has."""
+    export.check()
+    pool = Pool(transport, Meter(), silence=manifest.settings.pipeline.silence)
+    try:
+        export.collected = await collect_from_run(manifest, directory, pool)
+    finally:
+        pool.close()
+    tell(f"got version {export.collected.version} of {manifest.settings.train.steps}")
+    await asyncio.to_thread(export.write, manifest)
