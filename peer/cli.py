@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--model", required=True, help="the model to host: a fetched name, a folder, or tiny")
     join.add_argument("--run", help="run id")
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
-    join.add_argument("--stage", type=int, help="the stage to host (default: where peers are fewest)")
+    join.add_argument("--stage", type=int, help="the first stage to host (default: where peers are fewest)")
+    join.add_argument("--stages", type=int, default=1, metavar="N", help="how many stages to host (default: 1)")
     join.add_argument("--listen", nargs="+", default=["/ip4/0.0.0.0/tcp/0"], metavar="MULTIADDR")
     join.add_argument(
         "--announce",

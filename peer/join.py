@@ -20,6 +20,7 @@ from ..swarm.process import SharedFolder, network_node
 from ..swarm.sources import model_path
 from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
+from .span import Place, host_stages, nth_address
 
 
 def torch_parts(model: str, device: str) -> Parts:
@@ -43,24 +44,39 @@ def default_device() -> str:
 
 
 async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None]) -> str:
-    """Serves a stage until the run ends; the trainer's last word. Raises what `Peer.run` does."""
+    """Serves stages until the run ends; the trainer's last word. Raises what `Peer.run` does."""
     run = meet(options.run, options.initial_peers or (), options.model)
     if not options.initial_peers:
         tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
     torch.set_num_threads(options.threads or max(1, os.cpu_count() or 1))
-    identity = Identity.load_or_create(options.identity or state_folder() / "peer.key")
+    key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
-    where = folder.path / identity.peer_id[-8:]
-    spill = DiskSpill(options.spill or where)
+    parts = torch_parts(options.model, options.device or default_device())
+
+    async def host(place: Place) -> str:
+        """One member: a node of its own, and one stage."""
+        identity = Identity.load_or_create(
+            key.with_name(f"{key.stem}-{place.number + 1}{key.suffix}" if place.number else key.name)
+        )
+        where = folder.path / identity.peer_id[-8:]
+        spill = DiskSpill((options.spill or where) / f"{place.number}")
+        listen, announce = (
+            [nth_address(address, place.number) for address in given] for given in (options.listen, options.announce)
+        )
+        stage = None if options.stage is None else options.stage + place.number
+        try:
+            async with network_node(identity, where, listen, run.addresses, announce) as (transport, directory):
+                place.tell(f"peer {identity.peer_id} connected")
+                peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
+                peer.besides, peer.placed = place.besides, place.placed
+                return await peer.run(run.run_id, stage)
+        finally:
+            spill.close()
+
     try:
-        node = network_node(identity, where, options.listen, run.addresses, options.announce)
-        async with node as (transport, directory):
-            tell(f"peer {identity.peer_id} connected")
-            parts = torch_parts(options.model, options.device or default_device())
-            return await Peer(transport, directory, device, parts, spill, tell=tell).run(run.run_id, options.stage)
+        return await host_stages(options.stages, host, tell)
     finally:
         device.close()
-        spill.close()
 
 
 def shared_folder(path: Path | None) -> SharedFolder:

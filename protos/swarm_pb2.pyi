@@ -288,7 +288,7 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Fetch(_message.Message):
-    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part", "version")
+    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part", "version", "newest")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OUTPUT: _ClassVar[Fetch.Kind]
@@ -310,6 +310,7 @@ class Fetch(_message.Message):
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
     run: str
     kind: Fetch.Kind
     epoch: int
@@ -321,7 +322,8 @@ class Fetch(_message.Message):
     group: str
     part: int
     version: int
-    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+    newest: bool
+    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ...) -> None: ...
 
 class Fetched(_message.Message):
     __slots__ = ("payload", "version", "parts")
@@ -368,20 +370,22 @@ class PartResult(_message.Message):
     def __init__(self, squared_norm: _Optional[_Union[Scalar, _Mapping]] = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning")
+    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WANTED_STAGE_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     RETURNING_FIELD_NUMBER: _ClassVar[int]
+    BESIDES_FIELD_NUMBER: _ClassVar[int]
     run: str
     protocol: int
     wanted_stage: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
     term: Term
     returning: bool
-    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ...) -> None: ...
+    besides: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors")

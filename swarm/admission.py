@@ -149,6 +149,8 @@ class Admission:
         if hello.wanted_stage > self.manifest.stages:
             detail = f"stage {hello.wanted_stage - 1} was asked for; the run has {self.manifest.stages}"
             return pb.Refused(reason=pb.WRONG_STAGE, detail=detail)
+        if not hello.wanted_stage and set(range(self.manifest.stages)) <= set(hello.besides):
+            return pb.Refused(reason=pb.WRONG_STAGE, detail="this machine hosts every stage of the run")
         if len(hello.addresses) > MAX_ADDRESSES or any(len(text) > MAX_ADDRESS_LENGTH for text in hello.addresses):
             return pb.Refused(reason=pb.MALFORMED, detail=f"more than {MAX_ADDRESSES} addresses, or too long ones")
         if self._over.is_set():
@@ -242,7 +244,7 @@ class Admission:
         if earlier is not None:
             self.listener.lost(earlier, "it came again as a new incarnation")
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
-        member = self.roster.place(channel.peer, tuple(hello.addresses), wanted)
+        member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
         member.returning = hello.returning
         self._channels[member.number] = channel
         self.joined(member)

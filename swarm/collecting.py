@@ -1,8 +1,7 @@
 """Gathers one version of what a run trains, all stages of it, from the peers that hold it.
 
 Two callers: a trainer at the end of its run, which knows the replicas and the digest that they agree on; and anybody
-who meets a run that goes on (`collect_from_run`), who takes the newest version that every stage has, and asks two
-replicas of each where there are two.
+who meets a run that goes on (`collect_from_run`), who asks two replicas of each stage where there are two.
 
 Errors: `UnreachableError` if a stage is not to be had, `WireError` if what came is not a state, `TrustError` if two
 replicas give different ones.
@@ -14,21 +13,21 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import TrustError, UnreachableError, WireError
+from ..errors import RefusedError, SwarmError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .catching_up import fetch_snapshot
 from .directory import Directory, Record
 from .exchange import Pool
+from .fetching import fetch
 from .manifest import Manifest
 from .model.names import trainable_shapes
 from .optimizer import StageState, state_digest, state_from_bytes
 from .roster import Roster
 
-KEPT_VERSIONS = 8
-"""No peer keeps more; a record may say anything."""
-
 TRIES = 20
 PAUSE_SECONDS = 0.5
+SOON_TRIES, SOON_SECONDS = 4, 0.1
+BEYOND_EVERY_PART = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,17 @@ async def collect_as_trainer(manifest: Manifest, roster: Roster, pool: Pool, ver
 
 
 async def collect_from_run(manifest: Manifest, directory: Directory, pool: Pool) -> Collected:
-    """The newest version that every stage of a run that goes on still has: it moves on meanwhile, so this is tried
-    again."""
-    problem: UnreachableError | None = None
+    """The newest version of a run that goes on: one replica says which it is, and all stages are asked for it at once,
+    before they let go of it. If they have, this is tried again."""
+    problem: Exception | None = None
     for _ in range(TRIES):
         try:
             records = [await directory.read(manifest.run_id, stage) for stage in range(manifest.stages)]
-            return await _collect_newest(manifest, records, pool)
+            donors = [_donors(stage, found) for stage, found in enumerate(records)]
+            version = await _newest_version(manifest, pool, donors[0])
+            stages = range(manifest.stages)
+            states = await asyncio.gather(*(_agreed(manifest, pool, at, version, donors[at]) for at in stages))
+            return Collected(version, dict(enumerate(states)))
         except UnreachableError as error:
             problem = error
         await asyncio.sleep(PAUSE_SECONDS)
@@ -66,35 +69,49 @@ async def collect_from_run(manifest: Manifest, directory: Directory, pool: Pool)
     raise problem
 
 
-async def _collect_newest(manifest: Manifest, records: Sequence[Sequence[Record]], pool: Pool) -> Collected:
-    version = newest_common(records)
-    states = {}
-    for stage, replicas in enumerate(records):
-        holders = [record for record in replicas if record.versions[0] <= version <= record.versions[1]]
-        donors = [pb.Member(peer=record.peer, addresses=record.addresses) for record in holders]
-        states[stage] = await _fetch(manifest, pool, stage, version, donors)
-        if len(donors) > 1:
-            second = await _fetch(manifest, pool, stage, version, donors[1:])
-            if state_digest(second) != state_digest(states[stage]):
-                raise TrustError(f"two replicas of stage {stage} give different states of version {version}")
-    return Collected(version, states)
+def _donors(stage: int, records: Sequence[Record]) -> list[pb.Member]:
+    if not records:
+        raise UnreachableError(f"nobody announces a state of stage {stage}: is the run going on?")
+    return [pb.Member(peer=record.peer, addresses=record.addresses) for record in records]
 
 
-def newest_common(records: Sequence[Sequence[Record]]) -> int:
-    """The newest version of which every stage has a holder. Raises `UnreachableError` if there is none."""
-    held = [{version for record in replicas for version in _kept(record)} for replicas in records]
-    missing = [stage for stage, versions in enumerate(held) if not versions]
-    if missing:
-        raise UnreachableError(f"nobody announces a state of stage {missing[0]}: is the run going on?")
-    common = set.intersection(*held)
-    if not common:
-        raise UnreachableError("no version is held by every stage at the moment; try again")
-    return max(common)
+async def _newest_version(manifest: Manifest, pool: Pool, donors: Sequence[pb.Member]) -> int:
+    """The newest version of a stage that one of `donors` has."""
+    question = pb.Fetch(run=manifest.run_id, kind=pb.Fetch.STATE, newest=True, part=BEYOND_EVERY_PART)
+    problem: SwarmError | None = None
+    for donor in donors:
+        pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
+        try:
+            answer, _ = await fetch(pool, donor.peer, question, 0)
+            return answer.version
+        except (UnreachableError, RefusedError, WireError) as error:
+            problem = error
+    raise UnreachableError(f"nobody of stage 0 says which version it has: {problem}")
 
 
-def _kept(record: Record) -> range:
-    lowest, highest = record.versions
-    return range(max(lowest, highest - KEPT_VERSIONS), highest + 1)
+async def _agreed(manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member]) -> StageState:
+    """The state of a stage, from two replicas that must agree, where there are two that have it."""
+    first, *others = await asyncio.gather(
+        *(_fetch_soon(manifest, pool, stage, version, donor) for donor in donors[:2]), return_exceptions=True
+    )
+    found = [state for state in (first, *others) if isinstance(state, StageState)]
+    if not found:
+        raise first if isinstance(first, SwarmError) else UnreachableError(f"stage {stage}: {first}")
+    if len({state_digest(state) for state in found}) > 1:
+        raise TrustError(f"two replicas of stage {stage} give different states of version {version}")
+    return found[0]
+
+
+async def _fetch_soon(manifest: Manifest, pool: Pool, stage: int, version: int, donor: pb.Member) -> StageState:
+    """A version that the donor has, or is about to make."""
+    for patience in range(SOON_TRIES - 1, -1, -1):
+        try:
+            return await _fetch(manifest, pool, stage, version, [donor])
+        except UnreachableError:
+            if not patience:
+                raise
+        await asyncio.sleep(SOON_SECONDS)
+    raise AssertionError
 
 
 async def _fetch(manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member]) -> StageState:

@@ -445,8 +445,10 @@ class StageHost:
         await incoming.channel.send(pb.Fetched(), found, category=category)
 
     async def serve_state(self, incoming: Incoming, question: pb.Fetch) -> None:
-        """Answers a Fetch of a part of the oldest version kept here."""
-        version = question.version if question.HasField("version") else self.versions.oldest
+        """Answers a Fetch of a part of the oldest version kept here, or of the one that is asked for."""
+        version = self.versions.latest if question.newest else self.versions.oldest
+        if question.HasField("version"):
+            version = question.version
         if question.run != self.authority.run_id or question.stage != self.stage or version < 0:
             raise ProtocolError(f"{incoming.peer} asks for a state of stage {question.stage}; this is {self.stage}")
         if self._exported[0] != version:

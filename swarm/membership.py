@@ -8,6 +8,7 @@ the stream ends or nothing comes for the silence limit, with `RefusedError` when
 """
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,12 @@ async def say_hello(
     wanted_stage: int | None,
     addresses: tuple[str, ...],
     followed: pb.Term | None = None,
+    besides: Collection[int] = (),
 ) -> tuple[Manifest, pb.Welcome]:
     """Asks the trainer for a place in the run: the checked manifest and the Welcome.
 
-    `followed`: the highest term that this peer has followed, if it has had a place in the run before. Raises
+    `followed`: the highest term that this peer has followed, if it has had a place in the run before. `besides`: the
+    stages that this machine hosts as other members. Raises
     `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
@@ -49,6 +52,7 @@ async def say_hello(
         addresses=addresses,
         term=followed,
         returning=returning,
+        besides=besides,
     )
     try:
         async with asyncio.timeout(JOIN_SECONDS):

@@ -8,7 +8,7 @@ integers).
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,11 @@ class Peer:
     spill: SpillFile | None = None
     observe: Observe = field(default=lambda moment: None)
     tell: Callable[[str], None] = field(default=lambda line: None)
+    besides: Callable[[], Collection[int]] = field(default=tuple)
+    """The stages that this machine hosts as other members."""
+
+    placed: Callable[[int], None] = field(default=lambda stage: None)
+    """Told the stage when it is loaded."""
 
     def __post_init__(self) -> None:
         self.meter = Meter()
@@ -124,7 +129,9 @@ class Peer:
         host = self.host
         try:
             if host is None:
-                manifest, welcome = await say_hello(channel, run_id, stage, self.transport.addresses)
+                manifest, welcome = await say_hello(
+                    channel, run_id, stage, self.transport.addresses, besides=self.besides()
+                )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:
                 manifest, welcome = await say_hello(
@@ -207,6 +214,7 @@ class Peer:
         )
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
         self.host = host
+        self.placed(stage)
         self._tasks.create_task(self._announce(manifest, host))
         self._tasks.create_task(self._look_ahead(manifest, host))
         return host

@@ -4,6 +4,7 @@ A member number names one incarnation of a peer and is never given twice. Pure b
 `admission.py`'s.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..protos import swarm_pb2 as pb
@@ -55,11 +56,13 @@ class Roster:
         self._base = (term - 1) * MEMBERS_PER_TERM
         self._members: dict[int, Member] = {}
 
-    def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None) -> Member:
-        """A new member: on the wanted stage, else where there are fewest replicas (ties: the lowest stage)."""
+    def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None, besides: Collection[int] = ()) -> Member:
+        """A new member: on the wanted stage, else where there are fewest replicas (ties: the lowest stage), but not
+        `besides`, where there must be other stages."""
         stage = wanted
         if stage is None:
-            stage = min(range(self.stages), key=lambda at: len(self.live(at)))
+            others = [at for at in range(self.stages) if at not in besides]
+            stage = min(others, key=lambda at: len(self.live(at)))
         member = Member(self._base + len(self._members) + 1, peer, stage, addresses)
         self._members[member.number] = member
         return member

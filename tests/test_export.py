@@ -13,12 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from swarm_peer.errors import StorageError, UnreachableError, UsageError
-from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.arithmetic import RealArithmetic
-from swarm_peer.swarm.collecting import Collected, collect_from_run, newest_common
+from swarm_peer.swarm.collecting import Collected, collect_from_run
 from swarm_peer.swarm.data import Corpus, heldout_batches
-from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.export import export_adapter, export_model, model_config
 from swarm_peer.swarm.exporting import Export
@@ -110,11 +108,24 @@ def test_a_model_that_was_trained_whole_is_written_whole(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["nf4", "int8"])
 def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
-    """SmolLM2-135M on 3 x 2 processes, one of which is killed; the adapter in peft, without the swarm's wire codecs."""
+    """SmolLM2-135M on 3 x 2 processes, one of which is killed; the adapter in peft, which has no wire codecs."""
     adapter, path = tmp_path / "adapter", tmp_path / "report.json"
     with home() as made:
         del made.environment["SWARM_PEER_HOME"]
-        flags = ["--steps", "4", "--base", base, "--kill", "1@1", "--export", str(adapter), "--report", str(path)]
+        flags = [
+            "--steps",
+            "4",
+            "--base",
+            base,
+            "--codec",
+            "fp32",
+            "--kill",
+            "1@1",
+            "--export",
+            str(adapter),
+            "--report",
+            str(path),
+        ]
         code, output = made.run("swarm-peer", "demo", *flags)
     assert code == 0, output
     report = json.loads(path.read_text())
@@ -145,16 +156,13 @@ def test_a_run_that_goes_on_gives_a_version_that_all_stages_have() -> None:
 
     async def main() -> None:
         steps = asyncio.Event()
-        slow = {phase: 10 * seconds for phase, seconds in DURATIONS.items()}  # records are published every 2 s
         swarm = tiny_swarm(
             manifest,
-            durations=slow,
             watch=watch,
             emit=lambda event: steps.set() if event.kind == "stepped" else None,
         )
         running = asyncio.create_task(swarm.run())
         await steps.wait()
-        await asyncio.sleep(5)
         pool = Pool(swarm.network.transport("guest"), Meter())
         collected.append(await collect_from_run(manifest, swarm.directory, pool))
         pool.close()
@@ -167,25 +175,13 @@ def test_a_run_that_goes_on_gives_a_version_that_all_stages_have() -> None:
         assert state_digest(state) == digests[stage, collected[0].version]
 
 
-def record(stage: int, lowest: int, highest: int) -> Record:
-    return Record("r", stage, f"p{stage}", (), 1, 1, versions=(lowest, highest))
+def test_a_run_that_nobody_serves_has_nothing_to_give() -> None:
+    async def main() -> None:
+        swarm = tiny_swarm(tiny_manifest())
+        await collect_from_run(swarm.manifest, swarm.directory, Pool(swarm.network.transport("guest"), Meter()))
 
-
-def test_the_newest_version_that_every_stage_has() -> None:
-    assert newest_common([[record(0, 2, 4)], [record(1, 3, 3), record(1, 1, 2)]]) == 3
-    assert newest_common([[record(0, 0, 1 << 60)], [record(1, 0, 1 << 60)]]) == 1 << 60
-
-
-@pytest.mark.parametrize(
-    ("records", "words"),
-    [
-        ([[record(0, 1, 2)], [record(1, 3, 4)]], "no version is held by every stage"),
-        ([[record(0, 1, 2)], []], "nobody announces a state of stage 1"),
-    ],
-)
-def test_no_common_version(records: list[list[Record]], words: str) -> None:
-    with pytest.raises(UnreachableError, match=words):
-        newest_common(records)
+    with pytest.raises(UnreachableError, match="nobody announces a state of stage 0"):
+        run(main(), limit=200.0)
 
 
 # ---- files
