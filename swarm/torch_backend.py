@@ -49,13 +49,22 @@ class StageContext:
 
 class TorchBackend:
     """One stage of a run. `base`: the stage's base tensors with their names (`model.weights.stage_base`), each put into
-    the manifest's base format as it comes."""
+    the manifest's base format as it comes. `recompute`: a visit that waits keeps only what entered each layer."""
 
-    def __init__(self, manifest: Manifest, stage: int, base: Iterable[tuple[str, Tensor]], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        stage: int,
+        base: Iterable[tuple[str, Tensor]],
+        device: str = "cpu",
+        *,
+        recompute: bool = False,
+    ) -> None:
         settings = manifest.settings
         self._manifest = manifest
         self._stage = stage
         self._device = torch.device(device)
+        self._recompute = recompute
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
         self._dtype = _DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
@@ -135,6 +144,7 @@ class TorchBackend:
                 labels=self._labels(visit) if self._is_last else None,
                 lora_scale=self._lora_scale,
                 compute_dtype=self._dtype,
+                recompute=train and self._recompute,
             )
         context = StageContext(trainables, None if self._is_first else inputs, root) if train else None
         if not self._is_last:

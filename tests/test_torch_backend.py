@@ -321,3 +321,31 @@ def test_auto_picks_what_this_machine_computes_faster(monkeypatch: pytest.Monkey
     assert resolve_compute_dtype() == "fp32"
     seconds[torch.bfloat16] = 0.3
     assert resolve_compute_dtype() == "bf16"
+
+
+@pytest.mark.parametrize(("mode", "base"), [("full", "auto"), ("lora", "auto"), ("lora", "nf4"), ("lora", "int8")])
+def test_recomputing_gives_the_same_bits_and_keeps_less(mode: str, base: str) -> None:
+    run = manifest(mode)
+    settings = run.settings.model.model_copy(update={"base": base})
+    run = run.model_copy(update={"settings": run.settings.model_copy(update={"model": settings})})
+    results, kept = [], []
+    for recompute in (False, True):
+        stages = [TorchBackend(run, at, stage_base(run, at, None), recompute=recompute) for at in range(3)]
+        saved: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            stages[1].forward(stages[1].initial_state(), hidden_visit(run), train=True)
+        kept.append(sum(saved.values()))
+        results.append(microbatch(stages, [stage.initial_state() for stage in stages], 0))
+    for plain, again in zip(*results, strict=True):
+        assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert kept[1] < kept[0] / 2
+
+
+def hidden_visit(run: Manifest) -> StageInput:
+    hidden = torch.linspace(-1, 1, SAMPLES * LENGTH * TINY.hidden_size).view(SAMPLES, LENGTH, TINY.hidden_size)
+    return visit(0, encode(hidden, CodecSpec.parse(run.settings.codecs.activations, run.settings.codecs.block)))

@@ -4,9 +4,12 @@ Stage 0 turns token ids into the residual stream, the last stage turns it into t
 pass it on. With one stage the same function goes from token ids to the loss.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ..manifest import LlamaShape
 from .block import Parameters, block, rms_norm, rotary_tables
@@ -24,8 +27,10 @@ def stage_forward(
     labels: Tensor | None = None,
     lora_scale: float = 1.0,
     compute_dtype: torch.dtype = torch.float32,
+    recompute: bool = False,
 ) -> Tensor:
-    """Runs the layers of one stage.
+    """Runs the layers of one stage. With `recompute` the graph keeps only what enters each layer, and a backward pass
+    runs each forward once more (Chen et al., "Training deep nets with sublinear memory cost", 2016): the same bits.
 
     `parameters`: base and trainable tensors by name. `inputs`: token ids, int64 [batch, time], for the first stage;
     else hidden states [batch, time, hidden]. `labels`: int64 [batch, time], for the last stage, already shifted:
@@ -40,7 +45,11 @@ def stage_forward(
         hidden = inputs.to(compute_dtype)
     tables = rotary_tables(shape, hidden.shape[1], hidden)
     for layer in layers:
-        hidden = block(parameters, layer, shape, hidden, tables, lora_scale)
+        if recompute:
+            run = partial(block, parameters, layer, shape, tables=tables, lora_scale=lora_scale)
+            hidden = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = block(parameters, layer, shape, hidden, tables, lora_scale)
     if not is_last:
         return hidden
     if labels is None:
