@@ -80,13 +80,14 @@ TOO_OLD: Reason
 CUT_OFF: Reason
 
 class Envelope(_message.Message):
-    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "held", "heartbeat")
+    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "held", "heartbeat")
     RUN_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WATCH_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +98,7 @@ class Envelope(_message.Message):
     PART_RESULT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
+    EVALUATED_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +116,7 @@ class Envelope(_message.Message):
     hello: Hello
     watch: Watch
     follow: Follow
+    evaluate: Evaluate
     accepted: Accepted
     busy: Busy
     refused: Refused
@@ -124,6 +127,7 @@ class Envelope(_message.Message):
     part_result: PartResult
     chunk: Chunk
     past: Past
+    evaluated: Evaluated
     welcome: Welcome
     reduce: Reduce
     commit: Commit
@@ -135,7 +139,7 @@ class Envelope(_message.Message):
     applied: Applied
     held: Held
     heartbeat: Heartbeat
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("number", "trainer", "delegation", "signature")
@@ -386,6 +390,26 @@ class Hello(_message.Message):
     returning: bool
     besides: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Evaluate(_message.Message):
+    __slots__ = ("run", "signature")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    signature: bytes
+    def __init__(self, run: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Evaluated(_message.Message):
+    __slots__ = ("version", "loss", "tokens", "bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    loss: Scalar
+    tokens: int
+    bytes: int
+    def __init__(self, version: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors")

@@ -2,7 +2,8 @@
 
 Answers Hello with Welcome or Refused{reason}, then listens until the stream ends or nothing comes for the silence
 limit, which means that the member is lost. What members say is checked here and handed on as plain calls (`Listener`).
-A standby's Follow is answered with the run's manifest and past, and a heartbeat a second.
+A standby's Follow is answered with the run's manifest and past, and a heartbeat a second. An organizer's Evaluate goes
+to `errands.py`.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from ..errors import TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
 from .conditions import Signal
+from .errands import Errands
 from .exchange import Channel, Meter
 from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
@@ -73,6 +75,7 @@ class Admission:
     meter: Meter
     listener: Listener
     joined: Callable[[Member], None]
+    errands: Errands
     _channels: dict[int, Channel] = field(default_factory=dict)
     _standbys: dict[Channel, int] = field(default_factory=dict)
     """By standby: the step below which it has been told everything."""
@@ -111,6 +114,9 @@ class Admission:
             if isinstance(hello, pb.Follow):
                 self._standbys[channel] = 0
                 await self._lead(channel, hello)
+                return
+            if isinstance(hello, pb.Evaluate):
+                await self.errands.serve(channel, hello)
                 return
             refusal = self._refusal(hello)
             if refusal is not None:

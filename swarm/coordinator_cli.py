@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
         if not options.standby and (not options.manifest or options.run or options.initial_peers):
             parser.error("start takes a manifest, or --standby with --run and --initial-peers")
-    commands = {"start": _start, "export": _export}
+    commands = {"start": _start, "export": _export, "evaluate": _evaluate}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_merge(export)
     _add_meeting(export)
+
+    evaluate = commands.add_parser("evaluate", help="measure the held-out loss of a run that goes on, in the swarm")
+    _add_meeting(evaluate)
+    evaluate.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
+    evaluate.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 
 
@@ -144,6 +149,23 @@ def _export(options: argparse.Namespace) -> int:
     if code == 0:
         _say(f"written: {options.export}")
     return code
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    key = options.organizer_key or state_folder() / "organizer.key"
+    if not key.exists():
+        raise UsageError(f"{key} is not there: only the organizer of a run may have it evaluated (--organizer-key)")
+    organizer = Identity.load_or_create(key)
+    from .errands import ask_for_evaluation
+    from .guest import Guest
+    from .show import measures, measures_line
+
+    async def work(guest: Guest) -> None:
+        answer = await ask_for_evaluation(guest.manifest, organizer, guest.identity, guest.transport, guest.directory)
+        found = measures(answer.version, answer.loss.real, answer.tokens, answer.bytes)
+        _say(json.dumps(found) if options.json else measures_line(found))
+
+    return _as_guest(options, work)
 
 
 def _say(line: str) -> None:

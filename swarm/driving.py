@@ -53,6 +53,10 @@ class Samples(Protocol):
 
     def heldout(self) -> Sequence[Microbatch]: ...
 
+    def heldout_bytes(self) -> int:
+        """How long the text is that the held-out labels are, in UTF-8."""
+        ...
+
 
 @dataclass
 class Driver:

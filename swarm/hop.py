@@ -246,7 +246,8 @@ class _Calling:
             return None
         if isinstance(error, FailedError) and (error.stage != self.stage or error.reason in PASSED_UP):
             raise error
-        if len(self.unfit) >= DISTINCT_FAILURES:
+        enough = min(DISTINCT_FAILURES, max(1, self.neighbours.usable(self.stage)))
+        if len(self.unfit) >= DISTINCT_FAILURES and len(set(self.unfit)) >= enough:
             if isinstance(error, FailedError):
                 raise error
             raise FailedError(self.stage, error.reason, str(error)) from error

@@ -30,6 +30,7 @@ _IDENTITY_MULTIHASH = b"\x00\x24"
 MANIFEST_DOMAIN = "manifest"
 DELEGATION_DOMAIN = "delegation"
 TERM_DOMAIN = "term"
+ERRAND_DOMAIN = "errand"
 
 _PUBLIC_HEX = re.compile(r"[0-9a-f]{64}")
 _PEER_ID_CHARACTERS = 52
@@ -193,6 +194,16 @@ def _delegated(run_id: str, trainer: str) -> bytes:
 def delegate(organizer: Identity, run_id: str, trainer: str) -> bytes:
     """The signature of a `Delegation`: it lets a trainer (public key, hex) lead a run."""
     return organizer.sign(DELEGATION_DOMAIN, _delegated(run_id, trainer))
+
+
+def permit(organizer: Identity, run_id: str, peer_id: str) -> bytes:
+    """The organizer's signature that lets a peer ask a run's trainer for what costs the swarm work."""
+    return organizer.sign(ERRAND_DOMAIN, f"{run_id}/{peer_id}".encode())
+
+
+def check_permit(manifest: Manifest, peer_id: str, signature: bytes) -> None:
+    """Raises `TrustError` unless the manifest's organizer permits it to this peer."""
+    verify(manifest.organizer, ERRAND_DOMAIN, f"{manifest.run_id}/{peer_id}".encode(), signature)
 
 
 def check_delegation(manifest: Manifest, delegation: Delegation) -> None:

@@ -22,6 +22,8 @@ Body: TypeAlias = (
     | pb.Hello
     | pb.Watch
     | pb.Follow
+    | pb.Evaluate
+    | pb.Evaluated
     | pb.Accepted
     | pb.Busy
     | pb.Refused

@@ -1,5 +1,8 @@
 """Events as lines for people: what a coordinator prints when nobody reads its JSON."""
 
+import math
+from collections.abc import Mapping
+
 from .coordinator import Ended, Exported, Listening, Over
 from .events import Evaluated, Event, Joined, Lost, Ready, Rerouted, Stepped, Waiting
 from .succession import Follows, Leads
@@ -40,3 +43,19 @@ def line_of(event: Event) -> str | None:
             counts = f"lost {ledger['lost']}, duplicated {ledger['duplicated']}"
             return f"{event.error or 'the run is finished'} ({ledger['microbatches']} microbatches, {counts})"
     return None
+
+
+def measures(version: int, loss: float, tokens: int, text_bytes: int) -> dict[str, float | int]:
+    """What a held-out loss (nats a label token) means: also as perplexity, and in bits a byte of the text, which models
+    with other tokenizers can be compared by."""
+    bits = loss * tokens / math.log(2) / text_bytes if text_bytes else math.nan
+    perplexity = math.exp(loss)
+    return {"version": version, "loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
+
+
+def measures_line(found: Mapping[str, float | int]) -> str:
+    """The same for people."""
+    return (
+        f"version {found['version']}: held-out loss {found['loss']:.4f} nats a token, perplexity "
+        f"{found['perplexity']:.3f}, {found['bits_per_byte']:.4f} bits a byte ({found['tokens']} tokens)"
+    )

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import FencedError, StoppedError
+from ..errors import FencedError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .admission import Admission
@@ -29,6 +29,7 @@ from .conditions import Signal
 from .crew import Crew
 from .directory import Directory
 from .driving import Driver, Samples
+from .errands import Errands
 from .exchange import Meter, Pool
 from .faults import Fault, FaultLog
 from .history import History
@@ -42,6 +43,7 @@ from .roster import Member, Roster
 from .steps import Step
 from .taking_over import TakingOver
 from .transport import Transport
+from .vacancy import watch_stages
 
 WINDOW_SHARE = 0.8
 """Share of the narrowest stage's slots that microbatches in flight may take."""
@@ -96,7 +98,10 @@ class Trainer:
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
-        self.admission = Admission(manifest, self.signature, self.term, self.roster, self.meter, self, self._joined)
+        self.errands = Errands(manifest, self.samples, lambda version: self.driver.evaluate(version, self._window))
+        self.admission = Admission(
+            manifest, self.signature, self.term, self.roster, self.meter, self, self._joined, self.errands
+        )
         self.driver = Driver(
             manifest=manifest,
             term=self.term,
@@ -135,7 +140,8 @@ class Trainer:
         problem: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                watches = (self._watch_stages(), self._watch_terms(), self._presence.watch_rivals())
+                waiting = watch_stages(self.roster, self.signal, lambda: self._started, self.emit, self.give_up)
+                watches = (waiting, self._watch_terms(), self._presence.watch_rivals())
                 background = [
                     self._tasks.create_task(work)
                     for work in (self._presence.announce(), *watches, self.closing.remind())
@@ -179,6 +185,7 @@ class Trainer:
         for number in range(self.closing.closed, settings.train.steps):
             if number >= self.closing.committed:
                 await self.signal.wait_for(partial(self.roster.some_at, self._version_of(number)))
+                await self.errands.run(self._version_of(number))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
@@ -193,6 +200,7 @@ class Trainer:
                 self._drive(number, index)
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
         self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
+        await self.errands.run(settings.train.steps)
         if self.keep is not None:
             await self.keep(self)
         await self.admission.conclude()
@@ -468,21 +476,6 @@ class Trainer:
         self.signal.notify()
 
     # ---- the run around it
-
-    async def _watch_stages(self) -> None:
-        """Says which stage has no replica; gives up after a while if told to."""
-        while True:
-            await self.signal.wait_for(lambda: self._started and self.roster.empty_stage() is not None)
-            stage = self.roster.empty_stage()
-            assert stage is not None
-            self.emit(events.Waiting(stage))
-            try:
-                async with asyncio.timeout(self.give_up):
-                    await self.signal.wait_for(lambda: self.roster.empty_stage() is None)
-            except TimeoutError as error:
-                raise StoppedError(
-                    f"stage {stage} has had no replica for {self.give_up:.0f} s; start the run again with more replicas"
-                ) from error
 
     def report(self) -> dict[str, object]:
         """What has happened so far (`report.py`)."""

@@ -69,6 +69,9 @@ class ExactSamples:
     def heldout(self) -> list[Microbatch]:
         return [self.microbatch(-1, 0)]
 
+    def heldout_bytes(self) -> int:
+        return LENGTH
+
 
 def exact_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
     """A simulated swarm of the manifest's `min_replicas` peers a stage."""
