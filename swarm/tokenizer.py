@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
         """Token ids [n], without special tokens."""
         ...
 
+    def encode_with_starts(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The same ids, and the place of the character in `text` at which each begins [n]."""
+        ...
+
 
 class ByteTokenizer:
     """One token a UTF-8 byte; the tokenizer of `tiny`."""
@@ -30,6 +34,10 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+
+    def encode_with_starts(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        ids = self.encode(text)
+        return ids, np.cumsum((ids & 0xC0) != 0x80, dtype=np.int64) - 1  # a byte 10xxxxxx goes on with a character
 
 
 class FileTokenizer:
@@ -52,6 +60,17 @@ class FileTokenizer:
             for chunk in pieces_of(text)
         ]
         return np.concatenate(ids) if ids else np.zeros(0, np.int32)
+
+    def encode_with_starts(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        ids: list[int] = []
+        starts: list[int] = []
+        before = 0
+        for chunk in pieces_of(text):
+            encoding = self._tokenizer.encode(chunk, add_special_tokens=False)
+            ids += encoding.ids
+            starts += [before + first for first, _ in encoding.offsets]
+            before += len(chunk)
+        return np.array(ids, dtype=np.int32), np.array(starts, dtype=np.int64)
 
 
 def pieces_of(text: str) -> Iterator[str]:
