@@ -14,12 +14,12 @@ Errors: `DataError` for a template that is missing, malformed, or fails on a con
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes, pass_context
+from jinja2 import TemplateError, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -52,18 +52,27 @@ Message = Mapping[str, str]
 
 
 class ChatTemplate:
-    """A template, or none (`text` is ""), and the special tokens of its tokenizer by name (`eos_token`)."""
+    """A template, or none (`text` is ""), and the special tokens of its tokenizer by name (`eos_token`), None for one
+    that it does without."""
 
-    def __init__(self, text: str, tokens: Mapping[str, str], where: str) -> None:
-        self._text, self._tokens, self._where = text, dict(tokens), where
+    def __init__(self, text: str, tokens: Mapping[str, str | None], where: str) -> None:
+        self._text, self._where = text, where
+        self._tokens = {name: token for name, token in tokens.items() if token is not None}
         self._environment = _Environment()
         if len(text) > TEMPLATE_LIMIT:
             raise DataError(f"{where}: the chat template has {len(text)} characters; at most {TEMPLATE_LIMIT} are read")
         try:
             self._template = self._environment.from_string(text)
+            unnamed = {"bos_token", "eos_token"} - set(tokens)
+            unnamed &= meta.find_undeclared_variables(self._environment.parse(text))
         # Besides TemplateSyntaxError: RecursionError for deep nesting, and whatever the filters raise on constants.
         except Exception as error:
             raise DataError(f"{where}: the chat template cannot be read: {error}") from error
+        if unnamed:
+            raise DataError(
+                f"{where}: the chat template uses {' and '.join(sorted(unnamed))}, of which the model's "
+                "tokenizer_config.json says nothing: name it there, as null if it has none"
+            )
 
     @property
     def digest(self) -> str:
@@ -74,7 +83,7 @@ class ChatTemplate:
     def end(self) -> str:
         """The token that ends a text. Raises `DataError` where the tokenizer names none."""
         if not self._tokens.get("eos_token"):
-            raise DataError(f"{self._where} names no eos_token, which ends a text: name one in tokenizer_config.json")
+            raise DataError("the model's tokenizer_config.json names no eos_token, which ends a text: name it there")
         return self._tokens["eos_token"]
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
@@ -108,10 +117,10 @@ def load_chat_template(folder: Path | None, given: str) -> ChatTemplate:
     if folder is None:
         return ChatTemplate(given or TINY_TEMPLATE, TINY_TOKENS, "data.chat_template" if given else "tiny")
     config = _tokenizer_config(folder)
-    tokens: dict[str, str] = {}
+    tokens: dict[str, str | None] = {}
     for name in sorted(name for name in config if name.endswith("_token")):
         value = config[name].get("content") if isinstance(config[name], dict) else config[name]
-        if isinstance(value, str):
+        if value is None or isinstance(value, str):
             tokens[name] = value
     text, where = given, "data.chat_template"
     if not given:
@@ -155,7 +164,7 @@ def _own_template(folder: Path, config: Mapping[str, Any]) -> str:
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with transformers' additions and a count of steps."""
 
-    intercepted_binops = frozenset(("*", "**", "%"))
+    intercepted_binops = frozenset(("*", "**"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
@@ -192,8 +201,6 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "%" and not isinstance(left, int | float):
-            raise SecurityError("it formats with %; wanted ~ or the format method")
         if operator == "**" and (not numbers or abs(right) > 64 or abs(left) > RENDERED_LIMIT):
             raise SecurityError(f"it raises {type(left).__name__} to a power that is too large")
         if operator == "*" and not numbers:

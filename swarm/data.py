@@ -169,7 +169,7 @@ def heldout_batches(manifest: Manifest, source: TokenSource) -> list[tuple[Token
 
 def _stack(rows: Sequence[Row]) -> tuple[TokenArray, TokenArray]:
     block = np.stack([ids for ids, _ in rows]).astype(np.int32)
-    labels = np.ascontiguousarray(block[:, 1:])
+    labels = block[:, 1:].copy()  # not a view: what is ignored is written into it
     for row, (_, learned) in zip(labels, rows, strict=True):
         if learned is not None:
             row[~learned[1:]] = IGNORED

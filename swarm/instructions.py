@@ -2,9 +2,9 @@
 
 What is learned of a conversation is what the model must write: each assistant turn from the end of the generation
 prompt to the end of the turn, its end-of-turn token included. Both ends are found by rendering: messages[:k] with the
-generation prompt, and messages[:k+1] without. Each must be how the whole conversation begins; a template of which that is
-not true (one that drops the thoughts of earlier turns, say) is refused. A prompt's completion and a text end with the
-tokenizer's `eos_token`, which is learned too.
+generation prompt, and messages[:k+1] without. Each must be how the whole conversation begins; a template of which
+that is not true (one that drops the thoughts of earlier turns, say) is refused. A prompt's completion and a text end
+with the tokenizer's `eos_token`, which is learned too.
 
 The whole is tokenized at once and a token counts where it begins: one that begins before an assistant turn is not
 learned, since at inference the model never has to write it.

@@ -1,4 +1,4 @@
-"""Text to token ids. Errors: `DataError` for a tokenizer file that cannot be read."""
+"""Text to token ids. Errors: `DataError` for a tokenizer file that cannot be read, or cannot take a text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from ..errors import DataError
@@ -44,6 +45,7 @@ class FileTokenizer:
     """A Hugging Face `tokenizer.json`."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._tokenizer = HuggingFaceTokenizer.from_file(str(path))
         # The library raises bare Exception for whatever is wrong with the file.
@@ -55,10 +57,7 @@ class FileTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        ids = [
-            np.asarray(self._tokenizer.encode(chunk, add_special_tokens=False).ids, dtype=np.int32)
-            for chunk in pieces_of(text)
-        ]
+        ids = [np.asarray(self._encode(chunk).ids, dtype=np.int32) for chunk in pieces_of(text)]
         return np.concatenate(ids) if ids else np.zeros(0, np.int32)
 
     def encode_with_starts(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -66,11 +65,17 @@ class FileTokenizer:
         starts: list[int] = []
         before = 0
         for chunk in pieces_of(text):
-            encoding = self._tokenizer.encode(chunk, add_special_tokens=False)
+            encoding = self._encode(chunk)
             ids += encoding.ids
             starts += [before + first for first, _ in encoding.offsets]
             before += len(chunk)
         return np.array(ids, dtype=np.int32), np.array(starts, dtype=np.int64)
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # bare, as above
+            raise DataError(f"{self._path}: cannot tokenize {text[:40]!r}...: {error}") from error
 
 
 def pieces_of(text: str) -> Iterator[str]:

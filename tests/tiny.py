@@ -76,7 +76,7 @@ def tiny_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
         delegations=options.pop("delegations", {TRAINER: delegation}),
         term=sign_term(TRAINER, manifest.run_id, 1, delegation),
         parts=options.pop("parts", Parts(backend=backend, arithmetic=RealArithmetic)),
-        samples=CorpusSamples(manifest, *corpora()),
+        samples=options.pop("samples", None) or CorpusSamples(manifest, *corpora()),
         wanted=(None,) * peers,
         **options,
     )
