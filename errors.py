@@ -2,7 +2,7 @@
 
     SwarmError
     ├── ManifestError            a manifest (or its signature) is wrong: field, what came, what is wanted
-    ├── DataError                a text is missing, too short, or not the one the manifest names
+    ├── DataError                a text or a line of it is missing, too short, malformed, or not what the manifest names
     ├── ModelError               a checkpoint is missing, corrupt or not of the Llama family
     ├── CodecError               a coded tensor cannot be decoded, or a tensor cannot be coded
     │   └── NonFiniteError       NaN or infinity where a finite number is required
@@ -34,7 +34,7 @@ class ManifestError(SwarmError):
 
 
 class DataError(SwarmError):
-    """A text or a token file cannot serve as training data."""
+    """A text, a line of it or a chat template cannot serve for training data."""
 
 
 class ModelError(SwarmError):

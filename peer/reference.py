@@ -22,7 +22,7 @@ from torch.nn import functional
 from ..compression import CodecSpec, decode, encode
 from ..compression.linear import QuantizedLinear, quantized
 from ..errors import ModelError, NonFiniteError
-from ..swarm.data import Corpus, TokenArray, TrainingOrder, heldout_batches
+from ..swarm.data import IGNORED, TokenArray, TokenSource, TrainingOrder, heldout_batches
 from ..swarm.initial import base_tensor, lora_tensor
 from ..swarm.manifest import Manifest
 
@@ -150,11 +150,11 @@ class _Reference:
         )
 
     def loss(self, version: dict[str, Tensor], batch: Microbatch) -> Tensor:
-        """Cross entropy in nats, summed over the tokens of one microbatch."""
+        """Cross entropy in nats, summed over the tokens of one microbatch that are learned."""
         tokens, labels = batch
         computed = {name: value.to(self.dtype) for name, value in version.items()}
         logits = functional_call(self.model, computed, (tokens,)).logits.float()
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     def step(self, step: int, batches: Iterable[Microbatch]) -> Step:
         """Computes g_step at version max(0, step - staleness) and makes version step + 1 from version `step`."""
@@ -169,7 +169,7 @@ class _Reference:
             for name, gradient in zip(names, torch.autograd.grad(summed, [version[n] for n in names]), strict=True):
                 total[name] += gradient
             loss += summed.item()
-            tokens += batch[1].numel()
+            tokens += _learned(batch)
         norm = math.sqrt(sum(value.double().square().sum().item() for value in total.values())) / tokens
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise NonFiniteError(f"step {step}: loss is {loss}, gradient norm is {norm}; lower the learning rate")
@@ -191,12 +191,16 @@ class _Reference:
 
     @torch.no_grad()
     def heldout(self, batches: Iterable[Microbatch]) -> float:
-        """Nats per label token at the current version, through the same codecs."""
+        """Nats per learned token at the current version, through the same codecs."""
         loss, tokens = 0.0, 0
         for batch in batches:
             loss += self.loss(self.current, batch).item()
-            tokens += batch[1].numel()
+            tokens += _learned(batch)
         return loss / tokens
+
+
+def _learned(batch: Microbatch) -> int:
+    return int((batch[1] != IGNORED).sum())
 
 
 def _tensors(batch: tuple[TokenArray, TokenArray]) -> Microbatch:
@@ -219,8 +223,8 @@ def _rate(manifest: Manifest, step: int) -> float:
 
 def run_reference(
     manifest: Manifest,
-    corpus: Corpus,
-    heldout_corpus: Corpus,
+    corpus: TokenSource,
+    heldout_corpus: TokenSource,
     base_folder: Path | None,
     progress: Callable[[Step], None] | None = None,
 ) -> dict[str, Any]:

@@ -38,7 +38,8 @@ PASSING = frozenset({"SUPERSEDED", "ORPHANED", "CLOSED", "FENCED", "TRAINER_ALIV
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """`tokens` and `labels`: int32 little-endian [samples, sequence_length]; `label_tokens`: labels that count."""
+    """`tokens` and `labels`: int32 little-endian [samples, sequence_length]; `label_tokens`: labels that count,
+    which may be none."""
 
     samples: int
     tokens: bytes

@@ -4,13 +4,15 @@ coordinator that comes later needs beside a frozen one.
 Errors: `ManifestError`, `DataError`, `ModelError`, each naming what to change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, ManifestError, ModelError
-from .data import Corpus, CorpusSamples, file_digest
-from .manifest import LlamaShape, Manifest, Settings, freeze
+from .chat_template import ChatTemplate, load_chat_template
+from .data import Corpus, CorpusSamples, TokenSource, file_digest
+from .instructions import read_conversations
+from .manifest import DataSettings, LlamaShape, Manifest, Settings, freeze
 from .model import config
 from .model.precision import resolve_compute_dtype
 from .model.weights import weights_digest
@@ -24,8 +26,8 @@ class Prepared:
 
     manifest: Manifest
     folder: Path | None
-    corpus: Corpus
-    heldout: Corpus
+    corpus: TokenSource
+    heldout: TokenSource
 
     def samples(self) -> CorpusSamples:
         return CorpusSamples(self.manifest, self.corpus, self.heldout)
@@ -41,6 +43,7 @@ def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
     if settings.model.compute_dtype == "auto":
         model = settings.model.model_copy(update={"compute_dtype": resolve_compute_dtype()})
         settings = settings.model_copy(update={"model": model})
+    chat = _chat(settings.data, folder)
     texts = [text_path(name) for name in settings.data.texts]
     heldout = [text_path(name) for name in settings.data.heldout]
     shared = {file_digest(path) for path in texts} & {file_digest(path) for path in heldout}
@@ -51,12 +54,14 @@ def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
         shape=shape,
         weights_sha256=None if folder is None else weights_digest(folder),
         tokenizer_sha256=tokenizer_digest,
+        chat_sha256=None if chat is None else chat.digest,
         texts_sha256=tuple(file_digest(path) for path in texts),
         heldout_sha256=tuple(file_digest(path) for path in heldout),
         organizer=organizer,
         nonce=nonce,
     )
-    return Prepared(manifest, folder, Corpus.from_texts(texts, tokenizer), Corpus.from_texts(heldout, tokenizer))
+    read = _reader(settings.data, tokenizer, chat)
+    return Prepared(manifest, folder, read(texts), read(heldout))
 
 
 def take_up(manifest: Manifest) -> Prepared:
@@ -72,9 +77,31 @@ def take_up(manifest: Manifest) -> Prepared:
             f"the tokenizer of {settings.model.name!r} here has digest {tokenizer_digest}; "
             f"the run wants {manifest.tokenizer_sha256}: fetch the model that the run was started with"
         )
+    chat = _chat(settings.data, folder)
+    if chat is not None and chat.digest != manifest.chat_sha256:
+        raise ModelError(
+            f"chat template and special tokens of {settings.model.name!r} here have digest {chat.digest}; the run "
+            f"wants {manifest.chat_sha256}: bring the model's folder that the run was started with"
+        )
     texts = _same_texts(settings.data.texts, manifest.texts_sha256)
     heldout = _same_texts(settings.data.heldout, manifest.heldout_sha256)
-    return Prepared(manifest, folder, Corpus.from_texts(texts, tokenizer), Corpus.from_texts(heldout, tokenizer))
+    read = _reader(settings.data, tokenizer, chat)
+    return Prepared(manifest, folder, read(texts), read(heldout))
+
+
+def _chat(data: DataSettings, folder: Path | None) -> ChatTemplate | None:
+    return load_chat_template(folder, data.chat_template) if data.format == "jsonl" else None
+
+
+def _reader(
+    data: DataSettings, tokenizer: Tokenizer, chat: ChatTemplate | None
+) -> Callable[[Sequence[Path]], TokenSource]:
+    def read(paths: Sequence[Path]) -> TokenSource:
+        if chat is None:
+            return Corpus.from_texts(paths, tokenizer)
+        return read_conversations(paths, tokenizer, chat, data.loss_on)
+
+    return read
 
 
 def _same_texts(names: Sequence[str], digests: Sequence[str]) -> list[Path]:

@@ -95,12 +95,25 @@ class TrainSettings(_Frozen):
 
 
 class DataSettings(_Frozen):
-    """Which texts: names known to `swarm-peer fetch` (such as `shakespeare`) or paths of UTF-8 files."""
+    """Which texts: names known to `swarm-peer fetch` (such as `shakespeare`) or paths of UTF-8 files.
 
+    With `jsonl` each line of a file is a conversation, a completion or a text (`jsonl.py`). `loss_on`: the assistant's
+    turns and completions are learned, or everything is. `chat_template`: Jinja; "" is the one in the model's folder.
+    """
+
+    format: Literal["text", "jsonl"] = "text"
+    loss_on: Literal["assistant", "all"] = "assistant"
+    chat_template: Annotated[str, Field(max_length=1 << 16)] = ""
     texts: Annotated[tuple[str, ...], Field(min_length=1)] = ("shakespeare",)
     heldout: Annotated[tuple[str, ...], Field(min_length=1)] = ("hamlet",)
     heldout_tokens: Positive = 2048
     sequence_length: Annotated[int, Field(ge=2)] = 128
+
+    @model_validator(mode="after")
+    def _text_has_no_template(self) -> Self:
+        if self.format == "text" and self.chat_template:
+            raise ValueError('chat_template is given, but format is "text": wanted format = "jsonl"')
+        return self
 
 
 class OptimizerSettings(_Frozen):
@@ -203,13 +216,15 @@ class Settings(_Frozen):
 
 
 class Manifest(_Frozen):
-    """One run, resolved and frozen. `weights_sha256` and `tokenizer_sha256` are None where none exist (tiny)."""
+    """One run, resolved and frozen. `weights_sha256` and `tokenizer_sha256` are None where none exist (tiny);
+    `chat_sha256`, of chat template and special tokens, is None for plain text."""
 
     protocol: Literal[1] = 1
     settings: Settings
     shape: LlamaShape
     weights_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
+    chat_sha256: Sha256 | None = None
     texts_sha256: tuple[Sha256, ...]
     heldout_sha256: tuple[Sha256, ...]
     organizer: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Ed25519 public key, hex")]

@@ -11,7 +11,7 @@ fit a group, `ModelError` for a base that does not fit.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..compression.linear import quantized
 from ..errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
 from ..kernels import engine
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
-from .data import tokens_from_bytes
+from .data import TokenArray, labels_from_bytes, tokens_from_bytes
 from .initial import lora_tensor
 from .manifest import Manifest
 from .model.names import EMBEDDING, block_linears, stage_base_shapes, trainable_shapes
@@ -231,7 +231,7 @@ class TorchBackend:
     def _inputs(self, visit: StageInput) -> Tensor:
         samples, length = visit.samples, self._manifest.settings.data.sequence_length
         if self._is_first:
-            return self._tokens(visit.data, samples)
+            return self._ids(tokens_from_bytes, visit.data, samples)
         shape = (samples, length, self._manifest.shape.hidden_size)
         return self._received(visit.data, self._activations, shape)
 
@@ -245,12 +245,11 @@ class TorchBackend:
     def _labels(self, visit: StageInput) -> Tensor:
         if visit.labels is None:
             raise WireError(f"stage {self._stage}: no labels came; the last stage needs them")
-        return self._tokens(visit.labels, visit.samples)
+        return self._ids(labels_from_bytes, visit.labels, visit.samples)
 
-    def _tokens(self, data: bytes, samples: int) -> Tensor:
+    def _ids(self, read: Callable[[bytes, int, int, int], TokenArray], data: bytes, samples: int) -> Tensor:
         length, vocabulary = self._manifest.settings.data.sequence_length, self._manifest.shape.vocab_size
-        tokens = tokens_from_bytes(data, samples, length, vocabulary)
-        return torch.from_numpy(np.array(tokens, dtype=np.int64)).to(self._device)
+        return torch.from_numpy(read(data, samples, length, vocabulary).astype(np.int64)).to(self._device)
 
     def _length(self, group: str) -> int:
         if group not in self._lengths:

@@ -1,6 +1,7 @@
 """Several stages on one machine: as members of their own on real processes, and how they are started and end."""
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,21 @@ def test_two_machines_host_a_model_of_three_stages_and_one_is_killed() -> None:
         assert {f"hosting stage {stage} of 3" in other for stage in range(3)} == {True}
 
 
-def test_a_run_that_goes_on_is_exported(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_exported_and_evaluated(tmp_path: Path) -> None:
     with home() as place:
         coordinator = coordinator_of(place, steps=100_000, replicas=1)
         machine = machine_of(place, "one", 3)
         wait_for(coordinator, "step 1")
         code, said = place.run("swarm-coordinator", "export", str(tmp_path / "adapter"))
+        measured = place.run("swarm-coordinator", "evaluate", "--json")
         for process in (machine, coordinator):
             process.terminate()
             process.communicate(timeout=LIMIT_SECONDS)
         assert code == 0, said
         assert f"written: {tmp_path / 'adapter'}" in said
         assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+        assert measured[0] == 0, measured[1]
+        assert 0 < json.loads(measured[1])["bits_per_byte"] < 9
         assert place.wait_until_clean() == []
 
 

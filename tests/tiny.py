@@ -63,7 +63,7 @@ def tiny_manifest(
 
 def corpora() -> tuple[Corpus, Corpus]:
     tokenizer = ByteTokenizer()
-    return Corpus(tokenizer.encode(TEXT)), Corpus(tokenizer.encode(HELDOUT))
+    return Corpus(tokenizer.encode(TEXT), len(TEXT)), Corpus(tokenizer.encode(HELDOUT), len(HELDOUT))
 
 
 def tiny_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
@@ -76,7 +76,7 @@ def tiny_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
         delegations=options.pop("delegations", {TRAINER: delegation}),
         term=sign_term(TRAINER, manifest.run_id, 1, delegation),
         parts=options.pop("parts", Parts(backend=backend, arithmetic=RealArithmetic)),
-        samples=CorpusSamples(manifest, *corpora()),
+        samples=options.pop("samples", None) or CorpusSamples(manifest, *corpora()),
         wanted=(None,) * peers,
         **options,
     )

@@ -34,10 +34,10 @@ def stage_forward(
 
     `parameters`: base and trainable tensors by name. `inputs`: token ids, int64 [batch, time], for the first stage;
     else hidden states [batch, time, hidden]. `labels`: int64 [batch, time], for the last stage, already shifted:
-    position i predicts labels[i]. `lora_scale` is alpha / rank.
+    position i predicts labels[i]; a label of -100 does not count. `lora_scale` is alpha / rank.
 
     Returns hidden states [batch, time, hidden] in the compute dtype, or for the last stage the cross entropy in nats
-    summed over all tokens, an fp32 scalar. Raises `ValueError` for a last stage without labels.
+    summed over all tokens that count, an fp32 scalar. Raises `ValueError` for a last stage without labels.
     """
     if is_first:
         hidden = functional.embedding(inputs, parameters[EMBEDDING]).to(compute_dtype)
