@@ -127,7 +127,8 @@ class Chain:
 
 
 def trained(item: Item, model: str, seed: int, steps: int) -> dict[str, Any]:
-    """Held-out losses `before` and `after` and the last 5 steps' mean loss `last`, nats a token; `bytes` of the linear layers."""
+    """Held-out losses `before` and `after` and `last`, the mean training loss of the last 5 steps, in nats a token; the
+    `bytes` of the linear layers."""
     parser = argparse.ArgumentParser()
     add_run_flags(parser)
     flags = ["--model", model, "--base", item.base, "--train", "lora", "--steps", str(steps), "--seed", str(seed)]
