@@ -175,7 +175,7 @@ def main() -> None:
             continue
         pairs = [(run_of(item, seed), run_of(WHOLE, seed)) for seed in range(options.seeds)]
         rows.append((item, pairs))
-    print(f"\n{options.model}, {options.steps} steps of {BATCH} x {LENGTH} tokens, {options.seeds} seeds\n")
+    print(f"\n{options.model}, {options.steps} steps of {BATCH} x {LENGTH} tokens, seeds: {options.seeds}\n")
     print("| run | linear layers, MB | held-out loss before | after | against fp32, % | 95 % interval |")
     print("|---|---|---|---|---|---|")
     for item, pairs in rows:

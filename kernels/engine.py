@@ -114,7 +114,7 @@ def quantize(
         if code == "linear4":
             codes = blockwise.pack_nibbles((codes + _INT4_ZERO).to(torch.uint8))
         return to_bytes(scales), to_bytes(codes)
-    codes, scales = codes_of(code, flat, block)
+    codes, scales = codes_of("nf4" if code == "nf4" else "dynamic", flat, block)
     return (_coded_scales(scales, threads) if code == "nf4" else to_bytes(scales)), to_bytes(codes)
 
 
@@ -141,8 +141,8 @@ def _coded_scales(scales: Tensor, threads: int) -> bytes:
 
 
 def codes_of(code: Literal["dynamic", "nf4"], flat: Tensor, block: int, threads: int = 1) -> tuple[Tensor, Tensor]:
-    """float32 [n] -> (uint8 codes, of nf4 two a byte; float32 scales [n / block, rounded up]), on its device, which they
-    do not leave. Raises `NonFiniteError`."""
+    """float32 [n] -> (uint8 codes, of nf4 two a byte; float32 scales [n / block, rounded up]), which do not leave its
+    device. Raises `NonFiniteError`."""
     module = _module_for(code, flat.device)
     if module is not None:
         codes = torch.empty(code_bytes(code, flat.numel()), dtype=torch.uint8)
