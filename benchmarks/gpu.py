@@ -37,13 +37,15 @@ class Theirs(QuantizedLinear):
     """bitsandbytes' Linear4bit in the place of a quantized layer of ours."""
 
     def __init__(self, weight: Tensor) -> None:
-        from bitsandbytes.nn import LinearNF4
+        from bitsandbytes.nn import LinearNF4, Params4bit
 
         outputs, inputs = weight.shape
         super().__init__(inputs, outputs, None)
         layer: Any = LinearNF4(inputs, outputs, bias=False, compute_dtype=torch.bfloat16)
-        layer.load_state_dict({"weight": weight.cpu()})
-        self.layer = layer.to(weight.device)  # it is quantized there
+        # In bfloat16: it is decoded to the type that it had. Quantized when it comes to its device.
+        layer.weight = Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", module=layer)
+        self.layer = layer.to(weight.device)
+        assert self.layer.weight.quant_state.dtype == torch.bfloat16
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.layer(inputs)

@@ -202,7 +202,7 @@ def dequantize_nf4_bytes(packed: Tensor, scales: Tensor, elements: int, block: i
     codes, with one look-up for two of them."""
     if not elements:
         return torch.empty(0, device=packed.device)
-    values = _nf4_pairs(packed.device)[packed.int()].view(torch.float32)[:elements]
+    values = _nf4_pairs(packed.device).index_select(0, packed.int()).view(torch.float32)[:elements]
     return (_blocks(values, block) * scales[:, None]).view(-1)[:elements]
 
 

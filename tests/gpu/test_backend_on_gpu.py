@@ -64,7 +64,7 @@ def test_losses_and_gradients_are_the_cpus(mode: str, base: str) -> None:
         found.append(down_and_up(stages, [stage.initial_state() for stage in stages], manifest))
     (loss, gradients), (loss_there, gradients_there) = found
     # Under LLM.int8() a difference in the last digit of an input may fall to another step.
-    assert loss_there == pytest.approx(loss, rel=1e-4)
+    assert loss_there == pytest.approx(loss, rel=1e-3 if base == "int8" else 1e-4)
     for ours, theirs in zip(gradients, gradients_there, strict=True):
         for name, tensor in ours.items():
             assert theirs[name].device == DEVICE
