@@ -20,7 +20,7 @@ WORKERS ?= 2
 TYPED := .mypy_cache/package
 MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
-.PHONY: install demo test test-slow check bench
+.PHONY: install demo test test-slow test-gpu check bench bench-gpu
 
 install: $(STAMP)
 
@@ -43,6 +43,12 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/chaos/test_schedules.py $(ARGS)
 	if test -x tests/protobuf_matrix.sh; then PATH="$(abspath $(BIN)):$$PATH" tests/protobuf_matrix.sh; fi
 
+# On a machine with a CUDA device and a torch built for it; elsewhere one line says that there is none.
+test-gpu: $(STAMP)
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS); \
+	else echo "test-gpu: no CUDA device here, nothing is tested"; fi
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,3 +58,6 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)

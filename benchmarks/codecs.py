@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -203,19 +204,58 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     """Error and throughput against bits an element."""
     from matplotlib import pyplot
 
-    figure, (errors, speeds) = pyplot.subplots(1, 2, figsize=(12, 5))
+    figure, (errors, speeds) = pyplot.subplots(1, 2, figsize=(13, 6))
+    wrong, fast = [], []
     for row in rows:
         name = f"{row['codec']}, {row['block']}" if row["codec"] not in ("fp32", "bf16") else str(row["codec"])
         if row["rmse"]:
-            errors.plot(row["bits"], row["rmse"], "o")
-            errors.annotate(name, (row["bits"], row["rmse"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            (marker,) = errors.plot(row["bits"], row["rmse"], "o")
+            wrong.append((name, row["bits"], row["rmse"], marker.get_color()))
         speeds.plot(row["bits"], row["encode"], "^", color="tab:blue")
         speeds.plot(row["bits"], row["decode"], "v", color="tab:orange")
-        speeds.annotate(name, (row["bits"], row["encode"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        fast.append((name, row["bits"], row["encode"], "black"))
     errors.set(xlabel="bits an element", ylabel="relative RMSE of N(0, 1), %", yscale="log")
     speeds.set(xlabel="bits an element", ylabel="GB/s of the fp32 side (up: encode, down: decode)", yscale="log")
+    errors.margins(0.2)
     figure.tight_layout()
+    label(errors, wrong)
+    label(speeds, fast)
     figure.savefig(path, dpi=120)
+
+
+def label(axes: Any, points: list[tuple[str, Any, Any, str]]) -> None:
+    """Names of points (name, x, y, color), each at the nearest place that no marker and no other name takes."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()
+    window, room = axes.get_window_extent(), 5
+    taken = [
+        Bbox.from_bounds(x - room, y - room, 2 * room, 2 * room)
+        for line in axes.lines
+        for x, y in axes.transData.transform(line.get_xydata())
+    ]
+    places = [(side, 8 * step) for step in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6) for side in (7, -7)]
+    for name, x, y, color in sorted(points, key=lambda point: -point[2]):
+        for right, up in places:
+            text = axes.annotate(
+                name,
+                (x, y),
+                xytext=(right, up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va="center",
+                fontsize=8,
+                color=color,
+                arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6} if up else None,
+            )
+            text.update_positions(axes.figure.canvas.get_renderer())
+            box = Text.get_window_extent(text)  # an annotation's own takes the line in
+            if window.contains(box.x0, box.y0) and window.contains(box.x1, box.y1) and not box.count_overlaps(taken):
+                break
+            if (right, up) != places[-1]:
+                text.remove()
+        taken.append(box)
 
 
 def main() -> None:

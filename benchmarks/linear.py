@@ -5,10 +5,17 @@
 All contenders take turns in one process; medians. Inputs are N(0, 1), for LLM.int8() with 0.1 % of the features twenty
 times as large. The JSON: `{"rows": [{"item", "rows", "ratio", "bound"}, ...]}`, `ratio` the time of the dense layer
 over that of `item`, `bound` what it is to reach at the least, or null. bitsandbytes: `pip install -e '.[bench]'`.
+
+bitsandbytes' layers compute differently on a CPU when they are in evaluation mode, so both modes are rows. Training (a
+frozen layer under adapters is in this mode): nf4 and int8 alike decode the weight and multiply float32 by float32; the
+int8 layer does not quantize its inputs (`MatMul8bitFp`). Evaluation: int8 is LLM.int8() (`MatMul8bitLt`: inputs to int8
+through float16), nf4 multiplies in bfloat16 where the processor can. Ours have one mode: what they do in evaluation
+they do in training.
 """
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +41,15 @@ def theirs(weight: Tensor) -> dict[str, nn.Module]:
         import bitsandbytes
     except ImportError:
         return {}
-    four: Any = bitsandbytes.nn.LinearNF4(SIZE, SIZE, bias=False, compute_dtype=torch.float32)
-    four.load_state_dict({"weight": weight})
-    eight: Any = bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False, threshold=6.0)
-    eight.load_state_dict({"weight": weight})
-    return {"bitsandbytes nf4": four.to("cpu"), "bitsandbytes int8": eight.to("cpu")}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its cast to float16 at every call
+    layers: dict[str, nn.Module] = {}
+    for mode, training in (("training", True), ("evaluation", False)):
+        four: Any = bitsandbytes.nn.LinearNF4(SIZE, SIZE, bias=False, compute_dtype=torch.float32)
+        eight: Any = bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False, threshold=6.0)
+        for name, layer in (("nf4", four), ("int8", eight)):
+            layer.load_state_dict({"weight": weight})
+            layers[f"bitsandbytes {name}, {mode}"] = layer.to("cpu").train(training)
+    return layers
 
 
 def apply(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[], Tensor]:

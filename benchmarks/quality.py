@@ -17,7 +17,9 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,21 +110,19 @@ def heldout_loss(item: Item | None, direction: str, seed: int, steps: int, train
 
 
 class Results:
-    """Losses by run, in a file."""
+    """What runs came to, by their names, in a JSON file: a run that stands there is not made again."""
 
-    def __init__(self, path: Path, steps: int, train: str) -> None:
-        self.path, self.steps, self.train = path, steps, train
-        self.losses: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def get(self, item: Item | None, direction: str, seed: int) -> float:
-        name = "fp32" if item is None else f"{item.name} of block {item.block}, {direction}"
-        key = f"{name}, seed {seed}, {self.steps} steps, {self.train}"
-        if key not in self.losses:
+    def get(self, run: str, work: Callable[[], Any]) -> Any:
+        if run not in self.found:
             began = time.perf_counter()
-            self.losses[key] = heldout_loss(item, direction, seed, self.steps, self.train)
-            self.path.write_text(json.dumps(self.losses, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            print(f"{key}: {self.losses[key]:.4f} ({time.perf_counter() - began:.0f} s)", flush=True)
-        return self.losses[key]
+            self.found[run] = work()
+            self.path.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            print(f"{run}: {json.dumps(self.found[run])} ({time.perf_counter() - began:.0f} s)", flush=True)
+        return self.found[run]
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -140,16 +140,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[item.name for item in ITEMS])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(options.results, options.steps, options.train)
+    results = Results(options.results)
+
+    def loss_of(item: Item | None, direction: str, seed: int) -> float:
+        name = "fp32" if item is None else f"{item.name} of block {item.block}, {direction}"
+        run = f"{name}, seed {seed}, {options.steps} steps, {options.train}"
+        loss: float = results.get(run, partial(heldout_loss, item, direction, seed, options.steps, options.train))
+        return loss
+
     rows = []
     for item in ITEMS:
         if options.only is not None and item.name not in options.only:
             continue
         for direction in DIRECTIONS:
-            pairs = [
-                (results.get(item, direction, seed), results.get(None, direction, seed))
-                for seed in range(options.seeds)
-            ]
+            pairs = [(loss_of(item, direction, seed), loss_of(None, direction, seed)) for seed in range(options.seeds)]
             mean, half = interval([100 * (loss / whole - 1) for loss, whole in pairs])
             rows.append((direction, item, statistics.mean(loss for loss, _ in pairs), mean, half))
     for direction in DIRECTIONS:

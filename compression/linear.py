@@ -2,8 +2,9 @@
 
 `Nf4Linear` holds 4-bit codes with doubly quantized scales, 4.127 bits a weight (QLoRA: Dettmers et al. 2023, arXiv
 2305.14314). `Int8Linear` holds int8 rows and multiplies int8 by int8, but for the input features that stand out, which
-go in full precision (LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339). Both compute in float32 and give the gradient
-of their input; the weight has none. Their state dicts are what safetensors can hold, and load strictly.
+go in full precision (LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339). Both give the gradient of their input; the
+weight has none. On the CPU they compute in float32, on a GPU in an input's own bfloat16 or float16, else in float32
+too. Their state dicts are what safetensors can hold, and load strictly.
 
 Inputs are [..., in], outputs [..., out], of the input's type. Errors: `ModelError` for shapes that do not fit.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import ModelError
 from ..kernels import engine
@@ -28,11 +30,19 @@ GROUP = 1024
 TILE_ELEMENTS = 1 << 22
 """So many weights are decoded at a time: 16 MiB."""
 
+GPU_TILE_ELEMENTS = 1 << 24
+"""On a GPU, where each of the few kernels of a tile has to be started: 64 MiB."""
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
 
 class QuantizedLinear(nn.Module):
     """What the formats have in common. `bias` is a buffer, or None."""
 
     bias: Tensor | None
+    codes: Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -48,28 +58,37 @@ class QuantizedLinear(nn.Module):
         """The weights of outputs [first, last), decoded: float32 [last - first, in]."""
         raise NotImplementedError
 
-    def weight(self) -> Tensor:
-        """The whole weight, decoded: float32 [out, in]."""
-        return self.rows(0, self.out_features)
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whole weight, decoded: [out, in]. Beside it no more than a tile is held in float32."""
+        whole = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.codes.device)
+        for first, last in self._tiles():
+            whole[first:last] = self.rows(first, last)
+        return whole
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.shape[-1] != self.in_features:
             raise ModelError(f"inputs have {inputs.shape[-1]} features; this layer takes {self.in_features}")
-        flat = inputs.reshape(-1, self.in_features).float()
+        flat = inputs.reshape(-1, self.in_features)
+        if not on_gpu(flat) or flat.dtype not in (torch.bfloat16, torch.float16):
+            flat = flat.float()
         outputs: Tensor = _Multiply.apply(flat, self)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """float32 [n, in] -> [n, out]."""
+        """[n, in] -> [n, out], of the inputs' type: float32, on a GPU bfloat16 and float16 too."""
+        if on_gpu(inputs):
+            return torch.mm(inputs, self.weight(inputs.dtype).T)
         outputs = torch.empty(len(inputs), self.out_features, device=inputs.device)
         for first, last in self._tiles():
             torch.mm(inputs, self.rows(first, last).T, out=outputs[:, first:last])
         return outputs
 
     def multiply_back(self, gradients: Tensor) -> Tensor:
-        """float32 [n, out] -> [n, in]: the gradient of the input."""
+        """[n, out] -> [n, in], of the same types: the gradient of the input."""
+        if on_gpu(gradients):
+            return torch.mm(gradients, self.weight(gradients.dtype))
         total = torch.zeros(len(gradients), self.in_features, device=gradients.device)
         for first, last in self._tiles():
             total.addmm_(gradients[:, first:last], self.rows(first, last))
@@ -77,7 +96,8 @@ class QuantizedLinear(nn.Module):
 
     def _tiles(self) -> list[tuple[int, int]]:
         step = self.row_step
-        height = max(1, TILE_ELEMENTS // max(1, self.in_features * step)) * step
+        elements = GPU_TILE_ELEMENTS if on_gpu(self.codes) else TILE_ELEMENTS
+        height = max(1, elements // max(1, self.in_features * step)) * step
         return [(at, min(at + height, self.out_features)) for at in range(0, self.out_features, height)]
 
     def extra_repr(self) -> str:
@@ -87,12 +107,12 @@ class QuantizedLinear(nn.Module):
 class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
-        context.layer = layer
+        context.layer, context.dtype = layer, inputs.dtype
         return layer.multiply(inputs)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return context.layer.multiply_back(gradients[0].contiguous().float()), None
+        return context.layer.multiply_back(gradients[0].contiguous().to(context.dtype)), None
 
 
 def quantized(base: str, weight: Tensor) -> "QuantizedLinear":
@@ -109,7 +129,6 @@ class Nf4Linear(QuantizedLinear):
     uint8 [B] and `scale_scales` float32 [B / 256, rounded up], or `scales` float32 [B], as bitsandbytes has them
     without double quantization."""
 
-    codes: Tensor
     scale_codes: Tensor | None
     scale_scales: Tensor | None
     scales: Tensor | None
@@ -144,13 +163,8 @@ class Nf4Linear(QuantizedLinear):
         outputs, inputs = weight.shape
         layer = cls(inputs, outputs, block=block, bias=bias, device=weight.device)
         flat = weight.detach().to(torch.float32).reshape(-1)
-        scales, codes = engine.quantize("nf4", flat, block, threads=threads)
-        split = engine.scale_bytes("dynamic", -(-len(flat) // block), engine.SCALE_BLOCK)
-        assert layer.scale_codes is not None
-        assert layer.scale_scales is not None
-        layer.codes.copy_(engine.from_bytes(memoryview(codes), torch.uint8, weight.device))
-        layer.scale_scales.copy_(engine.from_bytes(memoryview(scales)[:split], torch.float32, weight.device))
-        layer.scale_codes.copy_(engine.from_bytes(memoryview(scales)[split:], torch.uint8, weight.device))
+        layer.codes, scales = engine.codes_of("nf4", flat, block, threads)
+        layer.scale_codes, layer.scale_scales = engine.codes_of("dynamic", scales, engine.SCALE_BLOCK, threads)
         return layer
 
     @classmethod
@@ -182,18 +196,22 @@ class Nf4Linear(QuantizedLinear):
 
     def rows(self, first: int, last: int) -> Tensor:
         start, end = first * self.in_features, last * self.in_features
-        scales = self.decoded_scales()[start // self.block : -(-end // self.block)]
+        scales = self.decoded_scales(start // self.block, -(-end // self.block))
         codes, elements = self.codes[start // 2 : (end + 1) // 2], end - start
-        return engine.values_of("nf4", codes, scales, elements, self.block).view(last - first, self.in_features)
+        values = engine.values_of("nf4", codes, scales, elements, self.block, check=False)
+        return values.view(last - first, self.in_features)
 
-    def decoded_scales(self) -> Tensor:
-        """float32 [B]."""
+    def decoded_scales(self, first: int = 0, last: int | None = None) -> Tensor:
+        """float32 [last - first], of all blocks unless told."""
         if self.scales is not None:
-            return self.scales
+            return self.scales[first:last]
         assert self.scale_codes is not None
         assert self.scale_scales is not None
-        blocks = len(self.scale_codes)
-        return engine.values_of("dynamic", self.scale_codes, self.scale_scales, blocks, engine.SCALE_BLOCK)
+        group = first // engine.SCALE_BLOCK
+        codes, scales = self.scale_codes[group * engine.SCALE_BLOCK : last], self.scale_scales[group:]
+        scales = scales[: -(-len(codes) // engine.SCALE_BLOCK)]
+        values = engine.values_of("dynamic", codes, scales, len(codes), engine.SCALE_BLOCK, check=False)
+        return values[first - group * engine.SCALE_BLOCK :]
 
     def multiply(self, inputs: Tensor) -> Tensor:
         fits = self.block % engine.FUSED_STEP == 0 and self.in_features % self.block == 0
@@ -206,7 +224,6 @@ class Int8Linear(QuantizedLinear):
     """Inputs go in groups of 1,024, each with a scale of its own for every row of weight and input. Buffers: `codes`
     int8 [out, in]; `scales` float32 [out, groups]."""
 
-    codes: Tensor
     scales: Tensor
 
     def __init__(
@@ -245,20 +262,36 @@ class Int8Linear(QuantizedLinear):
         return self.codes[first:last].float() * scales
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        outlying = (inputs.abs() >= self.threshold).any(dim=0).nonzero().view(-1)
-        usual = inputs
+        wide = inputs.float()
+        outlying = (wide.abs() >= self.threshold).any(dim=0).nonzero().view(-1)
+        usual = wide
         if len(outlying):
-            usual = inputs.clone()
+            usual = wide.clone()
             usual[:, outlying] = 0.0
         outputs = torch.zeros(len(inputs), self.out_features, device=inputs.device)
         for group, (first, last) in enumerate(self.groups):
             codes, scales = _rows_to_int8(usual[:, first:last])
-            products = torch._int_mm(codes, self.codes[:, first:last].T).float()
+            products = _int8_product(codes, self.codes[:, first:last]).float()
             outputs.addcmul_(products.mul_(scales[:, None]), self.scales[:, group])
         if len(outlying):
             apart = self.codes[:, outlying].float() * self.scales[:, outlying // GROUP]
-            outputs.addmm_(inputs[:, outlying], apart.T)
-        return outputs
+            outputs.addmm_(wide[:, outlying], apart.T)
+        return outputs.to(inputs.dtype)
+
+
+def _int8_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """int8 [r, c] times int8 [o, c], transposed -> int32 [r, o].
+
+    cuBLAS takes more than 16 rows, of which, as of everything else, there must be a multiple of eight, and wants its
+    memory aligned to 16 bytes; zeros fill what is missing.
+    """
+    if not on_gpu(rows):
+        return torch._int_mm(rows, weight.T)
+    count, outputs, width = len(rows), len(weight), -rows.shape[1] % 16
+    rows = functional.pad(rows, (0, width, 0, max(32 - count, -count % 8)))
+    if width or outputs % 16 or weight.stride(0) % 16:
+        weight = functional.pad(weight, (0, width, 0, -outputs % 16)).contiguous()
+    return torch._int_mm(rows, weight.T)[:count, :outputs]
 
 
 def _rows_to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:

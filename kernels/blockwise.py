@@ -190,6 +190,22 @@ def dequantize_nf4(codes: Tensor, scales: Tensor, block: int) -> Tensor:
     return (_blocks(levels[codes.int()], block) * scales[:, None]).view(-1)[: codes.numel()]
 
 
+@cache
+def _nf4_pairs(device: torch.device) -> Tensor:
+    """int64 [256]: the two levels of every byte, as the bits of two float32."""
+    levels, _ = _nf4_tables(device)
+    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), dim=1).view(torch.int64).view(-1)
+
+
+def dequantize_nf4_bytes(packed: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
+    """(uint8 bytes [n / 2, rounded up], float32 scales) -> float32 [n]: what `dequantize_nf4` makes of the unpacked
+    codes, with one look-up for two of them."""
+    if not elements:
+        return torch.empty(0, device=packed.device)
+    values = _nf4_pairs(packed.device).index_select(0, packed.int()).view(torch.float32)[:elements]
+    return (_blocks(values, block) * scales[:, None]).view(-1)[:elements]
+
+
 def pack_nibbles(codes: Tensor) -> Tensor:
     """uint8 [n] from 0 to 15 -> uint8 [ceil(n / 2)]: the first of two in the high nibble, 0 behind an odd last one."""
     pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)

@@ -114,11 +114,8 @@ def quantize(
         if code == "linear4":
             codes = blockwise.pack_nibbles((codes + _INT4_ZERO).to(torch.uint8))
         return to_bytes(scales), to_bytes(codes)
-    if code == "dynamic":
-        codes, scales = blockwise.quantize_dynamic(flat, block)
-        return to_bytes(scales), to_bytes(codes)
-    codes, scales = blockwise.quantize_nf4(flat, block)
-    return _coded_scales(scales, threads), to_bytes(blockwise.pack_nibbles(codes))
+    codes, scales = codes_of("nf4" if code == "nf4" else "dynamic", flat, block)
+    return (_coded_scales(scales, threads) if code == "nf4" else to_bytes(scales)), to_bytes(codes)
 
 
 def _quantize_natively(
@@ -127,14 +124,35 @@ def _quantize_natively(
     elements = flat.numel()
     codes = bytearray(code_bytes(code, elements))
     scales = torch.empty(-(-elements // block), dtype=_SCALES_AS[code])
-    bad = module.quantize(code, _memory(flat), codes, _memory(scales), elements, block, threads)
-    if bad:
-        raise _non_finite(bad, elements)
+    _fill_natively(module, code, flat, codes, scales, block, threads)
     return _coded_scales(scales, threads) if code == "nf4" else to_bytes(scales), codes
+
+
+def _fill_natively(
+    module: ModuleType, code: Code, flat: Tensor, codes: Any, scales: Tensor, block: int, threads: int
+) -> None:
+    bad = module.quantize(code, _memory(flat), codes, _memory(scales), flat.numel(), block, threads)
+    if bad:
+        raise _non_finite(bad, flat.numel())
 
 
 def _coded_scales(scales: Tensor, threads: int) -> bytes:
     return b"".join(quantize("dynamic", scales, SCALE_BLOCK, threads=threads))
+
+
+def codes_of(code: Literal["dynamic", "nf4"], flat: Tensor, block: int, threads: int = 1) -> tuple[Tensor, Tensor]:
+    """float32 [n] -> (uint8 codes, of nf4 two a byte; float32 scales [n / block, rounded up]), which do not leave its
+    device. Raises `NonFiniteError`."""
+    module = _module_for(code, flat.device)
+    if module is not None:
+        codes = torch.empty(code_bytes(code, flat.numel()), dtype=torch.uint8)
+        scales = torch.empty(-(-flat.numel() // block))
+        _fill_natively(module, code, flat, _memory(codes), scales, block, threads)
+        return codes, scales
+    if code == "dynamic":
+        return blockwise.quantize_dynamic(flat, block)
+    codes, scales = blockwise.quantize_nf4(flat, block)
+    return blockwise.pack_nibbles(codes), scales
 
 
 # ---- and back
@@ -169,9 +187,10 @@ def values_of(
     block: int,
     out: Tensor | None = None,
     threads: int = 1,
+    check: bool = True,
 ) -> Tensor:
     """Codes, as bytes or as a uint8 tensor, and decoded scales -> float32 [elements] on the scales' device. As
-    `dequantize` otherwise."""
+    `dequantize` otherwise. Without `check` torch may give what is not finite: to look for it is to wait for a GPU."""
     module = _module_for(code, scales.device)
     if module is not None:
         values = torch.empty(elements, dtype=torch.float32) if out is None else out
@@ -180,7 +199,7 @@ def values_of(
     else:
         packed = codes if isinstance(codes, Tensor) else from_bytes(codes, torch.uint8, scales.device)
         values = _TORCH[code](packed, scales, elements, block)
-        count = int((~torch.isfinite(values)).sum())
+        count = int((~torch.isfinite(values)).sum()) if check else 0
         if out is not None and not count:
             values = out.copy_(values)
     if count:
@@ -197,7 +216,7 @@ def _from_dynamic(codes: Tensor, scales: Tensor, elements: int, block: int) -> T
 
 
 def _from_nf4(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:
-    return blockwise.dequantize_nf4(blockwise.unpack_nibbles(codes, elements), scales, block)
+    return blockwise.dequantize_nf4_bytes(codes, scales, elements, block)
 
 
 def _from_linear4(codes: Tensor, scales: Tensor, elements: int, block: int) -> Tensor:

@@ -83,13 +83,8 @@ def sqrt(values: Tensor) -> Tensor:
 
 
 def _code(values: Tensor) -> Coded:
-    scales, codes = engine.quantize("dynamic", values.contiguous().view(-1), BLOCK)
-    device = values.device
-    return Coded(
-        engine.from_bytes(memoryview(codes), torch.uint8, device),
-        engine.from_bytes(memoryview(scales), torch.float32, device),
-    )
+    return Coded(*engine.codes_of("dynamic", values.contiguous().view(-1), BLOCK))
 
 
 def _values(coded: Coded, shape: tuple[int, ...]) -> Tensor:
-    return engine.values_of("dynamic", coded.codes, coded.scales, coded.codes.numel(), BLOCK).view(shape)
+    return engine.values_of("dynamic", coded.codes, coded.scales, coded.codes.numel(), BLOCK, check=False).view(shape)

@@ -92,7 +92,8 @@ class TorchBackend:
             if tuple(tensor.shape) != wanted.get(name):
                 raise ModelError(f"stage {self._stage}: {name} is {tuple(tensor.shape)}; wanted {wanted.get(name)}")
             if name in linears and form in ("nf4", "int8"):
-                taken[name] = quantized(form, tensor.to(self._device))
+                # On the CPU, whatever the device: the same codes, and the device never holds the layer whole.
+                taken[name] = quantized(form, tensor).to(self._device)
             else:
                 dtype = torch.float32 if self._full else self._dtype
                 taken[name] = tensor.to(self._device, _DTYPES.get(form, dtype) if name in linears else dtype)
@@ -173,9 +174,10 @@ class TorchBackend:
         return BackwardResult(coded, gradient)
 
     def _check_finite(self, gradient: StageGradient) -> None:
-        for name, tensor in gradient.items():
-            if not torch.isfinite(tensor).all():
-                raise NonFiniteError(f"stage {self._stage}: the gradient of {name} holds NaN or infinity")
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in gradient.values()])
+        if not bool(finite.all()):  # one wait for the device, not one a tensor
+            bad = [name for name, good in zip(gradient, finite.tolist(), strict=True) if not good]
+            raise NonFiniteError(f"stage {self._stage}: the gradient of {', '.join(bad[:4])} holds NaN or infinity")
 
     def add(self, gradients: Sequence[StageGradient]) -> StageGradient:
         total = dict(gradients[0])

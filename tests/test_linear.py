@@ -173,3 +173,64 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     for layer in layers(normal(8, 64)):
         with pytest.raises(ModelError, match="takes 64"):
             layer(normal(2, 65))
+
+
+# ---- what runs on a GPU, on the CPU
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(engine, "has_fused", lambda device: False)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(384, 512), (172, 100), (7, 1030), (65, 2088)])
+@pytest.mark.parametrize("kind", [0, 1], ids=["nf4", "int8"])
+def test_a_gpu_computes_the_same_in_the_inputs_own_type(
+    kind: int, outputs: int, inputs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer: Any = layers(normal(outputs, inputs), normal(outputs, seed=3))[kind]
+    weight = layer.weight()
+    monkeypatch.setattr(linear, "GPU_TILE_ELEMENTS", 1000)
+    assert torch.equal(layer.weight(), weight)
+    assert layer.weight(dtype).dtype == dtype
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 0.006, torch.float16: 0.001}[dtype]
+    for rows in (1, 17, 130):
+        given = normal(rows, inputs, seed=1)
+        given[:, 5] *= 20
+        given = given.to(dtype).requires_grad_()
+        came = layer(given)
+        wanted = given.detach().float() @ weight.T + layer.bias
+        assert came.dtype == dtype
+        assert relative_error(came.detach().float(), wanted) < rounding + (0.011 if kind else 0.0)
+        gradient = normal(rows, outputs, seed=2).to(dtype)
+        came.backward(gradient)
+        assert given.grad is not None
+        assert relative_error(given.grad.float(), gradient.float() @ weight) < rounding
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize(("rows", "outputs", "width"), [(1, 8, 16), (16, 7, 100), (17, 33, 6), (31, 64, 1024)])
+def test_filling_up_with_zeros_changes_no_product(
+    rows: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cuBLAS wants of `_int_mm` is held here by a stand-in."""
+    plain = torch._int_mm
+
+    def strict(left: Tensor, right: Tensor) -> Tensor:
+        assert left.is_contiguous()
+        assert len(left) > 16
+        assert right.stride(0) == 1
+        assert right.stride(1) % 16 == 0
+        assert not any(size % 8 for size in (*left.shape, *right.shape))
+        return plain(left, right)
+
+    monkeypatch.setattr(torch, "_int_mm", strict)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randint(-127, 128, (rows, width), generator=generator).to(torch.int8)
+    whole = torch.randint(-127, 128, (outputs, width + 40), generator=generator).to(torch.int8)
+    right = whole[:, 16 : 16 + width]
+    came = linear._int8_product(left, right)
+    assert torch.equal(came.long(), left.long() @ right.long().T)
