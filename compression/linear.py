@@ -124,6 +124,15 @@ def quantized(base: str, weight: Tensor) -> "QuantizedLinear":
     raise ModelError(f"base format {base!r}; wanted nf4 or int8")
 
 
+def empty(base: str, outputs: int, inputs: int) -> "QuantizedLinear":
+    """A layer of zeros in the format `nf4` or `int8`, for a state dict to be loaded into."""
+    if base == "nf4":
+        return Nf4Linear(inputs, outputs)
+    if base == "int8":
+        return Int8Linear(inputs, outputs)
+    raise ModelError(f"base format {base!r}; wanted nf4 or int8")
+
+
 class Nf4Linear(QuantizedLinear):
     """Blocks go on from row to row. Buffers: `codes` uint8 [out * in / 2]; for its B blocks either `scale_codes`
     uint8 [B] and `scale_scales` float32 [B / 256, rounded up], or `scales` float32 [B], as bitsandbytes has them

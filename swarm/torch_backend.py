@@ -13,29 +13,26 @@ fit a group, `ModelError` for a base that does not fit.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..compression import CodecSpec, decode, encode
-from ..compression.linear import quantized
-from ..errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
+from ..errors import CodecError, NonFiniteError, ProtocolError, WireError
 from ..kernels import engine
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
 from .data import TokenArray, labels_from_bytes, tokens_from_bytes
 from .initial import lora_tensor
 from .manifest import Manifest
-from .model.names import EMBEDDING, block_linears, stage_base_shapes, trainable_shapes
+from .model.held import DTYPES, Held, hold
+from .model.names import EMBEDDING, trainable_shapes
 from .model.stage import stage_forward
 from .optimizer import StageState, adamw, fresh_state, state_digest, state_from_bytes, state_to_bytes
 from .stopwatch import Stopwatch
 
 StageGradient = Mapping[str, Tensor]
 """Gradient of the token-summed loss by tensor name, fp32."""
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +46,14 @@ class StageContext:
 
 class TorchBackend:
     """One stage of a run. `base`: the stage's base tensors with their names (`model.weights.stage_base`), each put into
-    the manifest's base format as it comes. `recompute`: a visit that waits keeps only what entered each layer."""
+    the manifest's base format as it comes; or the whole base as it is held (`model.held`). `recompute`: a visit that
+    waits keeps only what entered each layer."""
 
     def __init__(
         self,
         manifest: Manifest,
         stage: int,
-        base: Iterable[tuple[str, Tensor]],
+        base: Iterable[tuple[str, Tensor]] | Held,
         device: str = "cpu",
         *,
         recompute: bool = False,
@@ -66,7 +64,7 @@ class TorchBackend:
         self._device = torch.device(device)
         self._recompute = recompute
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
-        self._dtype = _DTYPES[settings.model.compute_dtype]
+        self._dtype = DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
         self._activations = CodecSpec.parse(settings.codecs.activations, settings.codecs.block)
         self._gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
@@ -74,33 +72,12 @@ class TorchBackend:
         self._watch = Stopwatch()
         self._full = settings.train.mode == "full"
         self._form = settings.optimizer.state
-        self._base = self._take(base)
+        self._base: Held = base if isinstance(base, Mapping) else hold(manifest, stage, base, self._device)
         self._shapes = trainable_shapes(manifest, stage)
         self._sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         tied = [EMBEDDING] if manifest.tied and EMBEDDING in self._shapes else []
         self._groups = {"stage": sorted(set(self._shapes) - set(tied))} | ({"tied": tied} if tied else {})
         self._lengths = {group: sum(self._sizes[name] for name in names) for group, names in self._groups.items()}
-
-    def _take(self, base: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-        """The base tensors on the device, the linear layers' in the manifest's format. Raises `ModelError`."""
-        wanted = stage_base_shapes(self._manifest, self._stage)
-        taken: dict[str, Any] = {}
-        shape, form = self._manifest.shape, self._manifest.settings.model.base
-        layers = self._manifest.layers(self._stage)
-        linears = {f"{name}.weight" for layer in layers for name in block_linears(shape, layer)}
-        for name, tensor in base:
-            if tuple(tensor.shape) != wanted.get(name):
-                raise ModelError(f"stage {self._stage}: {name} is {tuple(tensor.shape)}; wanted {wanted.get(name)}")
-            if name in linears and form in ("nf4", "int8"):
-                # On the CPU, whatever the device: the same codes, and the device never holds the layer whole.
-                taken[name] = quantized(form, tensor).to(self._device)
-            else:
-                dtype = torch.float32 if self._full else self._dtype
-                taken[name] = tensor.to(self._device, _DTYPES.get(form, dtype) if name in linears else dtype)
-        missing = sorted(set(wanted) - set(taken))
-        if missing:
-            raise ModelError(f"stage {self._stage}: {', '.join(missing[:4])} is missing of {len(wanted)} tensors")
-        return taken
 
     @property
     def lengths(self) -> Mapping[str, int]:
@@ -120,7 +97,8 @@ class TorchBackend:
 
     def initial_state(self) -> StageState:
         if self._full:
-            return fresh_state(self._base, self._form)
+            whole = {name: tensor for name, tensor in self._base.items() if isinstance(tensor, Tensor)}
+            return fresh_state(whole, self._form)
         seed = self._manifest.settings.seed
         return fresh_state(
             {name: lora_tensor(seed, name, size).to(self._device) for name, size in self._shapes.items()}, self._form
