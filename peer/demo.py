@@ -10,7 +10,7 @@ import signal
 
 from ..errors import StoppedError, UnreachableError
 from ..swarm.process import SharedFolder
-from ..swarm.sources import model_path, text_path
+from ..swarm.sources import model_source, text_path
 from .kills import KillPlan, parse_kills
 from .local_swarm import LocalSwarm
 from .progress import Progress, summary
@@ -26,7 +26,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """
     settings = settings_of(options)
     kills = parse_kills(options.kill, settings, options.replicas)
-    model_path(options.model)
+    model_source(options.model)
     for name in (*settings.data.texts, *settings.data.heldout):
         text_path(name)
     folder = SharedFolder.temporary()

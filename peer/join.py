@@ -3,23 +3,26 @@
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from ..errors import ModelError, UsageError
+from ..errors import UsageError
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
 from ..swarm.compute import ThreadDevice
 from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import local_runs
 from ..swarm.manifest import Manifest
-from ..swarm.model.weights import stage_base, weights_digest
+from ..swarm.model.checkpoint import Progress
+from ..swarm.model.opening import open_checkpoint
+from ..swarm.model.weights import stage_base
 from ..swarm.peer import Parts, Peer
 from ..swarm.process import SharedFolder, network_node
-from ..swarm.sources import model_path
 from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
+from .loading import Loading
 
 
 def find_run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
@@ -38,18 +41,13 @@ def find_run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
     return runs[0].run_id, runs[0].addresses
 
 
-def torch_parts(model: str, device: str) -> Parts:
-    """The numbers of a run on this machine: torch, with the weights of `model`."""
+def torch_parts(model: str, device: str, progress: Progress | None = None) -> Parts:
+    """The numbers of a run on this machine: torch, with the weights of `model`. `progress` hears what is read."""
 
     def backend(manifest: Manifest, stage: int) -> StageBackend:
-        folder = model_path(model)
-        found = None if folder is None else weights_digest(folder)
-        if found != manifest.weights_sha256:
-            raise ModelError(
-                f"the weights of {model!r} here have digest {found}; the run wants {manifest.weights_sha256} "
-                f"({manifest.settings.model.name}): fetch that model, or pass its folder as --model"
-            )
-        return TorchBackend(manifest, stage, stage_base(manifest, stage, folder), device)
+        checkpoint = open_checkpoint(model, manifest.weights.revision if manifest.weights else "")
+        with checkpoint or nullcontext():
+            return TorchBackend(manifest, stage, stage_base(manifest, stage, checkpoint, progress), device)
 
     return Parts(backend=backend, arithmetic=RealArithmetic)
 
@@ -66,13 +64,15 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     device = ThreadDevice()
     where = folder.path / identity.peer_id[-8:]
     spill = DiskSpill(options.spill or where)
+    loading = Loading(tell)
     try:
         node = network_node(identity, where, options.listen, addresses, options.announce)
         async with node as (transport, directory):
             tell(f"peer {identity.peer_id} connected")
-            parts = torch_parts(options.model, options.device or default_device())
+            parts = torch_parts(options.model, options.device or default_device(), loading)
             return await Peer(transport, directory, device, parts, spill, tell=tell).run(run_id, options.stage)
     finally:
+        loading.cancel()
         device.close()
         spill.close()
 

@@ -1,0 +1,87 @@
+"""From what `--model` says to a `Checkpoint`, wherever it lies.
+
+The Hub is $HF_ENDPOINT, else Hugging Face's; $HF_TOKEN is sent there and nowhere else. Errors: `ModelError`, and what
+the source raises (see `http_files.py`).
+"""
+
+import hashlib
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ...errors import ModelError, StorageError
+from ..sources import HubModel, cache_folder, model_source
+from .checkpoint import Checkpoint
+from .files import Files, FolderFiles
+
+HUB = "https://huggingface.co"
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_BYTES = 64 << 20
+
+
+def open_checkpoint(name: str, revision: str = "") -> Checkpoint | None:
+    """The checkpoint of a model, None for `tiny`. `revision`: a manifest's, so that a repository of the Hub is read at
+    the commit that the run was started with. The caller closes it (a context manager)."""
+    files = open_files(name, revision)
+    if files is None:
+        return None
+    with ExitStack() as on_error:
+        on_error.callback(files.close)
+        checkpoint = Checkpoint(files)
+        on_error.pop_all()
+    return checkpoint
+
+
+def open_files(name: str, revision: str = "") -> Files | None:
+    """The files of a model, None for `tiny`; see `open_checkpoint`."""
+    source = model_source(name)
+    if source is None:
+        return None
+    if isinstance(source, Path):
+        return FolderFiles(source)
+    # Here, not at the top: an HTTP client takes a tenth of a second that a local model does not need.
+    from .http_files import HttpFiles
+
+    if not isinstance(source, HubModel):
+        return HttpFiles(source.url)
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    repo, _, commit = revision.rpartition("@")
+    at = commit if repo == source.repo and commit.isalnum() else "main"
+    return HttpFiles(
+        f"{endpoint}/{source.repo}/resolve/{at}/",
+        source=source.repo,
+        hub=f"{endpoint}/{source.repo}",
+        token=_token(),
+    )
+
+
+def tokenizer_file(files: Files) -> Path:
+    """The tokenizer.json of a model; a remote one is copied into the cache folder first. Raises `ModelError`,
+    `StorageError`."""
+    if files.is_local:
+        return Path(files.name_of(TOKENIZER))
+    content = files.whole(TOKENIZER, _TOKENIZER_BYTES)
+    target = cache_folder() / "tokenizers" / f"{hashlib.sha256(content).hexdigest()}.json"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, written = tempfile.mkstemp(prefix=".writing-", dir=target.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(written, target)
+        finally:
+            Path(written).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written: {error.strerror}; free some space there, or set SWARM_PEER_HOME to a folder "
+            "on another disk"
+        ) from error
+    return target
+
+
+def _token() -> str:
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ModelError("HF_TOKEN holds characters that no access token has; set it to yours, or unset it")
+    return token
