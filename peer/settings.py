@@ -10,8 +10,8 @@ from ..swarm.sources import TINY
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = (
-    "tiny, a fetched name, a folder, an alias such as llama-65b, a Hugging Face Hub id (org/name), or the http(s) URL of "
-    "a folder; of a remote model only the stage's own bytes are read"
+    "tiny, a fetched name, a folder, an alias such as llama-65b, a Hugging Face Hub id (org/name), or the http(s) URL "
+    "of a folder; of a remote model only the stage's own bytes are read"
 )
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -56,9 +56,9 @@ class LlamaShape(_Frozen):
 
 
 class ModelSettings(_Frozen):
-    """Which model, and where it is cut. `name`: `tiny`, a fetched name, an alias such as `llama-65b`, a folder, a Hub id
-    such as `org/name`, or an http(s) URL. `base`: what the linear layers of a frozen base are held in; `auto` is the
-    compute dtype."""
+    """Which model, and where it is cut. `name`: `tiny`, a fetched name, an alias such as `llama-65b`, a folder, a Hub
+    id such as `org/name`, or an http(s) URL. `base`: what the linear layers of a frozen base are held in; `auto` is
+    the compute dtype."""
 
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     stages: Positive = 3

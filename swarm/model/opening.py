@@ -1,11 +1,12 @@
 """From what `--model` says to a `Checkpoint`, wherever it lies.
 
 The Hub is $HF_ENDPOINT, else Hugging Face's; $HF_TOKEN is sent there and nowhere else. Errors: `ModelError`, and what
-the source raises (see `http_files.py`).
+the source raises (see `ranges.py`, `weight_cache.py`).
 """
 
 import hashlib
 import os
+import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from .files import Files, FolderFiles
 HUB = "https://huggingface.co"
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_BYTES = 64 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def open_checkpoint(name: str, revision: str = "") -> Checkpoint | None:
@@ -42,18 +44,15 @@ def open_files(name: str, revision: str = "") -> Files | None:
         return FolderFiles(source)
     # Here, not at the top: an HTTP client takes a tenth of a second that a local model does not need.
     from .http_files import HttpFiles
+    from .ranges import RangeClient
 
     if not isinstance(source, HubModel):
-        return HttpFiles(source.url)
+        return HttpFiles(RangeClient(source.url), source.url)
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     repo, _, commit = revision.rpartition("@")
-    at = commit if repo == source.repo and commit.isalnum() else "main"
-    return HttpFiles(
-        f"{endpoint}/{source.repo}/resolve/{at}/",
-        source=source.repo,
-        hub=f"{endpoint}/{source.repo}",
-        token=_token(),
-    )
+    at = commit if repo == source.repo and _COMMIT.fullmatch(commit) else "main"
+    page = f"{endpoint}/{source.repo}"
+    return HttpFiles(RangeClient(f"{page}/resolve/{at}/", hub=page, token=_token()), source.repo)
 
 
 def tokenizer_file(files: Files) -> Path:
