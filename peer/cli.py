@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import StoppedError, SwarmError, UsageError
-from .settings import add_run_flags
+from .settings import MODEL_HELP, add_run_flags
 
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--merge", action="store_true", help="with --export: the whole model with the adapters in it")
 
     join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")
-    join.add_argument("--model", required=True, help="the model to host: a fetched name, a folder, or tiny")
+    join.add_argument("--model", required=True, help=f"the model to host: {MODEL_HELP}")
     join.add_argument("--run", help="run id")
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
     join.add_argument("--stage", type=int, help="the first stage to host (default: where peers are fewest)")

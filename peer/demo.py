@@ -11,7 +11,7 @@ import signal
 from ..errors import StoppedError, StorageError, UnreachableError
 from ..swarm.export import check_target
 from ..swarm.process import SharedFolder
-from ..swarm.sources import model_path, text_path
+from ..swarm.sources import model_source, text_path
 from .kills import KillPlan, parse_kills
 from .local_swarm import LocalSwarm
 from .progress import Progress, summary
@@ -27,7 +27,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """
     settings = settings_of(options)
     kills = parse_kills(options.kill, settings, options.replicas)
-    model_path(options.model)
+    model_source(options.model)
     for name in (*settings.data.texts, *settings.data.heldout):
         text_path(name)
     if options.export:

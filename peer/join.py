@@ -2,39 +2,45 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..errors import ModelError
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
 from ..swarm.compute import ThreadDevice
 from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import meet
 from ..swarm.manifest import Manifest
-from ..swarm.model.weights import stage_base, weights_digest
+from ..swarm.model.checkpoint import Progress
+from ..swarm.model.held import HeldStore
+from ..swarm.model.opening import open_checkpoint
+from ..swarm.model.weights import stage_base
 from ..swarm.peer import Parts, Peer
 from ..swarm.process import SharedFolder, network_node
-from ..swarm.sources import model_path
+from ..swarm.sources import cache_folder
 from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
-from .span import Place, host_stages, nth_address
+from .loading import Loading
+from .span import Place, host_stages, nth_address, nth_key
 
 
-def torch_parts(model: str, device: str) -> Parts:
-    """The numbers of a run on this machine: torch, with the weights of `model`."""
+def torch_parts(model: str, device: str, progress: Progress | None = None) -> Parts:
+    """The numbers of a run on this machine: torch, with the weights of `model`. `progress` hears what is read."""
+
+    store = HeldStore(cache_folder() / "stages")
 
     def backend(manifest: Manifest, stage: int) -> StageBackend:
-        folder = model_path(model)
-        found = None if folder is None else weights_digest(folder)
-        if found != manifest.weights_sha256:
-            raise ModelError(
-                f"the weights of {model!r} here have digest {found}; the run wants {manifest.weights_sha256} "
-                f"({manifest.settings.model.name}): fetch that model, or pass its folder as --model"
-            )
-        return TorchBackend(manifest, stage, stage_base(manifest, stage, folder), device)
+        def read() -> Iterator[tuple[str, Tensor]]:
+            checkpoint = open_checkpoint(model, manifest.weights.revision if manifest.weights else "")
+            with checkpoint or nullcontext():
+                yield from stage_base(manifest, stage, checkpoint, progress)
+
+        held = store.get_or_make(manifest, stage, torch.device(device), read)
+        return TorchBackend(manifest, stage, held, device)
 
     return Parts(backend=backend, arithmetic=RealArithmetic)
 
@@ -51,13 +57,12 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     torch.set_num_threads(options.threads or max(1, os.cpu_count() or 1))
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
-    parts = torch_parts(options.model, options.device or default_device())
+    loading = Loading(tell)
+    parts = torch_parts(options.model, options.device or default_device(), loading)
 
     async def host(place: Place) -> str:
         """One member: a node of its own, and one stage."""
-        identity = Identity.load_or_create(
-            key.with_name(f"{key.stem}-{place.number + 1}{key.suffix}" if place.number else key.name)
-        )
+        identity = Identity.load_or_create(nth_key(key, place.number))
         where = folder.path / identity.peer_id[-8:]
         spill = DiskSpill((options.spill or where) / f"{place.number}")
         listen, announce = (
@@ -76,6 +81,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     try:
         return await host_stages(options.stages, host, tell)
     finally:
+        loading.cancel()
         device.close()
 
 

@@ -234,6 +234,11 @@ def run_reference(
     process does not have (faults, replicas, ledger, wire): losses in nats per label token, `grad_norm` of the summed
     gradient per token before clipping, `seconds` of each step, `version` the one that its gradient was computed at.
     """
+    if base_folder is None and manifest.weights is not None:
+        raise ModelError(
+            f"the model {manifest.settings.model.name!r} is not on this machine, and the reference trains the whole of "
+            "it: download it, and pass its folder as --model"
+        )
     reference = _Reference(manifest, base_folder)
     held = [_tensors(batch) for batch in heldout_batches(manifest, heldout_corpus)]
     order = TrainingOrder(manifest, corpus)

@@ -9,6 +9,10 @@ from ..swarm.manifest import Settings, parse_settings
 from ..swarm.sources import TINY
 
 DEFAULT_MODEL = "smollm2-135m"
+MODEL_HELP = (
+    "tiny, a fetched name, a folder, an alias such as llama-65b, a Hugging Face Hub id (org/name), or the http(s) URL "
+    "of a folder; of a remote model only the stage's own bytes are read"
+)
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     TINY: {
@@ -31,7 +35,7 @@ smaller than what one rounding of an 8-bit code makes of it."""
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a run on this machine."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{DEFAULT_MODEL} (default), tiny, or a folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=2, help="peers a stage")
     parser.add_argument("--steps", type=int)

@@ -26,6 +26,7 @@ from ..errors import StorageError, UsageError
 from .collecting import Collected
 from .manifest import LlamaShape, Manifest
 from .model.names import block_linears
+from .model.opening import BESIDE_TOKENIZER, TOKENIZER
 
 SHARD_BYTES = 4 << 30
 """Files of a checkpoint are about this large at most, but for a single larger tensor."""
@@ -71,15 +72,21 @@ def export_model(
     base: Iterable[tuple[str, Tensor]],
     *,
     dtype: MergedType = "bf16",
+    tokenizer: Path | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the whole model: `base` gives its tensors one by one, in any order (none where everything was trained)."""
+    """Writes the whole model: `base` gives its tensors one by one, in any order (none where everything was trained).
+    `tokenizer`: the folder of its tokenizer, which is copied."""
     with _new_folder(folder) as made:
         writer = _Shards(made)
         for name, tensor in _merged(manifest, collected, base):
             writer.add(name, tensor.to(_TYPES[dtype]).contiguous())
         writer.finish()
         _write_json(made / "config.json", model_config(manifest.shape, dtype))
+        if tokenizer is not None:
+            for path in (tokenizer / name for name in (TOKENIZER, *BESIDE_TOKENIZER)):
+                if path.is_file():
+                    shutil.copyfile(path, made / path.name)
         _write_card(made, "transformers", manifest, collected, notes or {})
 
 

@@ -5,6 +5,7 @@ And `export_from_run`, for a run that goes on. Errors: those of `collecting.py` 
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from .directory import Directory
 from .exchange import Meter, Pool
 from .export import MergedType, check_target, export_adapter, export_model
 from .manifest import Manifest
+from .model.checkpoint import Checkpoint
+from .model.opening import open_checkpoint, tokenizer_folder
 from .model.weights import stage_base
-from .sources import model_path
 from .trainer import Trainer
 from .transport import Transport
 
@@ -62,18 +64,25 @@ class Export:
     def write(self, manifest: Manifest) -> None:
         """Writes what was taken. Blocks."""
         assert self.collected is not None
-        if self.merge or manifest.settings.train.mode == "full":
-            base = _base(manifest) if manifest.settings.train.mode == "lora" else iter(())
-            export_model(self.folder, manifest, self.collected, base, dtype=self.dtype, notes=self.notes)
-        else:
+        if not self.merge and manifest.settings.train.mode == "lora":
             export_adapter(self.folder, manifest, self.collected, self.notes)
+            return
+        checkpoint = open_checkpoint(
+            manifest.settings.model.name, manifest.weights.revision if manifest.weights else ""
+        )
+        with checkpoint or nullcontext():
+            base = _base(manifest, checkpoint) if manifest.settings.train.mode == "lora" else iter(())
+            beside = None if checkpoint is None else tokenizer_folder(checkpoint.files)
+            export_model(
+                self.folder, manifest, self.collected, base, dtype=self.dtype, tokenizer=beside, notes=self.notes
+            )
 
 
-def _base(manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+def _base(manifest: Manifest, checkpoint: Checkpoint | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of all stages, each once: tied embeddings are the first stage's and the last one's."""
     given: set[str] = set()
     for stage in range(manifest.stages):
-        for name, tensor in stage_base(manifest, stage, model_path(manifest.settings.model.name)):
+        for name, tensor in stage_base(manifest, stage, checkpoint):
             if name not in given:
                 given.add(name)
                 yield name, tensor

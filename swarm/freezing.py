@@ -4,7 +4,7 @@ coordinator that comes later needs beside a frozen one.
 Errors: `ManifestError`, `DataError`, `ModelError`, each naming what to change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +12,19 @@ from ..errors import DataError, ManifestError, ModelError
 from .chat_template import ChatTemplate, load_chat_template
 from .data import Corpus, CorpusSamples, TokenSource, file_digest
 from .instructions import read_conversations
-from .manifest import DataSettings, LlamaShape, Manifest, Settings, freeze
-from .model import config
+from .manifest import DataSettings, Manifest, Settings, Weights, freeze
+from .model.checkpoint import Checkpoint, Progress
+from .model.config import TINY
+from .model.files import Files
+from .model.opening import TOKENIZER, open_checkpoint, open_files, tokenizer_folder
 from .model.precision import resolve_compute_dtype
-from .model.weights import weights_digest
-from .sources import model_path, text_path
+from .sources import text_path
 from .tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A frozen manifest and what its organizer holds beside it. `folder`: of the model, None for `tiny`."""
+    """A frozen manifest and what its organizer holds beside it. `folder`: of a model that lies on this machine."""
 
     manifest: Manifest
     folder: Path | None
@@ -33,11 +35,26 @@ class Prepared:
         return CorpusSamples(self.manifest, self.corpus, self.heldout)
 
 
-def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
-    """Resolves everything that a manifest fixes. `organizer`: public key, hex; `nonce`: 16 bytes, hex."""
-    folder = model_path(settings.model.name)
+def prepare(settings: Settings, *, organizer: str, nonce: str, progress: Progress | None = None) -> Prepared:
+    """Resolves everything that a manifest fixes. `organizer`: public key, hex; `nonce`: 16 bytes, hex. `progress` hears
+    how much of a local model is read.
+
+    Raises what the module says, and for a remote model `UnreachableError` and `StorageError`.
+    """
+    checkpoint = open_checkpoint(settings.model.name)
+    if checkpoint is None:
+        return _freeze(settings, None, organizer, nonce, None)
+    with checkpoint:
+        return _freeze(settings, checkpoint, organizer, nonce, progress)
+
+
+def _freeze(
+    settings: Settings, checkpoint: Checkpoint | None, organizer: str, nonce: str, progress: Progress | None
+) -> Prepared:
+    files = None if checkpoint is None else checkpoint.files
+    folder = None if files is None else tokenizer_folder(files)
     tokenizer, tokenizer_digest = _tokenizer(folder)
-    shape: LlamaShape = config.TINY if folder is None else config.read_shape(folder)
+    shape = TINY if checkpoint is None else checkpoint.shape
     if tokenizer.vocab_size > shape.vocab_size:
         raise ManifestError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {shape.vocab_size}")
     if settings.model.compute_dtype == "auto":
@@ -49,10 +66,11 @@ def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
     shared = {file_digest(path) for path in texts} & {file_digest(path) for path in heldout}
     if shared:
         raise DataError("a held-out text is among the training texts; its loss would prove nothing")
+    weights: Weights | None = None if checkpoint is None else checkpoint.weights(progress)
     manifest = freeze(
         settings=settings,
         shape=shape,
-        weights_sha256=None if folder is None else weights_digest(folder),
+        weights=weights,
         tokenizer_sha256=tokenizer_digest,
         chat_sha256=None if chat is None else chat.digest,
         texts_sha256=tuple(file_digest(path) for path in texts),
@@ -60,8 +78,24 @@ def prepare(settings: Settings, *, organizer: str, nonce: str) -> Prepared:
         organizer=organizer,
         nonce=nonce,
     )
-    read = _reader(settings.data, tokenizer, chat)
-    return Prepared(manifest, folder, read(texts), read(heldout))
+    return _prepared(manifest, files, texts, heldout, tokenizer, chat)
+
+
+def _prepared(
+    manifest: Manifest,
+    files: Files | None,
+    texts: Sequence[Path],
+    heldout: Sequence[Path],
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+) -> Prepared:
+    def read(paths: Sequence[Path]) -> TokenSource:
+        if chat is None:
+            return Corpus.from_texts(paths, tokenizer)
+        return read_conversations(paths, tokenizer, chat, manifest.settings.data.loss_on)
+
+    local = Path(files.where) if files is not None and files.is_local else None
+    return Prepared(manifest, local, read(texts), read(heldout))
 
 
 def take_up(manifest: Manifest) -> Prepared:
@@ -70,7 +104,12 @@ def take_up(manifest: Manifest) -> Prepared:
     Raises `DataError` or `ModelError` if a text or tokenizer here is not the one that the run is trained on.
     """
     settings = manifest.settings
-    folder = model_path(settings.model.name)
+    files = open_files(settings.model.name, manifest.weights.revision if manifest.weights else "")
+    try:
+        folder = None if files is None else tokenizer_folder(files)
+    finally:
+        if files is not None:
+            files.close()
     tokenizer, tokenizer_digest = _tokenizer(folder)
     if tokenizer_digest != manifest.tokenizer_sha256:
         raise ModelError(
@@ -85,23 +124,11 @@ def take_up(manifest: Manifest) -> Prepared:
         )
     texts = _same_texts(settings.data.texts, manifest.texts_sha256)
     heldout = _same_texts(settings.data.heldout, manifest.heldout_sha256)
-    read = _reader(settings.data, tokenizer, chat)
-    return Prepared(manifest, folder, read(texts), read(heldout))
+    return _prepared(manifest, files, texts, heldout, tokenizer, chat)
 
 
 def _chat(data: DataSettings, folder: Path | None) -> ChatTemplate | None:
     return load_chat_template(folder, data.chat_template) if data.format == "jsonl" else None
-
-
-def _reader(
-    data: DataSettings, tokenizer: Tokenizer, chat: ChatTemplate | None
-) -> Callable[[Sequence[Path]], TokenSource]:
-    def read(paths: Sequence[Path]) -> TokenSource:
-        if chat is None:
-            return Corpus.from_texts(paths, tokenizer)
-        return read_conversations(paths, tokenizer, chat, data.loss_on)
-
-    return read
 
 
 def _same_texts(names: Sequence[str], digests: Sequence[str]) -> list[Path]:
@@ -116,5 +143,5 @@ def _same_texts(names: Sequence[str], digests: Sequence[str]) -> list[Path]:
 def _tokenizer(folder: Path | None) -> tuple[Tokenizer, str | None]:
     if folder is None:
         return ByteTokenizer(), None
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     return FileTokenizer(path), file_digest(path)

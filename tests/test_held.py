@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from swarm_peer.compression.linear import QuantizedLinear
-from swarm_peer.swarm.manifest import Manifest
+from swarm_peer.swarm.manifest import Manifest, Weights
 from swarm_peer.swarm.model.held import HeldStore
 from swarm_peer.swarm.model.names import stage_base_shapes
 from swarm_peer.swarm.model.weights import random_base
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def manifest_of(base: str, digest: str = "1" * 64) -> Manifest:
     """A run of some checkpoint: what is read is the random base all the same."""
-    return tiny_manifest(base=base).model_copy(update={"weights_sha256": digest})
+    return tiny_manifest(base=base).model_copy(update={"weights": Weights(headers=digest)})
 
 
 class Source:

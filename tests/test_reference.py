@@ -24,10 +24,13 @@ from swarm_peer.swarm.manifest import (
     PipelineSettings,
     Settings,
     TrainSettings,
+    Weights,
     freeze,
 )
+from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.config import TINY
-from swarm_peer.swarm.model.weights import stage_base, weights_digest
+from swarm_peer.swarm.model.files import FolderFiles
+from swarm_peer.swarm.model.weights import stage_base
 from swarm_peer.swarm.tokenizer import ByteTokenizer
 from swarm_peer.swarm.torch_backend import TorchBackend
 
@@ -65,7 +68,8 @@ class Pipeline:
 
     def __init__(self, run: Manifest, folder: Path | None = None) -> None:
         self.run = run
-        self.stages = [TorchBackend(run, stage, stage_base(run, stage, folder)) for stage in range(run.stages)]
+        base = None if folder is None else Checkpoint(FolderFiles(folder))
+        self.stages = [TorchBackend(run, stage, stage_base(run, stage, base)) for stage in range(run.stages)]
         self.versions = [[stage.initial_state() for stage in self.stages]]
 
     def loss(self, states: list[Any], batch: Any, step: int, index: int, train: bool) -> tuple[float, list[Any]]:
@@ -204,11 +208,13 @@ def test_a_checkpoint_as_transformers_saves_it(tmp_path: Path, mode: str) -> Non
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values, rope_parameters=rope, pad_token_id=5))
     model.to(torch.bfloat16).save_pretrained(tmp_path)
-    run = manifest(mode, 1, FP32, steps=4, shape=shape, weights_sha256=weights_digest(tmp_path))
+    run = manifest(mode, 1, FP32, steps=4, shape=shape, weights=Checkpoint(FolderFiles(tmp_path)).weights())
     compare(run, 1e-4, tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_a_model_error(tmp_path: Path) -> None:
-    run = manifest("lora", 1, FP32, weights_sha256="0" * 64)
+    run = manifest("lora", 1, FP32, weights=Weights(headers="0" * 64))
     with pytest.raises(ModelError, match="cannot load"):
         run_reference(run, *corpora(), tmp_path)
+    with pytest.raises(ModelError, match="not on this machine"):
+        run_reference(run, *corpora(), None)

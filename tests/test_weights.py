@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from swarm_peer.errors import ModelError
-from swarm_peer.swarm.manifest import DataSettings, LlamaShape, Manifest, ModelSettings, Settings, freeze
-from swarm_peer.swarm.model.config import TINY, parse_shape, read_shape
-from swarm_peer.swarm.model.names import base_shapes, lora_shapes, stage_base_shapes
-from swarm_peer.swarm.model.weights import random_base, read_tensors, stage_base, weights_digest
+from swarm_peer.swarm.manifest import DataSettings, LlamaShape, Manifest, ModelSettings, Settings, Weights, freeze
+from swarm_peer.swarm.model.checkpoint import Checkpoint
+from swarm_peer.swarm.model.config import TINY, parse_shape
+from swarm_peer.swarm.model.files import FolderFiles
+from swarm_peer.swarm.model.names import base_shapes, lora_shapes, pieces, stage_base_shapes, stage_pieces
+from swarm_peer.swarm.model.weights import random_base, stage_base
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,11 +52,19 @@ def shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def manifest(shape: LlamaShape = SHAPE, digest: str | None = "0" * 64) -> Manifest:
+def opened(folder: Path) -> Checkpoint:
+    return Checkpoint(FolderFiles(folder))
+
+
+def read_whole(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(opened(folder).read(pieces(SHAPE)))
+
+
+def manifest(shape: LlamaShape = SHAPE, weights: Weights | None = None) -> Manifest:
     return freeze(
         settings=Settings(model=ModelSettings(name="x", stages=2), data=DataSettings(sequence_length=32)),
         shape=shape,
-        weights_sha256=digest,
+        weights=weights,
         texts_sha256=("0" * 64,),
         heldout_sha256=("0" * 64,),
         organizer="0" * 64,
@@ -63,28 +73,61 @@ def manifest(shape: LlamaShape = SHAPE, digest: str | None = "0" * 64) -> Manife
 
 
 def test_a_stage_reads_its_own_tensors_only(folder: Path) -> None:
-    first, last = (dict(stage_base(manifest(), stage, folder)) for stage in (0, 1))
-    assert set(first) == set(stage_base_shapes(manifest(), 0))
+    run = manifest(weights=opened(folder).weights())
+    first, last = (dict(stage_base(run, stage, opened(folder))) for stage in (0, 1))
+    assert set(first) == set(stage_base_shapes(run, 0))
     assert not set(first) & set(last)
     assert set(first) | set(last) == set(WANTED)
     assert torch.equal(last[QUERY], dict(random_base(0, SHAPE, WANTED))[QUERY])
 
 
-def test_shards_hold_the_same_tensors_and_their_own_digest(folder: Path) -> None:
-    single, whole = dict(read_tensors(folder, WANTED)), weights_digest(folder)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_stage_holds_whole_pieces(tied: bool) -> None:
+    run = manifest(SHAPE.model_copy(update={"tie_word_embeddings": tied}))
+    assert [piece.label for piece in pieces(run.shape)] == ["the embedding", "layer 0", "layer 1", "the final norm"] + (
+        [] if tied else ["the head"]
+    )
+    for stage in (0, 1):
+        names = [name for piece in stage_pieces(run, stage) for name in piece.shapes]
+        assert sorted(names) == sorted(stage_base_shapes(run, stage))
+
+
+def test_shards_hold_the_same_tensors_under_the_same_digests(folder: Path) -> None:
+    single, whole = read_whole(folder), opened(folder).weights()
     shard(folder)
-    assert all(torch.equal(tensor, single[name]) for name, tensor in dict(read_tensors(folder, WANTED)).items())
-    assert weights_digest(folder) != whole
+    assert all(torch.equal(tensor, single[name]) for name, tensor in read_whole(folder).items())
+    assert opened(folder).weights() == whole
 
 
-def test_the_digest_follows_every_byte(folder: Path) -> None:
-    before = weights_digest(folder)
-    assert weights_digest(folder) == before
-    for name in ("model.safetensors", "config.json"):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert weights_digest(folder) != before
-        (folder / name).write_bytes(content)
+def test_the_digest_of_a_piece_follows_every_byte_of_it(folder: Path) -> None:
+    before = opened(folder).weights()
+    assert opened(folder).weights() == before
+    assert len(before.pieces) == len(pieces(SHAPE)) == 5
+    found, path = opened(folder).tensors[QUERY].entry, folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[found.start] ^= 1
+    path.write_bytes(content)
+    after = opened(folder).weights()
+    assert after.headers == before.headers
+    assert [a == b for a, b in zip(after.pieces, before.pieces, strict=True)] == [True, True, False, True, True]
+    run = manifest(weights=before)
+    assert len(dict(stage_base(run, 0, opened(folder)))) == len(stage_base_shapes(run, 0))
+    came: list[str] = []
+    with pytest.raises(ModelError, match=r"layer 1 has digest .* the run wants"):
+        came.extend(name for name, _ in stage_base(run, 1, opened(folder)))
+    assert len(came) == 8, "the last tensor of a wrong piece is not handed out"
+
+
+def test_other_headers_are_refused_before_anything_is_read(folder: Path) -> None:
+    weights = opened(folder).weights()
+    save_file({name: tensor.half() for name, tensor in random_base(0, SHAPE, WANTED)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"its headers have digest .* the run wants"):
+        stage_base(manifest(weights=weights), 0, opened(folder))
+
+
+def test_a_run_without_a_checkpoint_takes_none(folder: Path) -> None:
+    with pytest.raises(ModelError, match="has no checkpoint"):
+        stage_base(manifest(), 0, opened(folder))
 
 
 def test_tied_embeddings_are_held_at_both_ends() -> None:
@@ -104,7 +147,7 @@ def test_lora_factors_of_all_seven_linear_layers() -> None:
 
 
 def test_without_a_checkpoint_the_base_is_a_function_of_the_seed() -> None:
-    run = manifest(TINY, digest=None)
+    run = manifest(TINY)
     one, other = dict(stage_base(run, 0, None)), dict(stage_base(run, 0, None))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     shared = "model.embed_tokens.weight"
@@ -116,7 +159,7 @@ def test_a_truncated_file_is_refused(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ModelError, match=r"model\.safetensors: is not a whole safetensors file"):
-        dict(read_tensors(folder, WANTED))
+        read_whole(folder)
 
 
 @pytest.mark.parametrize("header", [b"\xff" * 64, b"\x10" + b"\0" * 7 + b"{" * 16])
@@ -124,7 +167,7 @@ def test_a_corrupt_header_is_refused(folder: Path, header: bytes) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(header + path.read_bytes()[len(header) :])
     with pytest.raises(ModelError, match="is not a whole safetensors file"):
-        dict(read_tensors(folder, WANTED))
+        read_whole(folder)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +187,15 @@ def test_a_bad_tensor_is_named(folder: Path, replacement: torch.Tensor | None, w
         tensors[QUERY] = replacement
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=words):
-        dict(read_tensors(folder, WANTED))
+        read_whole(folder)
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
-        dict(read_tensors(tmp_path, WANTED))
+        read_whole(tmp_path)
     with pytest.raises(ModelError, match="no folder"):
-        dict(stage_base(manifest(), 0, None))
+        dict(stage_base(manifest(weights=Weights(headers="0" * 64)), 0, None))
 
 
 @pytest.mark.parametrize("target", ["../b.safetensors", "/b.safetensors", "b.bin", 3])
@@ -162,25 +206,29 @@ def test_an_index_that_points_elsewhere_is_refused(folder: Path, target: object)
     index["weight_map"][QUERY] = target
     path.write_text(json.dumps(index))
     with pytest.raises(ModelError, match="beside the index"):
-        dict(read_tensors(folder, WANTED))
+        read_whole(folder)
 
 
 def test_a_shard_or_an_index_entry_that_is_missing(folder: Path) -> None:
     shard(folder)
-    with pytest.raises(ModelError, match="other is missing"):
-        dict(read_tensors(folder, {"other": (1,)}))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({"weight_map": {k: v for k, v in index["weight_map"].items() if k != QUERY}}))
+    with pytest.raises(ModelError, match=f"{QUERY} is missing"):
+        read_whole(folder)
+    path.write_text(json.dumps(index))
     (folder / "b.safetensors").unlink()
     with pytest.raises(ModelError, match=r"b\.safetensors"):
-        dict(read_tensors(folder, WANTED))
+        read_whole(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ModelError, match="weight_map"):
-        weights_digest(folder)
+        read_whole(folder)
 
 
 def test_a_folder_of_another_shape_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG | {"rms_norm_eps": 1e-6}))
     with pytest.raises(ModelError, match="the manifest wants"):
-        dict(stage_base(manifest(), 0, folder))
+        stage_base(manifest(weights=Weights(headers="0" * 64)), 0, opened(folder))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +248,8 @@ def test_what_a_config_may_leave_out() -> None:
     config = {key: value for key, value in CONFIG.items() if key not in ("num_key_value_heads", "rope_parameters")}
     shape = parse_shape(config)
     assert (shape.num_key_value_heads, shape.rope_theta, shape.tie_word_embeddings) == (4, 10000.0, False)
+    del config["max_position_embeddings"]
+    assert parse_shape(config | {"max_sequence_length": 64}) == shape
 
 
 @pytest.mark.parametrize(
@@ -207,6 +257,9 @@ def test_what_a_config_may_leave_out() -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architectures"),
         ({"architectures": None}, "architectures"),
+        ({"architectures": [["Qwen2ForCausalLM"]]}, "architectures"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "architectures.*biases on queries, keys and values"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "architectures.*norms on queries and keys"),
         ({"architectures": ["MistralForCausalLM"], "max_position_embeddings": 8192}, "sliding_window"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 32}, "sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act"),
@@ -237,9 +290,9 @@ def test_what_is_outside_the_family_is_refused_by_key(changes: dict[str, Any], k
 def test_a_config_that_is_no_config(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"config\.json"):
-        read_shape(tmp_path)
+        opened(tmp_path)
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
-        read_shape(tmp_path)
+        opened(tmp_path)

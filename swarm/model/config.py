@@ -7,7 +7,6 @@ Errors: `ModelError`, naming the file, the key, what came and what is wanted.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,8 +29,15 @@ TINY = LlamaShape(
 )
 """The built-in model `tiny`: bytes in, bytes out, 0.3 M parameters, seeded random base."""
 
-_CONFIG_BYTES = 1 << 20
+CONFIG = "config.json"
+CONFIG_BYTES = 1 << 20
+"""A config.json is a few kilobytes."""
+
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+_ALMOST = {
+    "Qwen2ForCausalLM": "biases on queries, keys and values",
+    "Qwen3ForCausalLM": "norms on queries and keys",
+}
 _REQUIRED = (
     "hidden_size",
     "intermediate_size",
@@ -72,7 +78,11 @@ def _rope_theta(config: dict[str, Any], where: str) -> float:
 def _check_family(config: dict[str, Any], where: str) -> None:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in _ARCHITECTURES:
-        raise _refuse(where, "architectures", architectures, f"one of {', '.join(_ARCHITECTURES)}")
+        wanted = f"one of {', '.join(_ARCHITECTURES)}"
+        came = architectures[0] if isinstance(architectures, list) and architectures else ""
+        if isinstance(came, str) and came in _ALMOST:
+            wanted += f" ({came} has {_ALMOST[came]}, which this block has not)"
+        raise _refuse(where, "architectures", architectures, wanted)
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise _refuse(where, "hidden_act", config["hidden_act"], "'silu'")
     for key in ("attention_bias", "mlp_bias"):
@@ -93,6 +103,8 @@ def _check_family(config: dict[str, Any], where: str) -> None:
 def parse_shape(config: dict[str, Any], where: str = "config.json") -> LlamaShape:
     """The shape that a decoded config.json describes; `where` names it in errors. Raises `ModelError`."""
     _check_family(config, where)
+    if config.get("max_position_embeddings") is None and config.get("max_sequence_length") is not None:
+        config = config | {"max_position_embeddings": config["max_sequence_length"]}  # the first Llama's conversions
     for key in _REQUIRED:
         if config.get(key) is None:
             raise ModelError(f"{where}: {key} is missing; a Llama-family config.json has it")
@@ -116,19 +128,12 @@ def parse_shape(config: dict[str, Any], where: str = "config.json") -> LlamaShap
         raise ModelError(f"{where}: {key} is {fields.get(key, fields)!r}: {problem['msg']}") from error
 
 
-def read_shape(folder: Path) -> LlamaShape:
-    """Reads `folder`/config.json (at most 1 MiB). Raises `ModelError`."""
-    path = folder / "config.json"
+def parse_config(content: bytes, where: str) -> LlamaShape:
+    """The shape that the bytes of a config.json describe. Raises `ModelError`."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_CONFIG_BYTES + 1)
-        if len(content) > _CONFIG_BYTES:
-            raise ModelError(f"{path}: is larger than {_CONFIG_BYTES} bytes; a config.json is a few kilobytes")
         config = json.loads(content)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: is not JSON: {error}") from error
+        raise ModelError(f"{where}: is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds a {type(config).__name__}; wanted a JSON object")
-    return parse_shape(config, str(path))
+        raise ModelError(f"{where}: holds a {type(config).__name__}; wanted a JSON object")
+    return parse_shape(config, where)

@@ -78,7 +78,7 @@ class HeldStore:
 
         A random base is a function of the seed and is not kept.
         """
-        if manifest.weights_sha256 is None:
+        if manifest.weights is None:
             return hold(manifest, stage, make(), device)
         path = self._folder / f"{_key(manifest, stage)}.safetensors"
         found = _load(path, manifest, stage, device)
@@ -115,7 +115,7 @@ class HeldStore:
 def _key(manifest: Manifest, stage: int) -> str:
     settings = manifest.settings
     what = {
-        "weights": manifest.weights_sha256,
+        "weights": manifest.weights.model_dump(mode="json") if manifest.weights else None,
         "tensors": {name: list(shape) for name, shape in stage_base_shapes(manifest, stage).items()},
         "base": settings.model.base,
         "compute": settings.model.compute_dtype,

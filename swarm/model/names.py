@@ -3,9 +3,12 @@
 Stage 0 holds the embedding, the last stage the norm and the head. With tied embeddings the head is
 `model.embed_tokens.weight`, which the last stage then holds as well, under the same name. LoRA factors hang off the
 linear layers of every block: `<linear>.lora_A` [rank, in] and `<linear>.lora_B` [out, rank].
+
+A checkpoint is digested in pieces (`Weights.pieces`), and every stage holds whole pieces.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from ..manifest import LINEARS, LlamaShape, Manifest
 
@@ -14,6 +17,15 @@ Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a checkpoint with a digest of its own. `number`: its place in `Weights.pieces`; `label`: for people."""
+
+    number: int
+    label: str
+    shapes: Shapes
 
 
 def block_prefix(layer: int) -> str:
@@ -54,6 +66,18 @@ def base_shapes(shape: LlamaShape, layers: range, *, is_first: bool, is_last: bo
     return shapes
 
 
+def pieces(shape: LlamaShape) -> tuple[Piece, ...]:
+    """The whole checkpoint: the embedding, each layer in order, the final norm, and the head unless it is tied."""
+    parts: list[tuple[str, Shapes]] = [("the embedding", {EMBEDDING: (shape.vocab_size, shape.hidden_size)})]
+    for layer in range(shape.num_hidden_layers):
+        only = range(layer, layer + 1)
+        parts.append((f"layer {layer}", base_shapes(shape, only, is_first=False, is_last=False)))
+    parts.append(("the final norm", {NORM: (shape.hidden_size,)}))
+    if not shape.tie_word_embeddings:
+        parts.append(("the head", {HEAD: (shape.vocab_size, shape.hidden_size)}))
+    return tuple(Piece(number, label, shapes) for number, (label, shapes) in enumerate(parts))
+
+
 def lora_shapes(shape: LlamaShape, layers: range, rank: int, targets: Collection[str] = LINEARS) -> Shapes:
     """The LoRA factors of a stage of these layers, on the linear layers called `targets`: name -> shape."""
     shapes: Shapes = {}
@@ -70,6 +94,12 @@ def stage_base_shapes(manifest: Manifest, stage: int) -> Shapes:
     """`base_shapes` of a stage of a run."""
     is_first, is_last = stage == 0, stage == manifest.stages - 1
     return base_shapes(manifest.shape, manifest.layers(stage), is_first=is_first, is_last=is_last)
+
+
+def stage_pieces(manifest: Manifest, stage: int) -> tuple[Piece, ...]:
+    """The pieces that together are `stage_base_shapes`."""
+    wanted = stage_base_shapes(manifest, stage)
+    return tuple(piece for piece in pieces(manifest.shape) if piece.shapes.keys() <= wanted.keys())
 
 
 def trainable_shapes(manifest: Manifest, stage: int) -> Shapes:
