@@ -25,7 +25,7 @@ class RangeServer(ThreadingHTTPServer):
 
     `ranges`: whether Range is understood; `tags`: whether an ETag is sent; `statuses`: by file name, in place of the
     file; `drops`: each cuts one later response with a body larger than it after so many bytes; `redirect`: where
-    safetensors are sent to; `commit`: as the Hub names it.
+    safetensors are sent to; `commit`: as the Hub names it; `moved`: what paths began with, and begin with now.
     """
 
     daemon_threads = True
@@ -41,6 +41,7 @@ class RangeServer(ThreadingHTTPServer):
         self.drops: list[int] = []
         self.redirect = ""
         self.commit = ""
+        self.moved = ("", "")
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A reader that closes early is part of the tests; anything else is shown."""
@@ -82,7 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
         file, name = server.folder / path, Path(path).name
         server.requests.append(Request(path, self.headers["Range"], self.headers["Authorization"]))
         waiting = server.statuses.get(name)
-        if waiting:
+        old, new = server.moved
+        if old and path.startswith(old):
+            self._answer(307, name, b"", {"Location": f"/{new}{path.removeprefix(old)}"})
+        elif waiting:
             self._answer(waiting.pop(0), name, b"")
         elif not file.is_file():
             self._answer(404, name, b"")
@@ -112,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        if server.commit:
+        if server.commit and status != 307:
             self.send_header("X-Repo-Commit", server.commit)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

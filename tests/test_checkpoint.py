@@ -164,6 +164,14 @@ def test_the_hub_is_read_at_one_commit_and_its_token_goes_nowhere_else(
     assert front.served[SHARDS[0]] == 0 < store.served[SHARDS[0]]
 
 
+def test_a_repository_that_was_renamed_is_pinned_as_well(hub: tuple[RangeServer, RangeServer]) -> None:
+    hub[0].moved = ("old-org/model", REPO)
+    with opened("old-org/model") as checkpoint:
+        weights = checkpoint.weights()
+    assert weights.revision == f"old-org/model@{COMMIT}"
+    assert hub[0].requests[-1].path.startswith(f"{REPO}/resolve/{COMMIT}/")
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_gated_repository_says_what_to_do(hub: tuple[RangeServer, RangeServer], status: int) -> None:
     hub[0].statuses["config.json"] = [status]

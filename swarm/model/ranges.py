@@ -213,7 +213,7 @@ class RangeClient:
             raise ModelError(f"{url}: cannot be followed: {error}") from error
 
     def _pin(self, response: httpx2.Response) -> None:
-        commit = _first(response).headers.get("X-Repo-Commit", "")
+        commit = _said(response, "X-Repo-Commit")
         if self._hub and not self.commit and commit.isalnum():
             self.commit = commit
             root, _, _ = self.base.rstrip("/").rpartition("/")
@@ -221,7 +221,7 @@ class RangeClient:
 
     def _see(self, name: str, response: httpx2.Response, size: int) -> None:
         """Notes a file's version, or refuses one that is not the one noted."""
-        linked = _first(response).headers.get("X-Linked-ETag", "")
+        linked = _said(response, "X-Linked-ETag")
         tag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
         # The Hub names the content itself; the tags of the hosts that it sends to may differ among them.
         condition = "" if linked or tag.startswith("W/") else tag or date
@@ -242,9 +242,11 @@ class RangeClient:
         return ModelError(f"{url}: the server refuses it ({status}); wanted an address that needs no password")
 
 
-def _first(response: httpx2.Response) -> httpx2.Response:
-    """What the server itself answered, before any redirect."""
-    return response.history[0] if response.history else response
+def _said(response: httpx2.Response, header: str) -> str:
+    """What the server itself, not one that it sends to, said in a header; a renamed repository takes it two answers."""
+    hops = [*response.history, response]
+    own = (hop for hop in hops if hop.url.host == hops[0].url.host and hop.url.port == hops[0].url.port)
+    return next((str(hop.headers[header]) for hop in own if header in hop.headers), "")
 
 
 def _total(response: httpx2.Response, where: str) -> int:
