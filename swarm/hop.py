@@ -193,7 +193,8 @@ class _Calling:
         base = self.order()
         if base is None or attempt.clock.own(now) < self._times.limit or now < self._hedge_from:
             return
-        peer = self.neighbours.another(self.stage, {*self.unusable, *self.unfit, attempt.peer})
+        asked = {*self.unusable, attempt.peer}
+        peer = self.neighbours.another(self.stage, {*asked, *self.unfit}) or self.neighbours.another(self.stage, asked)
         budget = self.hop.budget.spend(now)
         if peer is not None and budget is not None:
             self.hop.budget = budget

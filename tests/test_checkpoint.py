@@ -136,7 +136,7 @@ def test_a_url_whose_files_are_others_now_is_refused(folder: Path, server: Range
     assert same_base(build(url, weights, 1), build(str(folder), weights, 1))
     write_checkpoint(folder, seed=1)
     with pytest.raises(ModelError, match="not those that the run was started with"):
-        build(url, weights, 1)
+        build(url, weights, 2)
 
 
 def test_wrong_bytes_are_refused_by_piece_and_not_kept(folder: Path, server: RangeServer) -> None:
