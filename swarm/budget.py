@@ -1,9 +1,9 @@
 """The memory of hosting stages, line by line: what each part takes, and whether a machine has it.
 
 Owns the list of what a peer holds, and when; the sizes are `sizes.py`'s. Two places: the device (base, states,
-gradients, graphs) and the host (coded tensors, the process), which on a CPU are the same memory. Two times: loading, and
-running; the larger counts. What a limit of the manifest bounds is counted at its bound, or at all that can come about,
-whichever is less. Pure.
+gradients, graphs) and the host (coded tensors, the process), which on a CPU are the same memory. Two times: loading,
+and running; the larger counts. What a limit of the manifest bounds is counted at its bound, or at all that can come
+about, whichever is less. Pure.
 """
 
 from collections.abc import Sequence

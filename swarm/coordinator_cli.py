@@ -1,30 +1,40 @@
-"""`swarm-coordinator`: lead a run, or stand by in one. Exit codes: 0 finished, 1 an error that the message names, 2 a
+"""`swarm-coordinator`: lead a run, stand by in one, or plan one. Exit codes: 0 finished, 1 an error that the message names, 2 a
 wrong command line, 3 the run stopped and cannot go on, 130 interrupted."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import StoppedError, SwarmError
+from ..errors import StoppedError, SwarmError, UsageError
 from .events import Event
 from .keys import Identity, state_folder
 from .manifest import load_settings
+from .plan_command import add_plan_parser, run_plan
 
-EXIT_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == "plan":
+        return _guarded(run_plan, options)
     if options.standby and (options.manifest or not options.run or not options.initial_peers):
         parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
     if not options.standby and (not options.manifest or options.run or options.initial_peers):
         parser.error("start takes a manifest, or --standby with --run and --initial-peers")
+    return _guarded(_start, options)
+
+
+def _guarded(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
-        return _start(options)
+        return command(options)
+    except UsageError as error:
+        print(f"swarm-coordinator: {error}", file=sys.stderr)
+        return EXIT_USAGE
     except StoppedError as error:
         print(f"swarm-coordinator: {error}", file=sys.stderr)
         return EXIT_STOPPED
@@ -55,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
     start.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     start.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
+    add_plan_parser(commands)
     return parser
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ..errors import FittingError, UsageError
 from .advice import LEAST_SLOTS, organizers_choice, spans_of, too_small
 from .budget import Budget, budget, stages_text
-from .machine import Device, Machine, Overrides, bytes_text, overridden
+from .machine import AS_IT_IS, Device, Machine, Overrides, bytes_text, overridden
 from .manifest import Manifest
 from .work import Pace, pace, shared_rate
 
@@ -43,7 +43,7 @@ def choose(
     manifest: Manifest,
     machine: Machine,
     replicas: Sequence[int],
-    said: Overrides = Overrides(),
+    said: Overrides = AS_IT_IS,
     *,
     may_recompute: bool = True,
 ) -> Choice:
@@ -62,7 +62,7 @@ def choose(
 
 
 def choose_all(
-    manifest: Manifest, machine: Machine, replicas: Sequence[int], said: Overrides = Overrides()
+    manifest: Manifest, machine: Machine, replicas: Sequence[int], said: Overrides = AS_IT_IS
 ) -> list[Choice]:
     """A process for each device that a stage fits on, the fastest first; each takes its part of the RAM."""
     lent = overridden(machine, said)
@@ -82,7 +82,7 @@ def choose_all(
 
 
 def stages_that_fit(
-    manifest: Manifest, machine: Machine, said: Overrides = Overrides(), *, may_recompute: bool = True
+    manifest: Manifest, machine: Machine, said: Overrides = AS_IT_IS, *, may_recompute: bool = True
 ) -> int:
     """How many stages one process could host; 0 if none fits."""
     try:
@@ -135,8 +135,14 @@ def _choose_on(
             span for span in spans if budget(manifest, span, slots=slots, recompute=may_recompute).fits(machine, device)
         ]
 
-    counts = [exactly] if exactly is not None else range(manifest.stages, 0, -1)
-    spans = next((found for count in counts if (found := fitting(count, slots))), [])
+    count = exactly
+    if count is None:
+        # A part of a span needs no more than the whole, so halving finds the longest that fits.
+        count, beyond = 0, manifest.stages + 1
+        while beyond - count > 1:
+            middle = (count + beyond) // 2
+            count, beyond = (middle, beyond) if fitting(middle, slots) else (count, middle)
+    spans = fitting(count, slots) if count else []
     if not spans:
         slots = min(LEAST_SLOTS, slots)
         spans = fitting(exactly or 1, slots)

@@ -18,8 +18,8 @@ _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that computes. `memory` in bytes, None if it is the machine's own (a CPU); `flops`: useful floating-point
-    operations a second in the base format of the model that was asked about."""
+    """Something that computes. `memory` in bytes, None if it is the machine's own (a CPU); `flops`: useful operations a
+    second (`work.py`) in the base format of the model that was asked about."""
 
     name: str
     memory: int | None
@@ -56,6 +56,9 @@ class Overrides:
     device: str | None = None
     threads: int | None = None
     bandwidth: tuple[float, float] | None = None
+
+
+AS_IT_IS = Overrides()
 
 
 def overridden(machine: Machine, said: Overrides) -> Machine:

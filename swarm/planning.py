@@ -1,0 +1,315 @@
+"""Who should host what in a run that has not begun, and how fast it would be. Pure; `plan_command.py` prints it.
+
+Each peer hosts one stage, placed so that the slowest stage is as fast as can be: first every stage is covered (a
+matching, since not every peer holds every stage), then peers are moved and swapped for as long as the slowest stage
+gains. Where there are fewer peers than stages, spans are dealt out instead. The pace of a stage is the sum of its
+replicas'; the pace of the run is that of its slowest stage, times the share of it that the microbatches in flight keep
+busy.
+
+Errors: `FittingError` when the peers cannot hold the model: how many more are needed, of which size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import FittingError
+from .advice import LEAST_SLOTS
+from .budget import Budget, budget
+from .machine import Machine, bytes_text
+from .manifest import Manifest
+from .work import Pace, pace
+
+HALF_BUSY = 0.625
+"""With n times as many microbatches in flight as would do if all were evenly spaced, n / (n + HALF_BUSY) of the slowest
+stage's time is used: 80 % at n = 2.5, as simulated for 20 stages (about 60 a column where 24 would do)."""
+
+GOOD_USE = 0.8
+IN_FLIGHT_SHARE = 0.8
+"""Of the slots of the narrowest stage: more the trainer does not issue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """What one peer hosts, as planned. `peer`: its place in what was given."""
+
+    peer: int
+    budget: Budget
+    pace: Pace
+
+    @property
+    def stages(self) -> range:
+        return self.budget.stages
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who hosts what, and what comes of it. `path_seconds`: a microbatch from its first stage down and back, alone.
+    `in_flight`: microbatches that may be; `wanted_in_flight`: that would keep the slowest stage 80 % busy."""
+
+    hostings: tuple[Hosting, ...]
+    stage_rates: tuple[float, ...]
+    path_seconds: float
+    in_flight: float
+    wanted_in_flight: float
+    microbatches_per_second: float
+    tokens_per_second: float
+    step_seconds: float
+    limit: str
+
+
+def plan(manifest: Manifest, peers: Sequence[Machine]) -> Plan:
+    """The plan for the manifest's own number of stages. Raises `FittingError`."""
+    return _outcome(manifest, peers, _place(manifest, peers))
+
+
+def best_stages(manifest: Manifest, peers: Sequence[Machine]) -> tuple[int, Plan]:
+    """The number of stages that gives the most tokens a second, the smallest of equals. Raises `FittingError`, the one
+    for a stage a layer, which is the least that a peer can hold."""
+    best: tuple[int, Plan] | None = None
+    problem: FittingError | None = None
+    for stages in range(1, manifest.shape.num_hidden_layers + 1):
+        try:
+            found = plan(with_stages(manifest, stages), peers)
+        except FittingError as error:
+            problem = error
+            continue
+        if best is None or found.tokens_per_second > best[1].tokens_per_second * 1.001:
+            best = stages, found
+        if best is not None and stages >= 2 * len(peers):
+            break  # from here on, more stages only deal out the same layers in smaller pieces
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best
+
+
+def with_stages(manifest: Manifest, stages: int) -> Manifest:
+    """The same run, cut otherwise."""
+    model = manifest.settings.model.model_copy(update={"stages": stages})
+    return manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"model": model})})
+
+
+# ---- placing
+
+
+class _Candidates:
+    """What each peer could host. Equal machines and equal spans are looked at once."""
+
+    def __init__(self, manifest: Manifest, peers: Sequence[Machine]) -> None:
+        self._manifest, self.peers = manifest, peers
+        kinds: dict[Machine, int] = {}
+        self.kinds = [kinds.setdefault(machine, len(kinds)) for machine in peers]
+        self._known: dict[tuple[object, ...], tuple[Budget, Pace] | None] = {}
+        self._rates: dict[tuple[int, int], float] = {}
+
+    def of(self, peer: int, stages: range) -> tuple[Budget, Pace] | None:
+        shape = stages.start == 0, stages.stop == self._manifest.stages
+        key = (self.kinds[peer], *shape, *(len(self._manifest.layers(stage)) for stage in stages))
+        if key not in self._known:
+            self._known[key] = self._look(self.peers[peer], stages)
+        found = self._known[key]
+        return None if found is None else (replace(found[0], stages=stages), found[1])
+
+    def rate(self, peer: int, stage: int) -> float:
+        """Visits a second of a peer at a stage; 0 if it does not fit."""
+        key = self.kinds[peer], stage
+        if key not in self._rates:
+            found = self.of(peer, range(stage, stage + 1))
+            self._rates[key] = 0.0 if found is None else 1 / found[1].seconds
+        return self._rates[key]
+
+    def different(self, placed: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of (peer, stage), one of each kind of machine at each stage."""
+        return list({(self.kinds[peer], stage): (peer, stage) for peer, stage in placed}.values())
+
+    def _look(self, machine: Machine, stages: range) -> tuple[Budget, Pace] | None:
+        slots, device = self._manifest.settings.pipeline.slots, machine.devices[0]
+        for recompute, count in ((False, slots), (True, slots), (True, min(slots, LEAST_SLOTS))):
+            found = budget(self._manifest, stages, slots=count, recompute=recompute)
+            if found.fits(machine, device):
+                return found, pace(self._manifest, stages, device.flops, machine.link, recompute=recompute)
+        return None
+
+
+def _place(manifest: Manifest, peers: Sequence[Machine]) -> list[Hosting]:
+    candidates = _Candidates(manifest, peers)
+    covered = _cover(manifest.stages, len(peers), candidates)
+    if covered is None:
+        spans = _deal_out(manifest, peers, candidates)
+    else:
+        placed = _improve(manifest.stages, _spread(manifest.stages, len(peers), covered, candidates), candidates)
+        spans = {peer: range(stage, stage + 1) for peer, stage in placed.items()}
+    hostings = []
+    for peer, span in sorted(spans.items()):
+        found = candidates.of(peer, span)
+        assert found is not None
+        hostings.append(Hosting(peer, *found))
+    return hostings
+
+
+def _cover(stages: int, peers: int, candidates: _Candidates) -> dict[int, int] | None:
+    """A peer for each stage (peer -> stage), by augmenting paths; None if there is none."""
+    holder: dict[int, int] = {}
+
+    def find(stage: int, tried: set[int]) -> bool:
+        for peer in range(peers):
+            if peer in tried or not candidates.rate(peer, stage):
+                continue
+            tried.add(peer)
+            if peer not in holder or find(holder[peer], tried):
+                holder[peer] = stage
+                return True
+        return False
+
+    return holder if peers >= stages and all(find(stage, set()) for stage in range(stages)) else None
+
+
+def _spread(stages: int, peers: int, covered: dict[int, int], candidates: _Candidates) -> dict[int, int]:
+    """The rest of the peers, the fastest first, each to the slowest stage that it can hold."""
+    placed = dict(covered)
+    totals = _totals(stages, placed, candidates)
+    rest = [peer for peer in range(peers) if peer not in placed]
+    rest.sort(key=lambda peer: -max(candidates.rate(peer, stage) for stage in range(stages)))
+    for peer in rest:
+        able = [stage for stage in range(stages) if candidates.rate(peer, stage)]
+        if able:
+            stage = min(able, key=lambda stage: totals[stage])
+            placed[peer] = stage
+            totals[stage] += candidates.rate(peer, stage)
+    return placed
+
+
+def _improve(stages: int, placed: dict[int, int], candidates: _Candidates) -> dict[int, int]:
+    """Moves peers to the slowest stage, or swaps them into it, while the slowest of the stages touched gains."""
+    totals = _totals(stages, placed, candidates)
+    while True:
+        slowest = min(range(stages), key=lambda stage: totals[stage])
+        best, change = totals[slowest] * (1 + 1e-9), None
+        there_now = candidates.different(entry for entry in placed.items() if entry[1] == slowest)
+        for peer, stage in candidates.different(entry for entry in placed.items() if entry[1] != slowest):
+            left, gained = totals[stage] - candidates.rate(peer, stage), candidates.rate(peer, slowest)
+            if min(left, totals[slowest] + gained) > best:
+                best, change = min(left, totals[slowest] + gained), [(peer, slowest)]
+            for other, _ in there_now:
+                there = candidates.rate(other, stage)
+                here = totals[slowest] + gained - candidates.rate(other, slowest)
+                if gained and there and min(left + there, here) > best:
+                    best, change = min(left + there, here), [(peer, slowest), (other, stage)]
+        if change is None:
+            return placed
+        placed.update(change)
+        totals = _totals(stages, placed, candidates)
+
+
+def _totals(stages: int, placed: dict[int, int], candidates: _Candidates) -> list[float]:
+    totals = [0.0] * stages
+    for peer, stage in placed.items():
+        totals[stage] += candidates.rate(peer, stage)
+    return totals
+
+
+def _deal_out(manifest: Manifest, peers: Sequence[Machine], candidates: _Candidates) -> dict[int, range]:
+    """Spans for fewer peers than stages, the fastest first: each takes what it can within a time that is halved in on.
+
+    Raises `FittingError` if all of them together cannot hold the model.
+    """
+    order = sorted(range(len(peers)), key=lambda peer: -peers[peer].devices[0].flops)
+
+    def deal(seconds: float) -> tuple[dict[int, range], int]:
+        spans: dict[int, range] = {}
+        first = 0
+        for peer in order:
+            last = first
+            while last < manifest.stages:
+                found = candidates.of(peer, range(first, last + 1))
+                if found is None or found[1].seconds > seconds:
+                    break
+                last += 1
+            if last > first:
+                spans[peer] = range(first, last)
+            first = last
+        return spans, manifest.stages - first
+
+    best, missing = deal(float("inf"))
+    if missing:
+        raise _too_few(manifest, missing, bool(best))
+    seconds = [found[1].seconds for peer, span in best.items() if (found := candidates.of(peer, span))]
+    low, high = 0.0, max(seconds)
+    for _ in range(30):
+        middle = (low + high) / 2
+        spans, missing = deal(middle)
+        if missing:
+            low = middle
+        else:
+            best, high = spans, middle
+    return best
+
+
+def _too_few(manifest: Manifest, missing: int, some: bool) -> FittingError:
+    slots = min(LEAST_SLOTS, manifest.settings.pipeline.slots)
+    each = max(
+        budget(manifest, range(stage, stage + 1), slots=slots, recompute=True).total
+        for stage in range(manifest.stages - missing, manifest.stages)
+    )
+    peers = "1 more peer" if missing == 1 else f"{missing} more peers"
+    return FittingError(
+        f"memory: {missing} of {manifest.stages} stages have nobody who can hold them; the run needs "
+        f"{peers} of >= {bytes_text(each)}{'' if some else ', or smaller stages (model.stages, model.base)'}"
+    )
+
+
+# ---- what comes of it
+
+
+def _outcome(manifest: Manifest, peers: Sequence[Machine], hostings: list[Hosting]) -> Plan:
+    by_stage = [[hosting for hosting in hostings if stage in hosting.stages] for stage in range(manifest.stages)]
+    rates = tuple(sum(1 / hosting.pace.seconds for hosting in found) for found in by_stage)
+    slowest = min(range(manifest.stages), key=lambda stage: rates[stage])
+    path = _path_seconds(manifest, peers, by_stage)
+    slots = min(sum(hosting.budget.slots for hosting in found) for found in by_stage)
+    settings = manifest.settings
+    open_at_once = manifest.microbatches * (1 + settings.pipeline.staleness)
+    in_flight = max(1.0, min(IN_FLIGHT_SHARE * slots, open_at_once))
+    bound = "pipeline.slots" if IN_FLIGHT_SHARE * slots < open_at_once else "train.batch"
+    just_enough = rates[slowest] * path
+    use = in_flight / (in_flight + HALF_BUSY * just_enough)
+    if in_flight < just_enough:
+        use = min(use, in_flight / just_enough)
+    step_seconds = manifest.microbatches / (rates[slowest] * use)
+    if settings.pipeline.staleness == 0:
+        step_seconds += path  # the pipeline runs empty at the end of each step
+    wanted = just_enough * HALF_BUSY * GOOD_USE / (1 - GOOD_USE)
+    return Plan(
+        hostings=tuple(hostings),
+        stage_rates=rates,
+        path_seconds=path,
+        in_flight=in_flight,
+        wanted_in_flight=wanted,
+        microbatches_per_second=manifest.microbatches / step_seconds,
+        tokens_per_second=settings.train.batch * settings.data.sequence_length / step_seconds,
+        step_seconds=step_seconds,
+        limit=_limit(by_stage[slowest], slowest, in_flight, wanted, bound),
+    )
+
+
+def _path_seconds(manifest: Manifest, peers: Sequence[Machine], by_stage: list[list[Hosting]]) -> float:
+    """One microbatch alone: every stage by its average replica, and the way between them, there and back."""
+    total = 0.0
+    for stage, found in enumerate(by_stage):
+        for hosting in found:
+            if stage != hosting.stages.start:
+                continue
+            share = 1 / len([other for other in found if other.stages.start == stage])
+            moved = hosting.pace.up + hosting.pace.down
+            total += share * (hosting.pace.compute + moved / 2 + peers[hosting.peer].link.round_trip)
+    return total
+
+
+def _limit(hostings: list[Hosting], stage: int, in_flight: float, wanted: float, by: str) -> str:
+    """What would have to grow for the run to be faster."""
+    if in_flight < wanted:
+        return f"microbatches in flight: {in_flight:.0f} of {wanted:.0f} wanted ({by})"
+    shares: dict[str, float] = {}
+    for hosting in hostings:
+        shares[hosting.pace.limit] = shares.get(hosting.pace.limit, 0.0) + 1 / hosting.pace.seconds
+    return f"{max(shares, key=lambda name: shares[name])} of stage {stage}"
