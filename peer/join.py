@@ -1,25 +1,29 @@
 """`swarm-peer join`: one volunteer's peer, from finding the run to its end."""
 
 import argparse
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..errors import ModelError, UsageError
+from ..swarm.advice import checked
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
 from ..swarm.compute import ThreadDevice
 from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import local_runs
+from ..swarm.machine import AS_IT_IS, Overrides, overridden
 from ..swarm.manifest import Manifest
 from ..swarm.model.weights import stage_base, weights_digest
 from ..swarm.peer import Parts, Peer
 from ..swarm.process import SharedFolder, network_node
-from ..swarm.sources import model_path
+from ..swarm.sources import cache_folder, model_path
 from ..swarm.spill_file import DiskSpill
 from ..swarm.torch_backend import TorchBackend
+from .lending import said_by
+from .probe import standing, usable_cores
 
 
 def find_run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, tuple[str, ...]]:
@@ -38,10 +42,17 @@ def find_run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
     return runs[0].run_id, runs[0].addresses
 
 
-def torch_parts(model: str, device: str) -> Parts:
-    """The numbers of a run on this machine: torch, with the weights of `model`."""
+def torch_parts(
+    model: str, device: str, said: Overrides = AS_IT_IS, tell: Callable[[str], None] = lambda line: None
+) -> Parts:
+    """The numbers of a run on this machine: torch, with the weights of `model`. Before anything of a stage is loaded,
+    what it will take is told; `FittingError` if that is more than there is, or than its owner has `said`."""
 
     def backend(manifest: Manifest, stage: int) -> StageBackend:
+        # Only the device that was chosen stands here, so what was said of devices is done.
+        machine = overridden(standing(device, cache_folder()), replace(said, device=None))
+        for line in checked(manifest, stage, machine, machine.devices[0], may_recompute=False):
+            tell(line)
         folder = model_path(model)
         found = None if folder is None else weights_digest(folder)
         if found != manifest.weights_sha256:
@@ -61,7 +72,10 @@ def default_device() -> str:
 async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None]) -> str:
     """Serves a stage until the run ends; the trainer's last word. Raises what `Peer.run` does."""
     run_id, addresses = find_run(options, tell)
-    torch.set_num_threads(options.threads or max(1, os.cpu_count() or 1))
+    said = said_by(options)
+    if said.stages not in (None, 1):
+        raise UsageError(f"--stages is {said.stages}; a process hosts one stage: start as many processes")
+    torch.set_num_threads(options.threads or usable_cores())
     identity = Identity.load_or_create(options.identity or state_folder() / "peer.key")
     device = ThreadDevice()
     where = folder.path / identity.peer_id[-8:]
@@ -70,7 +84,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
         node = network_node(identity, where, options.listen, addresses, options.announce)
         async with node as (transport, directory):
             tell(f"peer {identity.peer_id} connected")
-            parts = torch_parts(options.model, options.device or default_device())
+            parts = torch_parts(options.model, options.device or default_device(), said, tell)
             return await Peer(transport, directory, device, parts, spill, tell=tell).run(run_id, options.stage)
     finally:
         device.close()

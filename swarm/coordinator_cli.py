@@ -1,5 +1,5 @@
-"""`swarm-coordinator`: lead a run, stand by in one, or plan one. Exit codes: 0 finished, 1 an error that the message names, 2 a
-wrong command line, 3 the run stopped and cannot go on, 130 interrupted."""
+"""`swarm-coordinator`: lead a run, stand by in one, or plan one. Exit codes: 0 finished, 1 an error that the message
+names, 2 a wrong command line, 3 the run stopped and cannot go on, 130 interrupted."""
 
 import argparse
 import json

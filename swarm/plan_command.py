@@ -130,12 +130,13 @@ def plan_lines(manifest: Manifest, peers: Sequence[Machine], found: Plan) -> lis
         lines.append(f"{name:<8}{layers:<9}{who:<34}{rate:>9.3g}  {bytes_text(most):>9}")
     spare = len(peers) - len(found.hostings)
     if spare:
-        lines.append(f"{spare} of {len(peers)} peers have nothing to host: too small, or not needed")
+lines.append(f"to spare: {spare} of {len(peers)} peers (too small, or not needed)")
     recomputing = sum(hosting.budget.recompute for hosting in found.hostings)
     if recomputing:
         lines.append(f"{recomputing} of {len(found.hostings)} compute graphs again for want of memory")
     lines += [
-        f"{found.tokens_per_second:.3g} tokens/s, {found.step_seconds:.3g} s a step of {manifest.microbatches} microbatches",
+        f"{found.tokens_per_second:.3g} tokens/s, {found.step_seconds:.3g} s a step "
+        f"of {manifest.microbatches} microbatches",
         f"a microbatch alone takes {found.path_seconds:.3g} s; {found.wanted_in_flight:.0f} in flight would hide it, "
         f"{found.in_flight:.0f} can be",
         f"limited by {found.limit}",

@@ -67,7 +67,9 @@ def best_stages(manifest: Manifest, peers: Sequence[Machine]) -> tuple[int, Plan
     for a stage a layer, which is the least that a peer can hold."""
     best: tuple[int, Plan] | None = None
     problem: FittingError | None = None
-    for stages in range(1, manifest.shape.num_hidden_layers + 1):
+    layers = manifest.shape.num_hidden_layers
+    # Cuts into as many stages as need so many layers at the most: any other has no smaller largest stage.
+    for stages in sorted({-(-layers // most) for most in range(1, layers + 1)}):
         try:
             found = plan(with_stages(manifest, stages), peers)
         except FittingError as error:
