@@ -1,10 +1,10 @@
 """What this machine has to offer: memory, cores, disk, the pace of its devices, its link. Measures; decides nothing.
 
-Free memory is the least of what the kernel says is available and what the control groups above this process leave; cores
-are those it may run on, within the groups' quota. The pace of a device is that of one real block of the model in the
-run's base format, forward and backward, for a few tokens; of a model whose block is too large for that, that of its
-largest linear layer, cut. The link is what samples of real transfers say (`Link` from `link_of`); before there are any,
-a volunteer's word or a guess.
+Free memory is the least of what the kernel says is available and what the control groups above this process leave;
+cores are those it may run on, within the groups' quota. The pace of a device is that of one real block of the model in
+the run's base format, forward and backward, for a few tokens; of a model whose block is too large for that, that of its
+largest linear layer, cut. The link is what samples of real transfers say (`link_of`); before there are any, a
+volunteer's word or a guess.
 
 Errors: none for what cannot be found out: the next best answer is given instead.
 """
@@ -26,7 +26,10 @@ from ..swarm.manifest import LlamaShape
 from ..swarm.model.block import Parameters, block, linear, rotary_tables
 from ..swarm.model.names import base_shapes, block_linears, lora_shapes
 
-TOKENS = 64
+LEAST_TOKENS, ROUND_OPERATIONS = 64, 1e9
+"""A round is as many tokens as make so much work, and at least so many: of a small model few would show the overhead of
+calls only, of a large one many would take too long."""
+
 SECONDS = 2.0
 """All rounds of one device together; a round that has begun is finished."""
 
@@ -59,9 +62,12 @@ def standing(device: str, disk: Path, threads: int = 0) -> Machine:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes of RAM that this process can still have; `root` is where the system's files are looked for."""
+    """Bytes of RAM that this process can have, with what it has already: a budget counts the process itself. `root` is
+    where the system's files are looked for."""
     groups = [room for room in _group_rooms(root) if room < _UNLIMITED]
-    return max(0, min([_available(root), *groups]))
+    pages = _read(root / "proc/self/statm").split()
+    held = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
+    return max(0, min([_available(root), *groups])) + held
 
 
 def _available(root: Path) -> int:
@@ -148,7 +154,8 @@ def measured_flops(shape: LlamaShape, base: str, dtype: str, device: str, *, sec
     where, kind = torch.device(device), _DTYPES[dtype]
     weights = sum(rows * columns for rows, columns in block_linears(shape, 0).values())
     if weights <= MOST_ELEMENTS:
-        work, operations = _block_work(shape, base, kind, where), 4.0 * TOKENS * weights
+        tokens = max(LEAST_TOKENS, min(shape.max_position_embeddings, int(ROUND_OPERATIONS / (4 * weights))))
+        work, operations = _block_work(shape, base, kind, where, tokens), 4.0 * tokens * weights
     else:
         work, operations = _linear_work(shape, base, kind, where)
     work()
@@ -161,15 +168,17 @@ def measured_flops(shape: LlamaShape, base: str, dtype: str, device: str, *, sec
     return operations / statistics.median(rounds)
 
 
-def _block_work(shape: LlamaShape, base: str, kind: torch.dtype, device: torch.device) -> Callable[[], None]:
+def _block_work(
+    shape: LlamaShape, base: str, kind: torch.dtype, device: torch.device, tokens: int
+) -> Callable[[], None]:
     linears = {f"{name}.weight" for name in block_linears(shape, 0)}
     parameters: dict[str, object] = {}
     for name, size in base_shapes(shape, range(1), is_first=False, is_last=False).items():
         parameters[name] = _held(base_tensor(0, name, size, 0.02), base if name in linears else "auto", kind, device)
     for name, size in lora_shapes(shape, range(1), 8).items():
         parameters[name] = base_tensor(0, name, size, 0.02).to(device).requires_grad_()
-    hidden = torch.ones(1, TOKENS, shape.hidden_size, dtype=kind, device=device)
-    tables = rotary_tables(shape, TOKENS, hidden)
+    hidden = torch.ones(1, tokens, shape.hidden_size, dtype=kind, device=device)
+    tables = rotary_tables(shape, tokens, hidden)
     return _both_ways(lambda inputs: block(parameters, 0, shape, inputs, tables, 1.0), hidden)
 
 
@@ -181,8 +190,10 @@ def _linear_work(
     rows = max(1, min(rows, MOST_ELEMENTS // columns))
     weight = base_tensor(0, "probe", (rows, columns), 0.02)
     parameters: Parameters = {"probe.weight": _held(weight, base, kind, device)}
-    hidden = torch.ones(1, TOKENS, columns, dtype=kind, device=device)
-    return _both_ways(lambda inputs: linear(parameters, "probe", inputs, 1.0), hidden), 4.0 * TOKENS * rows * columns
+    hidden = torch.ones(1, LEAST_TOKENS, columns, dtype=kind, device=device)
+    return _both_ways(
+        lambda inputs: linear(parameters, "probe", inputs, 1.0), hidden
+    ), 4.0 * LEAST_TOKENS * rows * columns
 
 
 def _held(weight: Tensor, form: str, kind: torch.dtype, device: torch.device) -> object:
@@ -196,9 +207,8 @@ def _both_ways(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Callable[[], 
     def work() -> None:
         inputs = hidden.detach().requires_grad_()
         outputs = run(inputs)
-        outputs.backward(torch.ones_like(outputs))
-        assert inputs.grad is not None
-        inputs.grad[0, 0, 0].item()  # waits for the device
+        (gradient,) = torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
+        gradient[0, 0, 0].item()  # waits for the device
 
     return work
 

@@ -10,10 +10,12 @@ from typing import Any
 from ..errors import FittingError
 from ..swarm.fitting import choose, pace_of
 from ..swarm.machine import Machine, Overrides, bytes_text, overridden
-from ..swarm.manifest import parse_settings
+from ..swarm.manifest import Manifest, parse_settings
+from ..swarm.model.precision import resolve_compute_dtype
 from ..swarm.plan_command import shape_of, sketched
 from ..swarm.sources import TINY, cache_folder
 from .lending import add_lending_flags, said_by
+from .probe import probe
 
 CUTS = (1, 2, 4, 8)
 """Into how many stages the model is cut to see what this machine could host of it."""
@@ -31,10 +33,6 @@ def add_probe_parser(commands: Any) -> None:
 def run_probe(options: argparse.Namespace) -> int:
     said = said_by(options)
     shape = shape_of(options.model)
-    # Imported here: torch takes seconds, and a wrong command line should not.
-    from ..swarm.model.precision import resolve_compute_dtype
-    from .probe import probe
-
     dtype = resolve_compute_dtype()
     machine = overridden(probe(shape, options.base, dtype, disk=cache_folder(), threads=options.threads or 0), said)
     length = options.length or min(2048, shape.max_position_embeddings)
@@ -49,15 +47,12 @@ def run_probe(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**found, "hosting": hosting}))
         return 0
-    print(
-        "\n".join([*machine_lines(machine), f"of {options.model}, base {options.base}, {length} tokens a microbatch:"])
-    )
-    for entry in hosting:
-        print(f"  {_sentence(entry)}")
+    what = f"of {options.model}, base {options.base}, {length} tokens a microbatch:"
+    print("\n".join([*machine_lines(machine), what, *(f"  {_sentence(entry)}" for entry in hosting)]))
     return 0
 
 
-def _hosting(manifest: Any, machine: Machine, said: Overrides) -> dict[str, Any]:
+def _hosting(manifest: Manifest, machine: Machine, said: Overrides) -> dict[str, Any]:
     try:
         choice = choose(manifest, machine, [0] * manifest.stages, Overrides(stages=said.stages), may_recompute=False)
     except FittingError as error:
