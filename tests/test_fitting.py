@@ -20,6 +20,7 @@ from swarm_peer.swarm.machine import (
     parse_bandwidth,
     parse_memory,
 )
+from swarm_peer.swarm.sizes import gradient_bytes
 from swarm_peer.swarm.work import Pace, backward_flops, forward_flops, pace, shared_rate
 
 from tests.shapes import MID, of_65b, shaped_manifest
@@ -72,14 +73,17 @@ def test_limits_bound_what_is_kept() -> None:
     found = budget(run, range(5, 6), slots=8, recompute=False)
     assert found.line("coded tensors kept for others") == run.settings.limits.visit_bytes
     assert found.line("gradients kept apart") == run.settings.limits.gradient_bytes
-    whole = shaped_manifest(MID, mode="full", batch=64, microbatch=1)
-    gradient = 4 * (7 * 0 + sum(4 * 0 for _ in ()) + found_elements(whole))
-    assert budget(whole, range(1, 2), slots=8, recompute=False).line("gradients kept apart") >= 4 * gradient // 4
 
 
-def found_elements(run: object) -> int:
-    """Weights of one block of the mid shape."""
-    return 2 * 512 * 512 + 2 * 256 * 512 + 3 * 512 * 1408 + 2 * 512
+def test_beyond_the_limit_gradients_are_a_sum_a_step() -> None:
+    """A full gradient of 32 MB, of 3 open steps with 64 microbatches each, within 1 GiB or within 1 byte."""
+    run = shaped_manifest(MID, mode="full", batch=64, microbatch=1)
+    limits = run.settings.limits.model_copy(update={"gradient_bytes": 1})
+    tight = run.model_copy(update={"settings": run.settings.model_copy(update={"limits": limits})})
+    gradient = gradient_bytes(run, 1)
+    name = "gradients kept apart"
+    assert budget(run, range(1, 2), slots=8, recompute=False).line(name) == 1 << 30
+    assert budget(tight, range(1, 2), slots=8, recompute=False).line(name) == 4 * gradient
 
 
 def test_a_budget_for_people() -> None:
@@ -91,7 +95,7 @@ def test_a_budget_for_people() -> None:
     lines = budget_lines(found, too_little, CPU, ["less would do"])
     assert "too much by 2.00 MB" in lines[-2]
     assert lines[-1].strip() == "less would do"
-    assert any("nothing" not in line and "base weights" in line for line in lines)
+    assert sum("base weights" in line for line in lines) == 1
 
 
 def test_a_gpu_needs_both_memories() -> None:
@@ -181,7 +185,7 @@ def test_what_the_owner_says_goes() -> None:
     assert choose(MANY, here, [0] * 12).device.name == "cuda:0"
     assert choose(MANY, here, [0] * 12, Overrides(device="cpu")).device.name == "cpu"
     assert len(choose(MANY, here, [0] * 12, Overrides(stages=2)).stages) == 2
-    few = len(choose(MANY, here, [0] * 12, Overrides(memory="1.3GB")).stages)
+    few = len(choose(MANY, here, [0] * 12, Overrides(memory="0.8GB")).stages)
     assert 1 <= few < 12
     assert choose(MANY, replace(here, devices=(CPU,)), [0] * 12, Overrides(memory="2%")).budget.total <= 1.28 * GB
     link = overridden(here, Overrides(bandwidth=(20 * MBIT, 500 * MBIT), threads=3))
@@ -190,7 +194,7 @@ def test_what_the_owner_says_goes() -> None:
         choose(MANY, here, [0] * 12, Overrides(device="cuda:1"))
     with pytest.raises(UsageError, match="the run has 12"):
         choose(MANY, here, [0] * 12, Overrides(stages=13))
-    with pytest.raises(FittingError, match="12 stages|stages 0 to 11"):
+    with pytest.raises(FittingError, match="stages 0 to 11"):
         choose(MANY, machine(0.6 * GB), [0] * 12, Overrides(stages=12))
 
 
@@ -214,9 +218,13 @@ def test_stepping_down_ends(slots: int, stages: int, may_recompute: bool) -> Non
     run = shaped_manifest(MANY.shape, stages=12, slots=slots)
     choice = choose(run, machine(640 * GB), [0] * 12, Overrides(stages=stages))
     seen = [choice]
-    with pytest.raises(FittingError, match="memory ran out"):
+
+    def to_the_end() -> None:
         for _ in range(100):
             seen.append(step_down(run, seen[-1], may_recompute=may_recompute))
+
+    with pytest.raises(FittingError, match="memory ran out"):
+        to_the_end()
     totals = [choice.budget.total for choice in seen]
     assert totals == sorted(totals, reverse=True)
     assert len(set(totals)) == len(totals) or slots == 1
@@ -240,7 +248,7 @@ def test_a_machine_that_is_too_small_is_told_by_how_much() -> None:
 def test_the_stage_that_came_is_checked() -> None:
     run = of_65b(base="int8")
     with pytest.raises(FittingError) as caught:
-        checked(run, 3, machine(12 * GB), CPU, may_recompute=True)
+        checked(run, 3, machine(6 * GB), CPU, may_recompute=True)
     said = str(caught.value)
     assert "stage 3 does not fit" in said
     assert "too much by" in said

@@ -196,7 +196,7 @@ def test_65b_as_the_design_has_it() -> None:
 
 
 def test_a_stage_is_loaded_a_tensor_at_a_time() -> None:
-    """A bf16 checkpoint: the largest tensor as it comes, and beside it its fp32 copy and codes where it is quantized."""
+    """A bf16 checkpoint: the largest tensor as it comes; where it is quantized, its fp32 copy and its codes too."""
     run = of_65b().model_copy(update={"weights_sha256": "0" * 64})
     largest = 8192 * 22016
     assert sizes.loading_bytes(run, 5) == pytest.approx(largest * (2 + 4 + 4.127 / 8), rel=0.001)
