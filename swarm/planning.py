@@ -1,15 +1,16 @@
 """Who should host what in a run that has not begun, and how fast it would be. Pure; `plan_command.py` prints it.
 
-Each peer hosts one stage, placed so that the slowest stage is as fast as can be: first every stage is covered (a
+Two ways are tried. One stage each, placed so that the slowest stage is as fast as can be: first every stage is covered (a
 matching, since not every peer holds every stage), then peers are moved and swapped for as long as the slowest stage
-gains. Where there are fewer peers than stages, spans are dealt out instead. The pace of a stage is the sum of its
+gains. And columns of peers that deal spans out among them, which is better for those that have memory to spare and
+little link, and all there is for fewer peers than stages. The pace of a stage is the sum of its
 replicas'; the pace of the run is that of its slowest stage, times the share of it that the microbatches in flight keep
 busy.
 
 Errors: `FittingError` when the peers cannot hold the model: how many more are needed, of which size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import FittingError
@@ -134,19 +135,43 @@ class _Candidates:
 
 
 def _place(manifest: Manifest, peers: Sequence[Machine]) -> list[Hosting]:
+    """The better of one stage each and of columns of peers that deal the model out among them."""
     candidates = _Candidates(manifest, peers)
+    ways = [_deal_out_columns(manifest, peers, candidates, columns) for columns in _column_counts(len(peers))]
     covered = _cover(manifest.stages, len(peers), candidates)
-    if covered is None:
-        spans = _deal_out(manifest, peers, candidates)
-    else:
+    if covered is not None:
         placed = _improve(manifest.stages, _spread(manifest.stages, len(peers), covered, candidates), candidates)
-        spans = {peer: range(stage, stage + 1) for peer, stage in placed.items()}
+        ways.append({peer: range(stage, stage + 1) for peer, stage in placed.items()})
+    found = [_hostings(spans, candidates) for spans in ways if spans]
+    if not found:
+        raise _too_few(manifest, _deal_out(manifest, list(range(len(peers))), peers, candidates)[1])
+    return max(found, key=lambda hostings: min(_stage_rates(manifest.stages, hostings)))
+
+
+def _hostings(spans: Mapping[int, range], candidates: _Candidates) -> list[Hosting]:
     hostings = []
     for peer, span in sorted(spans.items()):
         found = candidates.of(peer, span)
         assert found is not None
         hostings.append(Hosting(peer, *found))
     return hostings
+
+
+def _stage_rates(stages: int, hostings: Sequence[Hosting]) -> list[float]:
+    rates = [0.0] * stages
+    for hosting in hostings:
+        for stage in hosting.stages:
+            rates[stage] += 1 / hosting.pace.seconds
+    return rates
+
+
+def _column_counts(peers: int) -> list[int]:
+    """How many columns to try: a few, down from one for each peer."""
+    counts = {1}
+    while peers > 1:
+        counts.add(peers)
+        peers = peers * 3 // 4
+    return sorted(counts)
 
 
 def _cover(stages: int, peers: int, candidates: _Candidates) -> dict[int, int] | None:
@@ -210,23 +235,35 @@ def _totals(stages: int, placed: dict[int, int], candidates: _Candidates) -> lis
     return totals
 
 
-def _deal_out(manifest: Manifest, peers: Sequence[Machine], candidates: _Candidates) -> dict[int, range]:
-    """Spans for fewer peers than stages, the fastest first: each takes what it can within a time that is halved in on.
-
-    Raises `FittingError` if all of them together cannot hold the model.
-    """
+def _deal_out_columns(
+    manifest: Manifest, peers: Sequence[Machine], candidates: _Candidates, columns: int
+) -> dict[int, range]:
+    """So many columns, the fast and the slow dealt to all of them alike; those that cannot hold the model stay out."""
     order = sorted(range(len(peers)), key=lambda peer: -peers[peer].devices[0].flops)
+    spans: dict[int, range] = {}
+    for column in range(columns):
+        dealt, missing = _deal_out(manifest, order[column::columns], peers, candidates)
+        spans |= {} if missing else dealt
+    return spans
+
+
+def _deal_out(
+    manifest: Manifest, order: Sequence[int], peers: Sequence[Machine], candidates: _Candidates
+) -> tuple[dict[int, range], int]:
+    """Spans for peers in this order, each as long as it holds within a time that is halved in on; and how many stages
+    nobody can hold."""
 
     def deal(seconds: float) -> tuple[dict[int, range], int]:
         spans: dict[int, range] = {}
         first = 0
         for peer in order:
             last = first
-            while last < manifest.stages:
-                found = candidates.of(peer, range(first, last + 1))
-                if found is None or found[1].seconds > seconds:
+            for stop in range(first + 1, manifest.stages + 1):
+                found = candidates.of(peer, range(first, stop))
+                if found is None or found[1].compute > seconds:
                     break
-                last += 1
+                # A longer span may move less: the ends of the model move nothing.
+                last = stop if found[1].seconds <= seconds else last
             if last > first:
                 spans[peer] = range(first, last)
             first = last
@@ -234,20 +271,19 @@ def _deal_out(manifest: Manifest, peers: Sequence[Machine], candidates: _Candida
 
     best, missing = deal(float("inf"))
     if missing:
-        raise _too_few(manifest, missing, bool(best))
-    seconds = [found[1].seconds for peer, span in best.items() if (found := candidates.of(peer, span))]
-    low, high = 0.0, max(seconds)
-    for _ in range(30):
+        return best, missing
+    low, high = 0.0, max(found[1].seconds for peer, span in best.items() if (found := candidates.of(peer, span)))
+    for _ in range(20):
         middle = (low + high) / 2
-        spans, missing = deal(middle)
-        if missing:
+        spans, lacking = deal(middle)
+        if lacking:
             low = middle
         else:
             best, high = spans, middle
-    return best
+    return best, 0
 
 
-def _too_few(manifest: Manifest, missing: int, some: bool) -> FittingError:
+def _too_few(manifest: Manifest, missing: int) -> FittingError:
     slots = min(LEAST_SLOTS, manifest.settings.pipeline.slots)
     each = max(
         budget(manifest, range(stage, stage + 1), slots=slots, recompute=True).total
@@ -256,7 +292,7 @@ def _too_few(manifest: Manifest, missing: int, some: bool) -> FittingError:
     peers = "1 more peer" if missing == 1 else f"{missing} more peers"
     return FittingError(
         f"memory: {missing} of {manifest.stages} stages have nobody who can hold them; the run needs "
-        f"{peers} of >= {bytes_text(each)}{'' if some else ', or smaller stages (model.stages, model.base)'}"
+        f"{peers} of >= {bytes_text(each)}{', or smaller stages (model.stages, model.base)' if missing == manifest.stages else ''}"
     )
 
 
@@ -265,7 +301,7 @@ def _too_few(manifest: Manifest, missing: int, some: bool) -> FittingError:
 
 def _outcome(manifest: Manifest, peers: Sequence[Machine], hostings: list[Hosting]) -> Plan:
     by_stage = [[hosting for hosting in hostings if stage in hosting.stages] for stage in range(manifest.stages)]
-    rates = tuple(sum(1 / hosting.pace.seconds for hosting in found) for found in by_stage)
+    rates = tuple(_stage_rates(manifest.stages, hostings))
     slowest = min(range(manifest.stages), key=lambda stage: rates[stage])
     path = _path_seconds(manifest, peers, by_stage)
     slots = min(sum(hosting.budget.slots for hosting in found) for found in by_stage)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarm_peer.errors import FittingError, UsageError
 from swarm_peer.swarm.advice import LEAST_SLOTS, checked
-from swarm_peer.swarm.budget import PROCESS_BYTES, budget, budget_lines, open_steps
+from swarm_peer.swarm.budget import CUDA_BYTES, PROCESS_BYTES, budget, budget_lines, open_steps
 from swarm_peer.swarm.fitting import choose, choose_all, pace_of, rate, stages_that_fit, step_down
 from swarm_peer.swarm.machine import (
     GB,
@@ -185,8 +185,8 @@ def test_what_the_owner_says_goes() -> None:
     assert choose(MANY, here, [0] * 12).device.name == "cuda:0"
     assert choose(MANY, here, [0] * 12, Overrides(device="cpu")).device.name == "cpu"
     assert len(choose(MANY, here, [0] * 12, Overrides(stages=2)).stages) == 2
-    few = len(choose(MANY, here, [0] * 12, Overrides(memory="0.8GB")).stages)
-    assert 1 <= few < 12
+    three = (budget(MANY, range(1, 4), slots=8, recompute=True).on("device") + CUDA_BYTES + 1) / 10**6
+    assert len(choose(MANY, here, [0] * 12, Overrides(memory=f"{three}MB")).stages) == 3
     assert choose(MANY, replace(here, devices=(CPU,)), [0] * 12, Overrides(memory="2%")).budget.total <= 1.28 * GB
     link = overridden(here, Overrides(bandwidth=(20 * MBIT, 500 * MBIT), threads=3))
     assert (link.link.up, link.link.down, link.cores) == (20 * MBIT, 500 * MBIT, 3)

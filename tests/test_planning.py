@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarm_peer.errors import FittingError, UsageError
 from swarm_peer.swarm.coordinator_cli import main
+from swarm_peer.swarm.fitting import stages_that_fit
 from swarm_peer.swarm.machine import GB, MBIT, Machine
 from swarm_peer.swarm.plan_command import parse_peers
 from swarm_peer.swarm.planning import Plan, best_stages, plan
@@ -92,6 +93,10 @@ def test_who_alone_can_hold_a_stage_holds_it() -> None:
     assert [hosting.peer for hosting in found.hostings if 2 in hosting.stages] == [4]
 
 
+def choice_fits(peer: Machine) -> bool:
+    return stages_that_fit(SIX, peer) > 0
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(
@@ -104,8 +109,8 @@ def test_every_plan_covers_the_model_and_fits(kinds: list[tuple[float, int, int]
     here = peers(*(f"memory={memory}GB,gflops={gflops},up={up}" for memory, gflops, up in kinds))
     try:
         found = plan(SIX, here)
-    except FittingError as error:
-        assert "more peer" in str(error)
+    except FittingError:
+        assert not any(choice_fits(peer) for peer in here) or len(here) < 6
         return
     assert covered(found, 6)
     assert len({hosting.peer for hosting in found.hostings}) == len(found.hostings)
@@ -142,7 +147,7 @@ def test_65b_needs_about_sixty_in_flight_a_column() -> None:
     assert found.tokens_per_second == pytest.approx(2048 * min(found.stage_rates) * 0.83, rel=0.03)
     few = plan(of_65b(slots=8), peers(column))
     assert "pipeline.slots" in few.limit
-    assert few.tokens_per_second < 0.4 * found.tokens_per_second
+    assert few.tokens_per_second < 0.45 * found.tokens_per_second
     small = plan(of_65b(slots=100, batch=4), peers(column))
     assert "train.batch" in small.limit
 
@@ -200,7 +205,7 @@ def test_plan_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     path = tmp_path / "run.toml"
     path.write_text(TINY_TOML)
     assert main(["plan", str(path), "--peers", "fast"]) == 2
-    assert "memory=24GB" in capsys.readouterr().err
+    assert "memory, gflops, up, down, rtt" in capsys.readouterr().err
     assert main(["plan", str(path), "--peers", "2x:memory=0.1GB,gflops=5"]) == 1
     assert "needs 3 more peers of >= " in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "none.toml"), "--peers", "memory=1,gflops=1"]) == 1
