@@ -1,11 +1,10 @@
 """Who should host what in a run that has not begun, and how fast it would be. Pure; `plan_command.py` prints it.
 
-Two ways are tried. One stage each, placed so that the slowest stage is as fast as can be: first every stage is covered (a
-matching, since not every peer holds every stage), then peers are moved and swapped for as long as the slowest stage
+Two ways are tried. One stage each, placed so that the slowest stage is as fast as can be: first every stage is covered
+(a matching, since not every peer holds every stage), then peers are moved and swapped for as long as the slowest stage
 gains. And columns of peers that deal spans out among them, which is better for those that have memory to spare and
-little link, and all there is for fewer peers than stages. The pace of a stage is the sum of its
-replicas'; the pace of the run is that of its slowest stage, times the share of it that the microbatches in flight keep
-busy.
+little link, and all there is for fewer peers than stages. The pace of a stage is the sum of its replicas'; the pace of
+the run is that of its slowest stage, times the share of it that the microbatches in flight keep busy.
 
 Errors: `FittingError` when the peers cannot hold the model: how many more are needed, of which size.
 """
@@ -59,8 +58,19 @@ class Plan:
 
 
 def plan(manifest: Manifest, peers: Sequence[Machine]) -> Plan:
-    """The plan for the manifest's own number of stages. Raises `FittingError`."""
-    return _outcome(manifest, peers, _place(manifest, peers))
+    """The plan for the manifest's own number of stages: the fastest of the ways. Raises `FittingError`."""
+    candidates = _Candidates(manifest, peers)
+    ways = [_deal_out_columns(manifest, candidates, columns) for columns in _column_counts(len(peers))]
+    covered = _cover(manifest.stages, len(peers), candidates)
+    if covered is not None:
+        singles = {peer: range(stage, stage + 1) for peer, stage in covered.items()}
+        ways.append(_improve(manifest.stages, _with_the_rest(manifest.stages, singles, candidates), candidates))
+    # With few microbatches in flight, a slow replica more may cost more than it brings: so without the rest as well.
+    ways += [_with_the_rest(manifest.stages, way, candidates) for way in ways if way]
+    found = [_outcome(manifest, peers, _hostings(way, candidates)) for way in ways if way]
+    if not found:
+        raise _too_few(manifest, _deal_out(manifest, range(len(peers)), candidates)[1])
+    return max(found, key=lambda each: each.tokens_per_second)
 
 
 def best_stages(manifest: Manifest, peers: Sequence[Machine]) -> tuple[int, Plan]:
@@ -103,9 +113,17 @@ class _Candidates:
         kinds: dict[Machine, int] = {}
         self.kinds = [kinds.setdefault(machine, len(kinds)) for machine in peers]
         self._known: dict[tuple[object, ...], tuple[Budget, Pace] | None] = {}
+        self._spans: dict[tuple[int, int, int], tuple[Budget, Pace] | None] = {}
         self._rates: dict[tuple[int, int], float] = {}
 
     def of(self, peer: int, stages: range) -> tuple[Budget, Pace] | None:
+        place = self.kinds[peer], stages.start, stages.stop
+        if place not in self._spans:
+            self._spans[place] = self._like(peer, stages)
+        return self._spans[place]
+
+    def _like(self, peer: int, stages: range) -> tuple[Budget, Pace] | None:
+        """From an equal span, if there was one."""
         shape = stages.start == 0, stages.stop == self._manifest.stages
         key = (self.kinds[peer], *shape, *(len(self._manifest.layers(stage)) for stage in stages))
         if key not in self._known:
@@ -132,20 +150,6 @@ class _Candidates:
             if found.fits(machine, device):
                 return found, pace(self._manifest, stages, device.flops, machine.link, recompute=recompute)
         return None
-
-
-def _place(manifest: Manifest, peers: Sequence[Machine]) -> list[Hosting]:
-    """The better of one stage each and of columns of peers that deal the model out among them."""
-    candidates = _Candidates(manifest, peers)
-    ways = [_deal_out_columns(manifest, peers, candidates, columns) for columns in _column_counts(len(peers))]
-    covered = _cover(manifest.stages, len(peers), candidates)
-    if covered is not None:
-        placed = _improve(manifest.stages, _spread(manifest.stages, len(peers), covered, candidates), candidates)
-        ways.append({peer: range(stage, stage + 1) for peer, stage in placed.items()})
-    found = [_hostings(spans, candidates) for spans in ways if spans]
-    if not found:
-        raise _too_few(manifest, _deal_out(manifest, list(range(len(peers))), peers, candidates)[1])
-    return max(found, key=lambda hostings: min(_stage_rates(manifest.stages, hostings)))
 
 
 def _hostings(spans: Mapping[int, range], candidates: _Candidates) -> list[Hosting]:
@@ -191,65 +195,58 @@ def _cover(stages: int, peers: int, candidates: _Candidates) -> dict[int, int] |
     return holder if peers >= stages and all(find(stage, set()) for stage in range(stages)) else None
 
 
-def _spread(stages: int, peers: int, covered: dict[int, int], candidates: _Candidates) -> dict[int, int]:
-    """The rest of the peers, the fastest first, each to the slowest stage that it can hold."""
-    placed = dict(covered)
-    totals = _totals(stages, placed, candidates)
-    rest = [peer for peer in range(peers) if peer not in placed]
+def _with_the_rest(stages: int, spans: dict[int, range], candidates: _Candidates) -> dict[int, range]:
+    """Beside those that have something to host the others, the fastest first, each with the slowest stage that it can
+    hold."""
+    placed = dict(spans)
+    totals = _stage_rates(stages, _hostings(placed, candidates))
+    rest = [peer for peer in range(len(candidates.peers)) if peer not in placed]
     rest.sort(key=lambda peer: -max(candidates.rate(peer, stage) for stage in range(stages)))
     for peer in rest:
         able = [stage for stage in range(stages) if candidates.rate(peer, stage)]
         if able:
             stage = min(able, key=lambda stage: totals[stage])
-            placed[peer] = stage
+            placed[peer] = range(stage, stage + 1)
             totals[stage] += candidates.rate(peer, stage)
     return placed
 
 
-def _improve(stages: int, placed: dict[int, int], candidates: _Candidates) -> dict[int, int]:
-    """Moves peers to the slowest stage, or swaps them into it, while the slowest of the stages touched gains."""
-    totals = _totals(stages, placed, candidates)
+def _improve(stages: int, placed: dict[int, range], candidates: _Candidates) -> dict[int, range]:
+    """Of peers with a stage each, moves some to the slowest stage, or swaps them into it, while the slowest of the
+    stages touched gains."""
+    at = {peer: span.start for peer, span in placed.items()}
     while True:
+        totals = [0.0] * stages
+        for peer, stage in at.items():
+            totals[stage] += candidates.rate(peer, stage)
         slowest = min(range(stages), key=lambda stage: totals[stage])
-        best, change = totals[slowest] * (1 + 1e-9), None
-        there_now = candidates.different(entry for entry in placed.items() if entry[1] == slowest)
-        for peer, stage in candidates.different(entry for entry in placed.items() if entry[1] != slowest):
+        there_now = candidates.different(entry for entry in at.items() if entry[1] == slowest)
+        best, change = totals[slowest] * (1 + 1e-9), dict[int, int]()
+        for peer, stage in candidates.different(entry for entry in at.items() if entry[1] != slowest):
             left, gained = totals[stage] - candidates.rate(peer, stage), candidates.rate(peer, slowest)
-            if min(left, totals[slowest] + gained) > best:
-                best, change = min(left, totals[slowest] + gained), [(peer, slowest)]
+            if gained and min(left, totals[slowest] + gained) > best:
+                best, change = min(left, totals[slowest] + gained), {peer: slowest}
             for other, _ in there_now:
                 there = candidates.rate(other, stage)
                 here = totals[slowest] + gained - candidates.rate(other, slowest)
                 if gained and there and min(left + there, here) > best:
-                    best, change = min(left + there, here), [(peer, slowest), (other, stage)]
-        if change is None:
-            return placed
-        placed.update(change)
-        totals = _totals(stages, placed, candidates)
+                    best, change = min(left + there, here), {peer: slowest, other: stage}
+        if not change:
+            return {peer: range(stage, stage + 1) for peer, stage in at.items()}
+        at |= change
 
 
-def _totals(stages: int, placed: dict[int, int], candidates: _Candidates) -> list[float]:
-    totals = [0.0] * stages
-    for peer, stage in placed.items():
-        totals[stage] += candidates.rate(peer, stage)
-    return totals
-
-
-def _deal_out_columns(
-    manifest: Manifest, peers: Sequence[Machine], candidates: _Candidates, columns: int
-) -> dict[int, range]:
+def _deal_out_columns(manifest: Manifest, candidates: _Candidates, columns: int) -> dict[int, range]:
     """So many columns, the fast and the slow dealt to all of them alike; those that cannot hold the model stay out."""
-    order = sorted(range(len(peers)), key=lambda peer: -peers[peer].devices[0].flops)
+    order = sorted(range(len(candidates.peers)), key=lambda peer: -candidates.peers[peer].devices[0].flops)
     spans: dict[int, range] = {}
     for column in range(columns):
-        dealt, missing = _deal_out(manifest, order[column::columns], peers, candidates)
+        dealt, missing = _deal_out(manifest, order[column::columns], candidates)
         spans |= {} if missing else dealt
     return spans
 
 
-def _deal_out(
-    manifest: Manifest, order: Sequence[int], peers: Sequence[Machine], candidates: _Candidates
-) -> tuple[dict[int, range], int]:
+def _deal_out(manifest: Manifest, order: Sequence[int], candidates: _Candidates) -> tuple[dict[int, range], int]:
     """Spans for peers in this order, each as long as it holds within a time that is halved in on; and how many stages
     nobody can hold."""
 
@@ -273,7 +270,7 @@ def _deal_out(
     if missing:
         return best, missing
     low, high = 0.0, max(found[1].seconds for peer, span in best.items() if (found := candidates.of(peer, span)))
-    for _ in range(20):
+    for _ in range(12):
         middle = (low + high) / 2
         spans, lacking = deal(middle)
         if lacking:
@@ -290,9 +287,10 @@ def _too_few(manifest: Manifest, missing: int) -> FittingError:
         for stage in range(manifest.stages - missing, manifest.stages)
     )
     peers = "1 more peer" if missing == 1 else f"{missing} more peers"
+    instead = ", or smaller stages (model.stages, model.base)" if missing == manifest.stages else ""
     return FittingError(
         f"memory: {missing} of {manifest.stages} stages have nobody who can hold them; the run needs "
-        f"{peers} of >= {bytes_text(each)}{', or smaller stages (model.stages, model.base)' if missing == manifest.stages else ''}"
+        f"{peers} of >= {bytes_text(each)}{instead}"
     )
 
 
@@ -303,7 +301,7 @@ def _outcome(manifest: Manifest, peers: Sequence[Machine], hostings: list[Hostin
     by_stage = [[hosting for hosting in hostings if stage in hosting.stages] for stage in range(manifest.stages)]
     rates = tuple(_stage_rates(manifest.stages, hostings))
     slowest = min(range(manifest.stages), key=lambda stage: rates[stage])
-    path = _path_seconds(manifest, peers, by_stage)
+    path = _path_seconds(peers, by_stage)
     slots = min(sum(hosting.budget.slots for hosting in found) for found in by_stage)
     settings = manifest.settings
     open_at_once = manifest.microbatches * (1 + settings.pipeline.staleness)
@@ -330,14 +328,14 @@ def _outcome(manifest: Manifest, peers: Sequence[Machine], hostings: list[Hostin
     )
 
 
-def _path_seconds(manifest: Manifest, peers: Sequence[Machine], by_stage: list[list[Hosting]]) -> float:
-    """One microbatch alone: every stage by its average replica, and the way between them, there and back."""
+def _path_seconds(peers: Sequence[Machine], by_stage: list[list[Hosting]]) -> float:
+    """One microbatch alone: of every stage its replicas, as often as they are chosen (by pace), and the way between
+    them, there and back. A span's seconds are spread over its stages."""
     total = 0.0
-    for stage, found in enumerate(by_stage):
+    for found in by_stage:
+        rates = sum(1 / hosting.pace.seconds for hosting in found)
         for hosting in found:
-            if stage != hosting.stages.start:
-                continue
-            share = 1 / len([other for other in found if other.stages.start == stage])
+            share = 1 / hosting.pace.seconds / rates / len(hosting.stages)
             moved = hosting.pace.up + hosting.pace.down
             total += share * (hosting.pace.compute + moved / 2 + peers[hosting.peer].link.round_trip)
     return total

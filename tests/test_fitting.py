@@ -194,8 +194,9 @@ def test_what_the_owner_says_goes() -> None:
         choose(MANY, here, [0] * 12, Overrides(device="cuda:1"))
     with pytest.raises(UsageError, match="the run has 12"):
         choose(MANY, here, [0] * 12, Overrides(stages=13))
+    least = budget(MANY, range(12), slots=LEAST_SLOTS, recompute=True).total
     with pytest.raises(FittingError, match="stages 0 to 11"):
-        choose(MANY, machine(0.6 * GB), [0] * 12, Overrides(stages=12))
+        choose(MANY, machine(least - 1000), [0] * 12, Overrides(stages=12))
 
 
 def test_several_devices_of_one_machine() -> None:
