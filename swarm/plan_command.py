@@ -130,7 +130,7 @@ def plan_lines(manifest: Manifest, peers: Sequence[Machine], found: Plan) -> lis
         lines.append(f"{name:<8}{layers:<9}{who:<34}{rate:>9.3g}  {bytes_text(most):>9}")
     spare = len(peers) - len(found.hostings)
     if spare:
-        lines.append(f"to spare: {spare} of {len(peers)} peers (too small, or not needed)")
+        lines.append(f"to spare: {spare} of {len(peers)} peers (too small, or too slow to help)")
     recomputing = sum(hosting.budget.recompute for hosting in found.hostings)
     if recomputing:
         lines.append(f"{recomputing} of {len(found.hostings)} compute graphs again for want of memory")
