@@ -126,7 +126,7 @@ def plan_lines(manifest: Manifest, peers: Sequence[Machine], found: Plan) -> lis
         name = str(first) if stop == first + 1 else f"{first}-{stop - 1}"
         who = _peers_text([hosting.peer for hosting in here])
         most = max(hosting.budget.total for hosting in here)
-        rate = min(found.stage_rates[first:stop])
+        rate = min(found.rates[first:stop])
         lines.append(f"{name:<8}{layers:<9}{who:<34}{rate:>9.3g}  {bytes_text(most):>9}")
     spare = len(peers) - len(found.hostings)
     if spare:
@@ -166,7 +166,7 @@ def to_json(found: Plan) -> dict[str, Any]:
         "in_flight": found.in_flight,
         "wanted_in_flight": found.wanted_in_flight,
         "limit": found.limit,
-        "stage_rates": list(found.stage_rates),
+        "stage_rates": list(found.rates),
         "hostings": [
             {
                 "peer": hosting.peer,

@@ -84,7 +84,7 @@ def test_equal_peers_are_spread_evenly() -> None:
     counts = [sum(stage in hosting.stages for hosting in found.hostings) for stage in range(6)]
     assert len(found.hostings) == 18
     assert all(counts[stage] in (2, 3, 4) for stage in range(6))
-    assert min(found.stage_rates) > 0.7 * max(found.stage_rates)
+    assert min(found.rates) > 0.7 * max(found.rates)
 
 
 def test_slow_peers_are_put_together() -> None:
@@ -127,7 +127,7 @@ def test_every_plan_covers_the_model_and_fits(kinds: list[tuple[float, int, int]
     assert len({hosting.peer for hosting in found.hostings}) == len(found.hostings)
     for hosting in found.hostings:
         assert hosting.budget.fits(here[hosting.peer], here[hosting.peer].devices[0])
-    assert found.tokens_per_second <= 64 * min(found.stage_rates) * 1.001
+    assert found.tokens_per_second <= 64 * min(found.rates) * 1.001
     more = plan(SIX, [*here, *peers("6x:memory=16GB,gflops=1000,up=100")])
     assert more.tokens_per_second >= found.tokens_per_second * 0.9
 
@@ -145,7 +145,7 @@ def test_who_has_memory_to_spare_and_little_link_hosts_spans() -> None:
     found = plan(SIX, peers("6x:memory=16GB,gflops=1000,up=5,down=5"))
     assert [hosting.stages for hosting in found.hostings] == [range(6)] * 6
     one_each = plan(SIX, peers(f"6x:memory={room(SIX, 1)},gflops=1000,up=5,down=5"))
-    assert min(found.stage_rates) > 10 * min(one_each.stage_rates)
+    assert min(found.rates) > 10 * min(one_each.rates)
 
 
 # ---- what comes of it
@@ -168,7 +168,7 @@ def test_65b_needs_about_sixty_in_flight_a_column() -> None:
     found = of(100, 256)
     assert found.wanted_in_flight == pytest.approx(60, rel=0.2)
     assert found.in_flight == pytest.approx(80)
-    assert found.tokens_per_second == pytest.approx(2048 * min(found.stage_rates) * 0.83, rel=0.03)
+    assert found.tokens_per_second == pytest.approx(2048 * min(found.rates) * 0.83, rel=0.03)
     few = of(8, 256)
     assert "pipeline.slots" in few.limit
     assert few.tokens_per_second < 0.45 * found.tokens_per_second
