@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from swarm_peer.errors import FittingError, UsageError
 from swarm_peer.swarm.advice import LEAST_SLOTS, checked
-from swarm_peer.swarm.budget import CUDA_BYTES, PROCESS_BYTES, budget, budget_lines, open_steps
+from swarm_peer.swarm.budget import CUDA_BYTES, HEAP_LOSS, PROCESS_BYTES, Budget, budget, budget_lines, open_steps
 from swarm_peer.swarm.fitting import choose, choose_all, pace_of, rate, stages_that_fit, step_down
 from swarm_peer.swarm.machine import (
     GB,
@@ -37,6 +37,11 @@ def gpu(memory: float, number: int = 0, flops: float = 4e13) -> Device:
     return Device(f"cuda:{number}", int(memory), flops)
 
 
+def needed(found: Budget) -> int:
+    """Bytes of RAM on a CPU."""
+    return found.against(machine(0), CPU)[0][1]
+
+
 # ---- budgets
 
 
@@ -47,6 +52,13 @@ def test_a_budget_is_the_sum_of_its_lines_by_place_and_time() -> None:
     assert found.on("device") + found.on("host") == pytest.approx(found.total, rel=1e-6)
     assert found.line("process (torch, hivemind, libp2p)") == PROCESS_BYTES
     assert found.line("base weights") == 2 * budget(MANY, range(3, 4), slots=8, recompute=False).line("base weights")
+
+
+def test_a_cpus_allocator_loses_memory_that_a_gpus_does_not() -> None:
+    found = budget(MANY, range(1), slots=8, recompute=False)
+    visits = found.line("the visit that computes") + found.line("visits that wait below")
+    assert needed(found) - found.total == pytest.approx(HEAP_LOSS * visits, rel=1e-6)
+    assert found.against(machine(0, gpu(0)), gpu(0))[0][1] == found.on("device") + CUDA_BYTES
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -88,7 +100,7 @@ def test_beyond_the_limit_gradients_are_a_sum_a_step() -> None:
 
 def test_a_budget_for_people() -> None:
     found = budget(MANY, range(1), slots=8, recompute=False)
-    enough, too_little = machine(found.total), machine(found.total - 2_000_000)
+    enough, too_little = machine(needed(found)), machine(needed(found) - 2_000_000)
     assert found.fits(enough, CPU)
     assert not found.fits(too_little, CPU)
     assert budget_lines(found, enough, CPU)[-1].endswith("fits")
@@ -173,7 +185,7 @@ def test_what_is_chosen_fits_and_the_next_larger_does_not(ram: int, may_recomput
 
 
 def test_the_span_with_the_fewest_replicas_is_taken() -> None:
-    three = budget(MANY, range(3, 6), slots=8, recompute=True).total
+    three = needed(budget(MANY, range(3, 6), slots=8, recompute=True))
     replicas = [3, 3, 3, 3, 1, 1, 2, 3, 3, 3, 3, 3]
     choice = choose(MANY, machine(three), replicas)
     assert choice.stages == range(4, 7)
@@ -194,7 +206,7 @@ def test_what_the_owner_says_goes() -> None:
         choose(MANY, here, [0] * 12, Overrides(device="cuda:1"))
     with pytest.raises(UsageError, match="the run has 12"):
         choose(MANY, here, [0] * 12, Overrides(stages=13))
-    least = budget(MANY, range(12), slots=LEAST_SLOTS, recompute=True).total
+    least = needed(budget(MANY, range(12), slots=LEAST_SLOTS, recompute=True))
     with pytest.raises(FittingError, match="stages 0 to 11"):
         choose(MANY, machine(least - 1000), [0] * 12, Overrides(stages=12))
 
