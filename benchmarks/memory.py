@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--base nf4] [--length 512] [--visits 4]
 
-For each setting of glibc's allocator a process of its own: its peak over two rounds of forward passes that stay open and
-their backward passes, beyond what the loaded stage takes.
+For each setting of glibc's allocator a process of its own: its peak over two rounds of forward passes that stay open
+and their backward passes, beyond what the loaded stage takes.
 """
 
 import argparse
