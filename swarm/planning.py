@@ -16,7 +16,7 @@ from .placing import Hosting, stage_rates, ways_to_place
 
 HALF_BUSY = 0.625
 """With n times as many microbatches in flight as would do if all were evenly spaced, n / (n + HALF_BUSY) of the slowest
-stage's time is used. Set so that 80 % takes n = 2.5, which is what DESIGN says of 20 stages: about 60 in flight a column,
+stage's time is used. Set so that 80 % takes n = 2.5, as DESIGN has it for 20 stages: about 60 in flight a column,
 where 24 would do. One curve for all swarms, so a rough one."""
 
 GOOD_USE = 0.8
