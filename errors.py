@@ -16,6 +16,7 @@
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
     │   └── FencedError          another trainer leads the run: this one has nothing more to say
     ├── StorageError             what was to be kept on disk cannot be written or read back
+    ├── FittingError             a machine is too small for what it is to host: what is missing, what would fit
     ├── StuckError               a simulation in which nothing can happen any more
     ├── ConservationError        a simulation in which a microbatch is nowhere
     └── UsageError               a command line that cannot be carried out
@@ -102,6 +103,18 @@ class FencedError(StoppedError):
 
 class StorageError(SwarmError):
     """A disk is full or fails: what was to be kept there is not."""
+
+
+class FittingError(SwarmError):
+    """Not even the least of what is wanted fits this machine. The message says what is needed, what there is, and what
+    would fit.
+
+    Attribute: `final` is False where less has been asked for meanwhile, so that it may go on.
+    """
+
+    def __init__(self, message: str, *, final: bool = True) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class StuckError(SwarmError):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import StoppedError, SwarmError, UsageError
+from .lending import add_lending_flags
+from .probe_command import add_probe_parser
 from .settings import MODEL_HELP, add_run_flags
 
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -15,7 +17,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    commands = {"demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch}
+    commands = {"demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch, "probe": _probe}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -47,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--run", help="run id")
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
     join.add_argument("--stage", type=int, help="the first stage to host (default: where peers are fewest)")
-    join.add_argument("--stages", type=int, default=1, metavar="N", help="how many stages to host (default: 1)")
     join.add_argument("--listen", nargs="+", default=["/ip4/0.0.0.0/tcp/0"], metavar="MULTIADDR")
     join.add_argument(
         "--announce",
@@ -57,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="addresses to tell others, such as a forwarded port's (default: those listened on)",
     )
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
-    join.add_argument("--threads", type=int, help="compute threads (default: all cores)")
-    join.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    add_lending_flags(join)
     join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
     join.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     join.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     reference.add_argument("--manifest", type=Path, help="settings, TOML, in place of the flags")
     reference.add_argument("--kill", action="append", help="ignored: nobody to kill")
     reference.add_argument("--report", type=Path, help="write the report here, JSON")
+
+    add_probe_parser(commands)
 
     fetch = commands.add_parser("fetch", help="fetch models and texts into the cache")
     fetch.add_argument("names", nargs="+")
@@ -119,6 +121,12 @@ def _reference(options: argparse.Namespace) -> int:
     if options.report:
         options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from .probe_command import run_probe
+
+    return run_probe(options)
 
 
 def _fetch(options: argparse.Namespace) -> int:

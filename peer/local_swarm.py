@@ -88,6 +88,7 @@ class LocalSwarm:
         identity = Identity.load_or_create(key)
         command = ["swarm_peer.peer.cli", "join", "--model", self.model, "--run", run_id, "--initial-peers", *addresses]
         command += ["--identity", str(key), "--threads", str(threads), *flags]
+        command += [] if "--stages" in flags else ["--stages", "1"]
         command += [] if "--listen" in flags else ["--listen", LISTEN]
         return self._spawn(f"peer-{number}", command, peer=identity.peer_id, threads=threads)
 

@@ -12,9 +12,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..errors import RefusedError, SwarmError
+
+AS_MANY_AS_FIT = 1 << 16
 
 
 @dataclass
@@ -59,6 +62,7 @@ async def host_stages(count: int, host: Callable[[Place], Awaitable[str]], tell:
                 members.pop()
                 tell(f"no further stage: {_reason(member.exception())}; serving {number}")
                 break
+            member.add_done_callback(partial(_say_end, said, members))
             if member.done():
                 break
         last_words = await asyncio.gather(*members, return_exceptions=True)
@@ -70,6 +74,13 @@ async def host_stages(count: int, host: Callable[[Place], Awaitable[str]], tell:
         if isinstance(said_last, BaseException):
             raise said_last
     return str(last_words[0])
+
+
+def _say_end(tell: Callable[[str], None], members: list["asyncio.Task[str]"], member: "asyncio.Task[str]") -> None:
+    """A member may end long before the others do."""
+    others = any(not other.done() for other in members)
+    if others and not member.cancelled() and isinstance(member.exception(), SwarmError):
+        tell(f"stopped: {_reason(member.exception())}")
 
 
 def _reason(error: BaseException | None) -> str:

@@ -1,4 +1,4 @@
-"""`swarm-coordinator`: lead a run, or stand by in one; take what one has trained, or measure it.
+"""`swarm-coordinator`: lead a run, stand by in one or plan one; take what one has trained, or measure it.
 
 Exit codes: 0 finished, 1 an error that the message names, 2 a wrong command line, 3 the run stopped and cannot go on,
 130 interrupted.
@@ -15,6 +15,7 @@ from ..errors import StoppedError, StorageError, SwarmError, UsageError
 from .events import Event
 from .keys import Identity, state_folder
 from .manifest import load_settings
+from .plan_command import add_plan_parser, run_plan
 
 if TYPE_CHECKING:
     from .exporting import Export
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
         if not options.standby and (not options.manifest or options.run or options.initial_peers):
             parser.error("start takes a manifest, or --standby with --run and --initial-peers")
-    commands = {"start": _start, "export": _export, "evaluate": _evaluate}
+    commands = {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_meeting(evaluate)
     evaluate.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
     evaluate.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add_plan_parser(commands)
     return parser
 
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CodecError, FailedError, NonFiniteError, ProtocolError, RefusedError, UnreachableError, WireError
+from ..errors import (
+    CodecError,
+    FailedError,
+    FittingError,
+    NonFiniteError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+    WireError,
+)
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
@@ -289,6 +298,11 @@ class StageHost:
             failure = FailedError(self.stage, "NON_FINITE", str(error))
         except (CodecError, WireError) as error:
             failure = FailedError(self.stage, "MALFORMED", str(error))
+        except FittingError as error:
+            await self._end(visit, FailedError(self.stage, "INTERNAL", str(error)))
+            if error.final:
+                raise
+            return
         await self._end(visit, failure)
 
     async def _end(self, visit: Visit, failure: FailedError | None) -> None:

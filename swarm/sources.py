@@ -75,7 +75,7 @@ def model_source(name: str) -> ModelSource | None:
         return folder
     if name.startswith(("http://", "https://")):
         return _url(name)
-    if name in MODELS:
+    if name in MODELS and MODELS[name].repo:
         return HubModel(MODELS[name].repo)
     if _HUB_ID.fullmatch(name):
         return HubModel(name)

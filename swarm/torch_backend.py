@@ -7,11 +7,13 @@ backward pass need not, since every replica applies the same reduced bytes.
 
 Errors: `WireError` for input that does not fit or is not finite, `NonFiniteError` for NaN or infinity in output, loss
 or gradient, `CodecError` for slices and parts that do not decode, `ProtocolError` for slices and parts that do not
-fit a group, `ModelError` for a base that does not fit.
+fit a group, `ModelError` for a base that does not fit, `FittingError` where memory runs out.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..compression import CodecSpec, decode, encode
-from ..errors import CodecError, NonFiniteError, ProtocolError, WireError
+from ..errors import CodecError, FittingError, NonFiniteError, ProtocolError, WireError
 from ..kernels import engine
 from .backend import BackwardResult, ForwardResult, Scalar, StageInput, Update
 from .data import TokenArray, labels_from_bytes, tokens_from_bytes
@@ -33,6 +35,14 @@ from .stopwatch import Stopwatch
 
 StageGradient = Mapping[str, Tensor]
 """Gradient of the token-summed loss by tensor name, fp32."""
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is how Python or torch say that memory has run out; on a CPU torch has no type for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class TorchBackend:
         self._manifest = manifest
         self._stage = stage
         self._device = torch.device(device)
-        self._recompute = recompute
+        self.recompute = recompute
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
         self._dtype = DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
@@ -108,6 +118,23 @@ class TorchBackend:
         """See `StageBackend.forward`. Hidden states travel as the flattened [samples, sequence_length, hidden_size]."""
         if visit.samples < 1:
             raise WireError(f"stage {self._stage}: {visit.samples} samples; wanted at least one")
+        with self._in_memory():
+            return self._forward(state, visit, train)
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        """Steps down where memory runs out: this visit fails, and from the next on graphs are computed again. Raises
+        `FittingError`, final if they were already."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            final, self.recompute = self.recompute, True
+            then = "with graphs computed again" if final else "graphs are computed again from now on"
+            raise FittingError(f"memory ran out at stage {self._stage}: {then}", final=final) from error
+
+    def _forward(self, state: StageState, visit: StageInput, train: bool) -> ForwardResult:
         trainables = {name: tensor.detach().requires_grad_(train) for name, tensor in state.parameters.items()}
         inputs = self._inputs(visit)
         if not self._is_first:
@@ -123,7 +150,7 @@ class TorchBackend:
                 labels=self._labels(visit) if self._is_last else None,
                 lora_scale=self._lora_scale,
                 compute_dtype=self._dtype,
-                recompute=train and self._recompute,
+                recompute=train and self.recompute,
             )
         context = StageContext(trainables, None if self._is_first else inputs, root) if train else None
         if not self._is_last:
@@ -135,6 +162,10 @@ class TorchBackend:
 
     def backward(self, state: StageState, context: StageContext, output_gradient: bytes | None) -> BackwardResult:
         """See `StageBackend.backward`. A context serves once: its graph is freed as the pass goes."""
+        with self._in_memory():
+            return self._backward(context, output_gradient)
+
+    def _backward(self, context: StageContext, output_gradient: bytes | None) -> BackwardResult:
         seeds = None
         if not self._is_last:
             if output_gradient is None:

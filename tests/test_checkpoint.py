@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from swarm_peer.errors import ModelError, StoppedError
-from swarm_peer.peer.join import torch_parts
+from swarm_peer.peer.hosting import Hosting
 from swarm_peer.swarm.freezing import prepare, take_up
 from swarm_peer.swarm.manifest import DataSettings, ModelSettings, Settings, Weights
 from swarm_peer.swarm.model.checkpoint import Checkpoint
@@ -65,7 +65,7 @@ def local_weights(folder: Path) -> Weights:
 
 
 def build(model: str, weights: Weights, stage: int) -> TorchBackend:
-    backend = torch_parts(model, "cpu").backend(run_of(weights), stage)
+    backend = Hosting(model, "cpu").backend(run_of(weights), stage)
     assert isinstance(backend, TorchBackend)
     return backend
 
@@ -110,10 +110,10 @@ def test_a_reading_that_ended_goes_on_where_it_was(folder: Path, server: RangeSe
             raise StoppedError("enough")
 
     with pytest.raises(StoppedError):
-        torch_parts(url, "cpu", end).backend(run, 0)
+        Hosting(url, "cpu", progress=end).backend(run, 0)
     half = server.bytes_served
     steps: list[tuple[int, int]] = []
-    torch_parts(url, "cpu", lambda done, total: steps.append((done, total))).backend(run, 0)
+    Hosting(url, "cpu", progress=lambda done, total: steps.append((done, total))).backend(run, 0)
     total = steps[-1][1]
     assert steps[-1] == (total, total)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)

@@ -51,15 +51,15 @@ def test_what_a_name_means(name: str, source: object) -> None:
 
 
 def test_what_is_on_this_machine_comes_first(home: Path) -> None:
-    fetched = home / "models" / "smollm2-135m"
-    assert model_source("smollm2-135m") == HubModel("HuggingFaceTB/SmolLM2-135M")
+    fetched = home / "models" / "smollm2-360m"
+    assert model_source("smollm2-360m") == HubModel("HuggingFaceTB/SmolLM2-360M")
     fetched.mkdir(parents=True)
-    assert model_source("smollm2-135m") == fetched
+    assert model_source("smollm2-360m") == fetched
     (home / "org" / "name").mkdir(parents=True)
     assert model_source("org/name") == Path("org/name")
 
 
-@pytest.mark.parametrize("name", ["llama-65", "a/b/c", "../x", "/nowhere/at/all", "org/", ""])
+@pytest.mark.parametrize("name", ["smollm2-135m", "llama-65", "a/b/c", "../x", "/nowhere/at/all", "org/", ""])
 def test_an_unknown_name_says_what_there_is(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor fetched"):
         model_source(name or "nobody")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from swarm_peer.compression import CodecSpec, decode, encode
 from swarm_peer.compression.format import CHECKSUM_AT
-from swarm_peer.errors import CodecError, ModelError, NonFiniteError, ProtocolError, WireError
+from swarm_peer.errors import CodecError, FittingError, ModelError, NonFiniteError, ProtocolError, WireError
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.backend import StageInput, Update
 from swarm_peer.swarm.data import tokens_to_bytes
@@ -349,3 +349,32 @@ def test_recomputing_gives_the_same_bits_and_keeps_less(mode: str, base: str) ->
 def hidden_visit(run: Manifest) -> StageInput:
     hidden = torch.linspace(-1, 1, SAMPLES * LENGTH * TINY.hidden_size).view(SAMPLES, LENGTH, TINY.hidden_size)
     return visit(0, encode(hidden, CodecSpec.parse(run.settings.codecs.activations, run.settings.codecs.block)))
+
+
+def test_where_memory_runs_out_graphs_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once they are, it is the end."""
+
+    def runs_out(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: not enough memory")
+
+    made = backend(manifest(), 0)
+    with monkeypatch.context() as patched:
+        patched.setattr("swarm_peer.swarm.torch_backend.stage_forward", runs_out)
+        with pytest.raises(FittingError, match="from now on") as first:
+            made.forward(made.initial_state(), visit(0), train=True)
+        with pytest.raises(FittingError, match="with graphs computed again") as second:
+            made.forward(made.initial_state(), visit(0), train=True)
+    assert (first.value.final, second.value.final) == (False, True)
+    assert made.recompute
+    assert made.forward(made.initial_state(), visit(0), train=True).output
+
+
+def test_another_error_is_not_taken_for_one_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("swarm_peer.swarm.torch_backend.stage_forward", fails)
+    made = backend(manifest(), 0)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        made.forward(made.initial_state(), visit(0), train=True)
+    assert not made.recompute

@@ -16,7 +16,8 @@ from .names import base_shapes
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """`repo`: id on the Hugging Face Hub."""
+    """`repo`: id on the Hugging Face Hub; empty for what `swarm-peer fetch` brings, which is another checkpoint than
+    the one there."""
 
     repo: str
     shape: LlamaShape
@@ -87,9 +88,7 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             "mistralai/Mistral-7B-v0.3", _shape(4096, 14336, 32, 32, 8, vocab=32768, context=32768, theta=1e6)
         ),
         "tinyllama": KnownModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0", _shape(2048, 5632, 22, 32, 4, context=2048)),
-        "smollm2-135m": KnownModel(
-            "HuggingFaceTB/SmolLM2-135M", _smollm2(576, 1536, 30, 9, 3, initializer_range=1 / 24)
-        ),
+        "smollm2-135m": KnownModel("", _smollm2(576, 1536, 30, 9, 3, initializer_range=1 / 24)),
         "smollm2-360m": KnownModel("HuggingFaceTB/SmolLM2-360M", _smollm2(960, 2560, 32, 15, 5)),
         "smollm2-1.7b": KnownModel("HuggingFaceTB/SmolLM2-1.7B", _smollm2(2048, 8192, 24, 32, 32, theta=130000.0)),
     }

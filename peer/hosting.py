@@ -1,0 +1,83 @@
+"""The stages that this machine computes: each is measured against the memory there is before anything of it is loaded,
+read from wherever its weights lie, and kept on disk as it is held.
+
+Graphs are kept where they fit and computed again where they do not, for all stages alike. Memory that runs out after
+all, as a stage is loaded, is as if it had not fitted.
+
+Errors: `FittingError` with the budget; those of the weights' source.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import FittingError
+from ..swarm.advice import checked
+from ..swarm.arithmetic import RealArithmetic
+from ..swarm.backend import StageBackend
+from ..swarm.machine import AS_IT_IS, Overrides, overridden
+from ..swarm.manifest import Manifest
+from ..swarm.model.checkpoint import Progress
+from ..swarm.model.held import HeldStore
+from ..swarm.model.opening import open_checkpoint
+from ..swarm.model.weights import stage_base
+from ..swarm.peer import Parts
+from ..swarm.sources import cache_folder
+from ..swarm.torch_backend import TorchBackend, is_out_of_memory
+from .probe import standing
+
+
+@dataclass
+class Hosting:
+    """The stages of one process on one device. `said`: what its owner lends; `tell` takes lines for people, `progress`
+    hears of weights that are read."""
+
+    model: str
+    device: str
+    said: Overrides = AS_IT_IS
+    tell: Callable[[str], None] = field(default=lambda line: None)
+    progress: Progress | None = None
+    _made: dict[int, TorchBackend] = field(default_factory=dict)
+
+    def parts(self) -> Parts:
+        return Parts(backend=self.backend, arithmetic=RealArithmetic)
+
+    def backend(self, manifest: Manifest, stage: int) -> StageBackend:
+        """One stage more. Raises `FittingError`, and what reading its weights raises."""
+        recompute = self._check(manifest, stage)
+
+        def read() -> Iterator[tuple[str, Tensor]]:
+            checkpoint = open_checkpoint(self.model, manifest.weights.revision if manifest.weights else "")
+            with checkpoint or nullcontext():
+                yield from stage_base(manifest, stage, checkpoint, self.progress)
+
+        try:
+            held = HeldStore(cache_folder() / "stages").get_or_make(manifest, stage, torch.device(self.device), read)
+            made = TorchBackend(manifest, stage, held, self.device, recompute=recompute)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FittingError(f"memory ran out while stage {stage} was loaded on {self.device}") from error
+        for other in self._made.values():
+            other.recompute = other.recompute or recompute
+        self._made[stage] = made
+        return made
+
+    def _check(self, manifest: Manifest, stage: int) -> bool:
+        """Tells the budget of all stages with this one; whether graphs must be computed again."""
+        # Only the device that was chosen stands here, so what was said of devices is done.
+        machine = overridden(standing(self.device, cache_folder()), replace(self.said, device=None))
+        span = span_like([*self._made, stage], manifest.stages)
+        found, lines = checked(manifest, span, machine, machine.devices[0])
+        for line in lines:
+            self.tell(line)
+        return found.recompute
+
+
+def span_like(stages: list[int], count: int) -> range:
+    """The contiguous span of as many stages that is as large: inner stages are as good as equal, the ends are not."""
+    lowest = 0 if 0 in stages else count - len(stages) if count - 1 in stages else min(stages)
+    return range(lowest, lowest + len(stages))

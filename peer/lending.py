@@ -1,0 +1,29 @@
+"""What of a machine its owner lends to a run: the flags of `join` and `probe`, and what they mean.
+
+Errors: `UsageError`.
+"""
+
+import argparse
+
+from ..errors import UsageError
+from ..swarm.machine import Overrides, parse_bandwidth, parse_memory
+
+
+def add_lending_flags(parser: argparse.ArgumentParser) -> None:
+    """What of this machine a volunteer lends; shared by `probe` and `join`."""
+    parser.add_argument("--threads", type=int, help="compute threads (default: all cores)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--stages", type=int, metavar="N", help="host so many stages (default: what fits)")
+    parser.add_argument("--memory", help="lend so much of it, such as 8GB or 80%% (default: what is free)")
+    parser.add_argument("--bandwidth", metavar="MBIT/S", help="of your link, such as 100, or 20/500 up and down")
+
+
+def said_by(options: argparse.Namespace) -> Overrides:
+    """The flags as they are meant. Raises `UsageError`."""
+    for name in ("stages", "threads"):
+        if (count := getattr(options, name)) is not None and count < 1:
+            raise UsageError(f"--{name} is {count}; wanted at least 1")
+    if options.memory is not None:
+        parse_memory(options.memory, 1 << 60)
+    bandwidth = None if options.bandwidth is None else parse_bandwidth(options.bandwidth)
+    return Overrides(options.stages, options.memory, options.device, options.threads, bandwidth)

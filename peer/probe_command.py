@@ -1,0 +1,104 @@
+"""`swarm-peer probe`: what this machine offers, and what it could host of a model. Measures for some seconds.
+
+Errors: `ModelError` for a model that is not here, `UsageError` for flags that cannot be.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from ..errors import FittingError
+from ..swarm.fitting import choose, pace_of
+from ..swarm.machine import Machine, Overrides, bytes_text, overridden
+from ..swarm.manifest import Manifest, parse_settings
+from ..swarm.model.precision import resolve_compute_dtype
+from ..swarm.plan_command import shape_of, sketched
+from ..swarm.sources import TINY, cache_folder
+from .lending import add_lending_flags, said_by
+from .probe import probe
+
+CUTS = (1, 2, 4, 8)
+"""Into how many stages the model is cut to see what this machine could host of it."""
+
+
+def add_probe_parser(commands: Any) -> None:
+    parser = commands.add_parser("probe", help="what this machine offers, and what it could host")
+    parser.add_argument("--model", default=TINY, help="a fetched name, a folder, or tiny (default)")
+    parser.add_argument("--base", default="nf4", choices=("fp32", "bf16", "int8", "nf4"), help="of the frozen base")
+    parser.add_argument("--length", type=int, default=0, help="tokens of a microbatch (default: 2048 or what fits)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    add_lending_flags(parser)
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    said = said_by(options)
+    shape = shape_of(options.model)
+    dtype = resolve_compute_dtype()
+    machine = overridden(probe(shape, options.base, dtype, disk=cache_folder(), threads=options.threads or 0), said)
+    length = options.length or min(2048, shape.max_position_embeddings)
+    hosting = []
+    for stages in sorted({min(cut, shape.num_hidden_layers) for cut in CUTS}):
+        text = (
+            f'[model]\nname = "{TINY}"\nstages = {stages}\nbase = "{options.base}"\ncompute_dtype = "{dtype}"\n'
+            f"[data]\nsequence_length = {length}\n"
+        )
+        hosting.append(_hosting(sketched(parse_settings(text, "probe"), shape), machine, said))
+    found = {"model": options.model, "base": options.base, "dtype": dtype, "length": length, **_machine(machine)}
+    if options.json:
+        print(json.dumps({**found, "hosting": hosting}))
+        return 0
+    what = f"of {options.model}, base {options.base}, {length} tokens a microbatch:"
+    print("\n".join([*machine_lines(machine), what, *(f"  {_sentence(entry)}" for entry in hosting)]))
+    return 0
+
+
+def _hosting(manifest: Manifest, machine: Machine, said: Overrides) -> dict[str, Any]:
+    try:
+        choice = choose(manifest, machine, [0] * manifest.stages, Overrides(stages=said.stages))
+    except FittingError as error:
+        return {"of": manifest.stages, "stages": 0, "problem": str(error)}
+    pace = pace_of(manifest, machine, choice)
+    return {
+        "of": manifest.stages,
+        "layers": len(manifest.layers(0)),
+        "stages": len(choice.stages),
+        "device": choice.device.name,
+        "slots": choice.slots,
+        "memory_bytes": choice.budget.total,
+        "seconds_a_visit": pace.seconds,
+        "limit": pace.limit,
+    }
+
+
+def _sentence(entry: dict[str, Any]) -> str:
+    if not entry["stages"]:
+        return f"cut into {entry['of']}: {entry['problem']}"
+    return (
+        f"cut into {entry['of']} (up to {entry['layers']} layers each): {entry['stages']} on {entry['device']}, "
+        f"{bytes_text(entry['memory_bytes'])}, {entry['slots']} slots, {entry['seconds_a_visit']:.3g} s a visit "
+        f"(by {entry['limit']})"
+    )
+
+
+def _machine(machine: Machine) -> dict[str, Any]:
+    link = machine.link
+    return {
+        "ram_bytes": machine.ram,
+        "disk_bytes": machine.disk,
+        "cores": machine.cores,
+        "devices": [
+            {"name": device.name, "memory_bytes": device.memory, "flops": device.flops} for device in machine.devices
+        ],
+        "link": {"up": link.up, "down": link.down, "round_trip": link.round_trip},
+    }
+
+
+def machine_lines(machine: Machine) -> list[str]:
+    """What a machine offers, for people."""
+    lines = [f"RAM {bytes_text(machine.ram)}, disk {bytes_text(machine.disk)}, {machine.cores} cores"]
+    for device in machine.devices:
+        memory = "" if device.memory is None else f", {bytes_text(device.memory)}"
+        lines.append(f"{device.name}: {device.flops / 1e9:.3g} GFLOP/s{memory}")
+    link = machine.link
+    lines.append(f"link: {link.up / 1e6:.4g} Mbit/s up, {link.down / 1e6:.4g} down, as told or assumed")
+    return lines

@@ -1,0 +1,122 @@
+"""What a machine offers: memory, devices that compute, the link. Values only; `peer/probe.py` measures them.
+
+Also how people write sizes and rates: `8GB`, `80%`, `100` or `20/500` Mbit/s. Errors: `UsageError`.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from ..errors import UsageError
+
+GB = 10**9
+MBIT = 10**6
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that computes. `memory` in bytes, None if it is the machine's own (a CPU); `flops`: useful operations a
+    second (`work.py`) in the base format of the model that was asked about."""
+
+    name: str
+    memory: int | None
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way to the others, shared by all devices of a machine: bits a second and seconds there and back."""
+
+    up: float = 100.0 * MBIT
+    down: float = 100.0 * MBIT
+    round_trip: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`ram` and `disk`: free bytes. `devices`: the fastest first, as a probe lists them."""
+
+    ram: int
+    devices: tuple[Device, ...]
+    link: Link = Link()
+    cores: int = 1
+    disk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a volunteer has said; None is for the probe to find out. `memory`: as `parse_memory` reads it. `bandwidth`:
+    bits a second up and down. `stages`: exactly so many."""
+
+    stages: int | None = None
+    memory: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    bandwidth: tuple[float, float] | None = None
+
+
+AS_IT_IS = Overrides()
+
+
+def overridden(machine: Machine, said: Overrides) -> Machine:
+    """The machine as its owner lends it. Raises `UsageError` for a device that it has not."""
+    devices = machine.devices
+    if said.device is not None:
+        devices = tuple(device for device in devices if device.name.split(":")[0] == said.device.split(":")[0])
+        devices = tuple(device for device in devices if ":" not in said.device or device.name == said.device)
+        if not devices:
+            here = ", ".join(device.name for device in machine.devices)
+            raise UsageError(f"--device is {said.device}; this machine has {here}")
+    ram = machine.ram
+    if said.memory is not None:
+        ram = parse_memory(said.memory, machine.ram)
+        devices = tuple(
+            device if device.memory is None else replace(device, memory=parse_memory(said.memory, device.memory))
+            for device in devices
+        )
+        # What is lent of a GPU machine is meant of the GPU; its RAM need not shrink with it.
+        ram = machine.ram if any(device.memory is not None for device in devices) else ram
+    link = machine.link
+    if said.bandwidth is not None:
+        link = replace(link, up=said.bandwidth[0], down=said.bandwidth[1])
+    cores = machine.cores if said.threads is None else said.threads
+    return replace(machine, ram=ram, devices=devices, link=link, cores=cores)
+
+
+def parse_memory(text: str, available: int) -> int:
+    """Bytes: `8GB` and `8` (decimal gigabytes), `512MB`, `8GiB`, or `80%` of what is available. Raises `UsageError`."""
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"memory is {text!r}; wanted such as 8GB, 512MB, 8GiB or 80%")
+    number, unit = float(match[1]), match[2].lower().removesuffix("b")
+    if unit == "%":
+        if number > 100:
+            raise UsageError(f"memory is {text!r}; wanted at most 100%")
+        found = available * number / 100
+    else:
+        found = number * (GB if match[2] == "" else {**_UNITS, **_BINARY}[unit])
+    if found < 1:
+        raise UsageError(f"memory is {text!r}; wanted more than nothing")
+    return int(found)
+
+
+def parse_bandwidth(text: str) -> tuple[float, float]:
+    """Bits a second (up, down) of `100` or `20/500`, in Mbit/s. Raises `UsageError`."""
+    try:
+        rates = [float(part) * MBIT for part in text.split("/")]
+    except ValueError:
+        rates = []
+    if len(rates) not in (1, 2) or not all(0 < rate < float("inf") for rate in rates):
+        raise UsageError(f"bandwidth is {text!r}; wanted Mbit/s, such as 100, or up/down, such as 20/500")
+    return rates[0], rates[-1]
+
+
+def bytes_text(count: float) -> str:
+    """`3.4 GB`, `17 MB`: decimal, two digits at least."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{2 if count < 10 * unit else 1 if count < 100 * unit else 0}f} {name}"
+    return f"{count:.0f} B"

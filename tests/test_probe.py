@@ -1,0 +1,172 @@
+"""What a probe reads of a machine, from files that say so; that it measures at all; what join tells and refuses."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from swarm_peer.errors import FittingError
+from swarm_peer.peer.cli import main
+from swarm_peer.peer.hosting import Hosting, span_like
+from swarm_peer.peer.probe import free_disk, free_memory, link_of, measured_flops, standing, usable_cores
+from swarm_peer.swarm.machine import Link, Overrides
+from swarm_peer.swarm.model.config import TINY
+
+from tests.shapes import LLAMA_65B
+from tests.tiny import tiny_manifest
+
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+AVAILABLE = 8_000_000 * 1024
+
+
+def system(root: Path, **files: str) -> Path:
+    """A folder with the system's files; `/` in a name is written `__`."""
+    for name, text in {"proc__meminfo": MEMINFO, **files}.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
+    assert free_memory(system(tmp_path)) == AVAILABLE
+
+
+def test_memory_within_a_group_of_version_2(tmp_path: Path) -> None:
+    """The narrowest of the groups above counts; what its page cache holds can be dropped."""
+    root = system(
+        tmp_path,
+        **{
+            "proc__self__cgroup": "0::/outer/inner\n",
+            "sys__fs__cgroup__outer__memory.max": "3000000000\n",
+            "sys__fs__cgroup__outer__memory.current": "1500000000\n",
+            "sys__fs__cgroup__outer__memory.stat": "anon 1000000000\ninactive_file 500000000\n",
+            "sys__fs__cgroup__outer__inner__memory.max": "max\n",
+            "sys__fs__cgroup__outer__inner__memory.current": "1500000000\n",
+        },
+    )
+    assert free_memory(root) == 2_000_000_000
+    (root / "sys/fs/cgroup/outer/memory.max").write_text("max")
+    assert free_memory(root) == AVAILABLE
+
+
+def test_memory_within_a_group_of_version_1(tmp_path: Path) -> None:
+    root = system(
+        tmp_path,
+        **{
+            "proc__self__cgroup": "9:memory:/job\n8:cpu,cpuacct:/job\n",
+            "sys__fs__cgroup__memory__job__memory.limit_in_bytes": "4000000000",
+            "sys__fs__cgroup__memory__job__memory.usage_in_bytes": "1000000000",
+            "sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712",
+            "sys__fs__cgroup__memory__memory.usage_in_bytes": "2000000000",
+            "sys__fs__cgroup__cpu,cpuacct__job__cpu.cfs_quota_us": "100000",
+            "sys__fs__cgroup__cpu,cpuacct__job__cpu.cfs_period_us": "100000",
+        },
+    )
+    assert free_memory(root) == 3_000_000_000
+    assert usable_cores(root) == 1
+
+
+def test_what_the_process_holds_counts_as_its_own(tmp_path: Path) -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert free_memory(system(tmp_path, proc__self__statm="100 50 10 1 0 20 0")) == AVAILABLE + 50 * page
+
+
+def test_memory_of_a_system_without_proc(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) > 1 << 20
+
+
+def test_cores_within_a_quota(tmp_path: Path) -> None:
+    assert usable_cores(system(tmp_path)) >= 1
+    root = system(tmp_path, **{"proc__self__cgroup": "0::/g\n", "sys__fs__cgroup__g__cpu.max": "50000 100000\n"})
+    assert usable_cores(root) == 1
+    (root / "sys/fs/cgroup/g/cpu.max").write_text("max 100000")
+    assert usable_cores(root) == usable_cores()
+
+
+def test_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.1)
+    assert free_disk(tmp_path) > 0
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8", "fp32"])
+def test_a_device_has_a_pace(base: str) -> None:
+    torch.set_num_threads(1)
+    assert 1e7 < measured_flops(TINY, base, "fp32", "cpu", seconds=0.05) < 1e15
+
+
+def test_a_block_that_is_too_large_is_measured_in_part() -> None:
+    """A 65B block has 0.8 billion weights; 64 MiB of them are made."""
+    torch.set_num_threads(1)
+    assert measured_flops(LLAMA_65B, "fp32", "fp32", "cpu", seconds=0.05) > 1e7
+
+
+def test_the_link_is_what_samples_say() -> None:
+    guess = Link(1e6, 2e6, 0.5)
+    assert link_of([], [], [], guess) == guess
+    up = [(1_000_000, 1.0), (1_000_000, 0.5), (1_000_000, 4.0), (0, 1.0), (5, 0.0)]
+    assert link_of(up, [], [0.1, 0.2, 0.9], guess) == Link(16e6, 2e6, 0.2)
+
+
+def test_probe_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_peer.peer.probe_command.probe", lambda *_, **__: standing("cpu", Path("/"), 2))
+    assert main(["probe", "--bandwidth", "20/500", "--memory", "600MB", "--length", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "RAM 600 MB" in printed
+    assert "20 Mbit/s up, 500 down" in printed
+    assert "cut into 6" in printed
+    assert main(["probe", "--json", "--memory", "100MB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ram_bytes"] == 100_000_000
+    assert found["hosting"][0]["stages"] == 0
+    assert "there are 100 MB" in found["hosting"][0]["problem"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--memory", "lots"], ["--bandwidth", "fast"], ["--stages", "0"], ["--threads", "0"], ["--device", "tpu"]]
+)
+def test_flags_that_cannot_be(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm_peer.peer.probe_command.probe", lambda *_, **__: standing("cpu", Path("/"), 2))
+    assert main(["probe", *flags]) == 2
+    assert flags[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_a_budget_is_told_before_a_stage_is_loaded() -> None:
+    said: list[str] = []
+    hosting = Hosting("tiny", "cpu", tell=said.append)
+    assert hosting.backend(tiny_manifest(), 1).lengths["stage"] > 0
+    assert said[0].startswith("memory of stage 1 on cpu")
+    assert said[-1].endswith("fits")
+    said.clear()
+    hosting.backend(tiny_manifest(), 2)
+    assert said[0].startswith("memory of stages 1 to 2 on cpu")
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_peer.peer.hosting.stage_base", lambda *_: pytest.fail("weights were read"))
+    said: list[str] = []
+    hosting = Hosting("tiny", "cpu", Overrides(memory="200MB", device="cpu"), said.append)
+    with pytest.raises(FittingError, match="200 MB"):
+        hosting.backend(tiny_manifest(), 1)
+    assert not said
+
+
+def test_memory_that_runs_out_while_loading_is_as_if_it_had_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("swarm_peer.peer.hosting.stage_base", runs_out)
+    with pytest.raises(FittingError, match="memory ran out while stage 1 was loaded"):
+        Hosting("tiny", "cpu").backend(tiny_manifest(), 1)
+
+
+@pytest.mark.parametrize(
+    ("stages", "span"),
+    [([1], range(1, 2)), ([0, 2], range(2)), ([4, 1], range(3, 5)), ([2, 3], range(2, 4)), ([0, 4], range(2))],
+)
+def test_the_span_that_is_as_large(stages: list[int], span: range) -> None:
+    assert span_like(stages, 5) == span
