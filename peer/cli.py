@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--merge", action="store_true", help="with --export: the whole model with the adapters in it")
 
     join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")
-    join.add_argument("--model", required=True, help=f"the model to host: {MODEL_HELP}")
+    join.add_argument("--model", help=f"where the weights are: {MODEL_HELP}; without it peers of the run give them")
     join.add_argument("--run", help="run id")
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
     join.add_argument("--stage", type=int, help="the first stage to host (default: where peers are fewest)")

@@ -7,50 +7,64 @@ all, as a stage is loaded, is as if it had not fitted.
 Errors: `FittingError` with the budget; those of the weights' source.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import FittingError
+from ..errors import FittingError, ModelError
 from ..swarm.advice import checked
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
+from ..swarm.directory import Directory
+from ..swarm.exchange import Pool
 from ..swarm.machine import AS_IT_IS, Overrides, overridden
 from ..swarm.manifest import Manifest
-from ..swarm.model.checkpoint import Progress
+from ..swarm.model.checkpoint import Checkpoint, Progress
+from ..swarm.model.files import Files, FolderFiles
 from ..swarm.model.held import HeldStore
 from ..swarm.model.opening import open_checkpoint
+from ..swarm.model.peer_files import PeerFiles
 from ..swarm.model.weights import stage_base
 from ..swarm.peer import Parts
-from ..swarm.sources import cache_folder
+from ..swarm.sources import cache_folder, model_source
 from ..swarm.torch_backend import TorchBackend, is_out_of_memory
 from .probe import standing
 
 
 @dataclass
 class Hosting:
-    """The stages of one process on one device. `said`: what its owner lends; `tell` takes lines for people, `progress`
-    hears of weights that are read."""
+    """The stages of one process on one device. `model`: where their weights are, None to ask the peers of the run;
+    `said`: what its owner lends; `tell` takes lines for people, `progress` hears of weights that are read."""
 
-    model: str
+    model: str | None
     device: str
     said: Overrides = AS_IT_IS
     tell: Callable[[str], None] = field(default=lambda line: None)
     progress: Progress | None = None
     _made: dict[int, TorchBackend] = field(default_factory=dict)
+    _reach: Callable[[Manifest], Files] | None = None
 
     def parts(self) -> Parts:
-        return Parts(backend=self.backend, arithmetic=RealArithmetic)
+        source = None if self.model is None else model_source(self.model)
+        files = FolderFiles(source) if isinstance(source, Path) else None
+        return Parts(backend=self.backend, arithmetic=RealArithmetic, files=files)
+
+    def meet(self, pool: Pool, directory: Directory) -> None:
+        """How to reach the peers of the run. Called on the event loop that these live on."""
+        loop = asyncio.get_running_loop()
+        self._reach = lambda manifest: PeerFiles(manifest, pool, directory, loop)
 
     def backend(self, manifest: Manifest, stage: int) -> StageBackend:
         """One stage more. Raises `FittingError`, and what reading its weights raises."""
         recompute = self._check(manifest, stage)
 
         def read() -> Iterator[tuple[str, Tensor]]:
-            checkpoint = open_checkpoint(self.model, manifest.weights.revision if manifest.weights else "")
+            checkpoint = self._open(manifest)
             with checkpoint or nullcontext():
                 yield from stage_base(manifest, stage, checkpoint, self.progress)
 
@@ -65,6 +79,18 @@ class Hosting:
             other.recompute = other.recompute or recompute
         self._made[stage] = made
         return made
+
+    def _open(self, manifest: Manifest) -> Checkpoint | None:
+        if manifest.weights is None:
+            return None
+        if self.model is not None:
+            return open_checkpoint(self.model, manifest.weights.revision)
+        if not manifest.weights.pieces or self._reach is None:
+            raise ModelError(
+                f"nobody can prove weights of {manifest.settings.model.name!r} from other peers: the organizer has not "
+                "digested them. Name their source with --model"
+            )
+        return Checkpoint(self._reach(manifest))
 
     def _check(self, manifest: Manifest, stage: int) -> bool:
         """Tells the budget of all stages with this one; whether graphs must be computed again."""

@@ -25,7 +25,7 @@ def default_device() -> str:
 
 async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None]) -> str:
     """Serves stages until the run ends; the trainer's last word. Raises what `Peer.run` does."""
-    run = meet(options.run, options.initial_peers or (), options.model)
+    run = meet(options.run, options.initial_peers or (), options.model or "")
     if not options.initial_peers:
         tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
     said = said_by(options)
@@ -33,7 +33,8 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
     loading = Loading(tell)
-    parts = Hosting(options.model, options.device or default_device(), said, tell, loading).parts()
+    hosting = Hosting(options.model, options.device or default_device(), said, tell, loading)
+    parts = hosting.parts()
 
     async def host(place: Place) -> str:
         """One member: a node of its own, and one stage."""
@@ -48,6 +49,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
             async with network_node(identity, where, listen, run.addresses, announce) as (transport, directory):
                 place.tell(f"peer {identity.peer_id} connected")
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
+                hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed = place.besides, place.placed
                 return await peer.run(run.run_id, stage)
         finally:

@@ -299,10 +299,12 @@ class Fetch(_message.Message):
         INPUT_GRADIENT: _ClassVar[Fetch.Kind]
         REDUCTION: _ClassVar[Fetch.Kind]
         STATE: _ClassVar[Fetch.Kind]
+        FILE: _ClassVar[Fetch.Kind]
     OUTPUT: Fetch.Kind
     INPUT_GRADIENT: Fetch.Kind
     REDUCTION: Fetch.Kind
     STATE: Fetch.Kind
+    FILE: Fetch.Kind
     RUN_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -330,14 +332,16 @@ class Fetch(_message.Message):
     def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ...) -> None: ...
 
 class Fetched(_message.Message):
-    __slots__ = ("payload", "version", "parts")
+    __slots__ = ("payload", "version", "parts", "size")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     payload: int
     version: int
     parts: int
-    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ...) -> None: ...
+    size: int
+    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ()

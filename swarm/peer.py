@@ -26,6 +26,8 @@ from .kept import SpillFile
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
+from .model.file_serving import serve_file
+from .model.files import Files
 from .neighbours import POLICIES, Neighbours
 from .reduction import Reducer
 from .transport import Stream, Transport
@@ -49,6 +51,8 @@ class Parts:
 
     backend: Callable[[Manifest, int], StageBackend]
     arithmetic: Callable[[Manifest], Arithmetic]
+    files: Files | None = None
+    """The checkpoint's files on this machine, for peers that have no other source."""
 
 
 @dataclass
@@ -271,7 +275,9 @@ class Peer:
         elif isinstance(body, pb.Run):
             await self.host.serve_run(incoming, body, payload)
         elif isinstance(body, pb.Fetch):
-            if body.kind == pb.Fetch.STATE:
+            if body.kind == pb.Fetch.FILE:
+                await serve_file(incoming, body, self.parts.files, self.host.authority.run_id)
+            elif body.kind == pb.Fetch.STATE:
                 await self.host.serve_state(incoming, body)
             else:
                 serving = self._reducer if body.kind == pb.Fetch.REDUCTION else self.host

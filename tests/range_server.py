@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +71,18 @@ class RangeServer(ThreadingHTTPServer):
         self.server_close()
 
 
+def _digest(file: Path) -> str:
+    """Of a file as it is now; a large one is read once."""
+    state = file.stat()
+    return _digest_of(file, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest_of(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -91,25 +104,26 @@ class _Handler(BaseHTTPRequestHandler):
         elif not file.is_file():
             self._answer(404, name, b"")
         elif server.redirect and name.endswith(".safetensors"):
-            content = file.read_bytes()
-            headers = {"Location": server.redirect + path, "X-Linked-ETag": hashlib.sha256(content).hexdigest()}
+            headers = {"Location": server.redirect + path, "X-Linked-ETag": _digest(file)}
             self._answer(302, name, b"", headers)
         else:
-            self._file(name, file.read_bytes())
+            self._file(name, file)
 
-    def _file(self, name: str, content: bytes) -> None:
-        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    def _file(self, name: str, file: Path) -> None:
+        size, tag = file.stat().st_size, f'"{_digest(file)[:16]}"'
         headers = {"ETag": tag} if self.server.tags else {}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
         if not wanted or not self.server.ranges or self.headers.get("If-Range", tag) != tag:
-            self._answer(200, name, content, headers)
+            self._answer(200, name, file.read_bytes(), headers)
             return
-        start, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
-        if start >= len(content):
-            self._answer(416, name, b"", headers | {"Content-Range": f"bytes */{len(content)}"})
+        start, last = int(wanted[1]), min(int(wanted[2]), size - 1)
+        if start >= size:
+            self._answer(416, name, b"", headers | {"Content-Range": f"bytes */{size}"})
             return
-        headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
-        self._answer(206, name, content[start : last + 1], headers)
+        headers["Content-Range"] = f"bytes {start}-{last}/{size}"
+        with file.open("rb") as content:
+            content.seek(start)
+            self._answer(206, name, content.read(last + 1 - start), headers)
 
     def _answer(self, status: int, name: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         server = self.server

@@ -22,15 +22,13 @@ from torch import Tensor
 from ...errors import ModelError
 from ..manifest import LlamaShape, Weights
 from .config import CONFIG, CONFIG_BYTES, parse_config
-from .files import Files
+from .files import INDEX, SINGLE, Files
 from .header import LENGTH_BYTES, Entry, header_length, parse_header
 from .names import Piece, pieces
 
 Progress = Callable[[int, int], None]
 """Called as bytes come, with (bytes so far, bytes in all); may raise to end the reading."""
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _INDEX_BYTES = 64 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -10,6 +10,9 @@ from typing import Protocol
 
 from ...errors import ModelError
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 _READ_BYTES = 4 << 20
 
 
