@@ -9,13 +9,14 @@ from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.admission import Admission, Listener
 from swarm_peer.swarm.authority import from_term
+from swarm_peer.swarm.errands import Errands
 from swarm_peer.swarm.exchange import Meter
 from swarm_peer.swarm.keys import delegate, sign_manifest, sign_term
 from swarm_peer.swarm.manifest import PROTOCOL_VERSION
 from swarm_peer.swarm.messages import pack, unpack
 from swarm_peer.swarm.roster import Member, Roster
 
-from tests.exact import ORGANIZER, TRAINER, exact_manifest
+from tests.exact import ORGANIZER, TRAINER, ExactSamples, exact_manifest
 
 
 class Quiet:
@@ -28,6 +29,10 @@ class Quiet:
 
     def lost(self, member: Member, why: str) -> None:
         pass
+
+
+async def no_evaluation(version: int) -> None:
+    raise AssertionError("nobody has asked")
 
 
 def hello(*, close_first: bool) -> tuple[Any, list[Member]]:
@@ -46,6 +51,7 @@ def hello(*, close_first: bool) -> tuple[Any, list[Member]]:
             meter=Meter(),
             listener=cast(Listener, Quiet()),
             joined=joined.append,
+            errands=Errands(manifest, ExactSamples(), no_evaluation),
         )
         network = MemoryNetwork(seed=1)
         await network.transport("trainer").serve(admission.serve)
