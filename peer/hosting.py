@@ -20,9 +20,10 @@ from ..errors import FittingError, ModelError
 from ..swarm.advice import checked
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
+from ..swarm.budget import Budget
 from ..swarm.directory import Directory
 from ..swarm.exchange import Pool
-from ..swarm.machine import AS_IT_IS, Overrides, overridden
+from ..swarm.machine import AS_IT_IS, Machine, Overrides, overridden
 from ..swarm.manifest import Manifest
 from ..swarm.model.checkpoint import Checkpoint, Progress
 from ..swarm.model.files import Files, FolderFiles
@@ -33,7 +34,8 @@ from ..swarm.model.weights import stage_base
 from ..swarm.peer import Parts
 from ..swarm.sources import cache_folder, model_source
 from ..swarm.torch_backend import TorchBackend, is_out_of_memory
-from .probe import standing
+from ..swarm.work import pace
+from .probe import measured_flops, standing
 
 
 @dataclass
@@ -46,8 +48,12 @@ class Hosting:
     said: Overrides = AS_IT_IS
     tell: Callable[[str], None] = field(default=lambda line: None)
     progress: Progress | None = None
+    measures: bool = False
+    """Whether it also tells how long a visit will take: that costs some seconds of computing."""
+
     _made: dict[int, TorchBackend] = field(default_factory=dict)
     _reach: Callable[[Manifest], Files] | None = None
+    _flops: float = 0.0
 
     def parts(self) -> Parts:
         source = None if self.model is None else model_source(self.model)
@@ -98,9 +104,22 @@ class Hosting:
         machine = overridden(standing(self.device, cache_folder()), replace(self.said, device=None))
         span = span_like([*self._made, stage], manifest.stages)
         found, lines = checked(manifest, span, machine, machine.devices[0])
-        for line in lines:
+        for line in [*lines, *(self._expected(manifest, span, machine, found) if self.measures else [])]:
             self.tell(line)
         return found.recompute
+
+    def _expected(self, manifest: Manifest, span: range, machine: Machine, found: Budget) -> list[str]:
+        """How long a visit keeps this machine, by one real layer and the link that was told of."""
+        model = manifest.settings.model
+        if not self._flops:
+            self._flops = measured_flops(manifest.shape, model.base, model.compute_dtype, self.device)
+        takes = pace(manifest, span, self._flops, machine.link, recompute=found.recompute)
+        told = "as you say" if self.said.bandwidth else "assumed: tell yours with --bandwidth"
+        link = f"{machine.link.up / 1e6:.4g}/{machine.link.down / 1e6:.4g} Mbit/s ({told})"
+        return [
+            f"a microbatch will take {takes.compute:.2g} s of computing at {self._flops / 1e9:.3g} GFLOP/s, "
+            f"{takes.up:.2g} s up and {takes.down:.2g} s down at {link}"
+        ]
 
 
 def span_like(stages: list[int], count: int) -> range:

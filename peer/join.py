@@ -1,6 +1,7 @@
 """`swarm-peer join`: one volunteer's peer, from finding the run to its end."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
     loading = Loading(tell)
-    hosting = Hosting(options.model, options.device or default_device(), said, tell, loading)
+    hosting = Hosting(options.model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
     parts = hosting.parts()
 
     async def host(place: Place) -> str:

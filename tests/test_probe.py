@@ -146,6 +146,15 @@ def test_a_budget_is_told_before_a_stage_is_loaded() -> None:
     assert said[0].startswith("memory of stages 1 to 2 on cpu")
 
 
+def test_how_long_a_visit_takes_is_told_where_it_may_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_peer.peer.hosting.measured_flops", lambda *_: 1e9)
+    said: list[str] = []
+    said_by_owner = Overrides(device="cpu", bandwidth=(20e6, 500e6))
+    Hosting("tiny", "cpu", said_by_owner, said.append, measures=True).backend(tiny_manifest(), 1)
+    assert "at 1 GFLOP/s" in said[-1]
+    assert said[-1].endswith("down at 20/500 Mbit/s (as you say)")
+
+
 def test_what_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_peer.peer.hosting.stage_base", lambda *_: pytest.fail("weights were read"))
     said: list[str] = []
