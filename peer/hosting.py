@@ -8,22 +8,24 @@ Errors: `FittingError` with the budget; those of the weights' source.
 """
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import FittingError, ModelError
+from ..errors import FittingError, ModelError, SwarmError
 from ..swarm.advice import checked
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
 from ..swarm.budget import Budget
 from ..swarm.directory import Directory
 from ..swarm.exchange import Pool
-from ..swarm.machine import AS_IT_IS, Machine, Overrides, overridden
+from ..swarm.link import Measured, measure_link
+from ..swarm.machine import AS_IT_IS, Link, Machine, Overrides, overridden
 from ..swarm.manifest import Manifest
 from ..swarm.model.checkpoint import Checkpoint, Progress
 from ..swarm.model.files import Files, FolderFiles
@@ -35,7 +37,9 @@ from ..swarm.peer import Parts
 from ..swarm.sources import cache_folder, model_source
 from ..swarm.torch_backend import TorchBackend, is_out_of_memory
 from ..swarm.work import pace
-from .probe import measured_flops, standing
+from .probe import link_of, measured_flops, standing
+
+LINK_SECONDS = 20.0
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Hosting:
     _made: dict[int, TorchBackend] = field(default_factory=dict)
     _reach: Callable[[Manifest], Files] | None = None
     _flops: float = 0.0
+    _measured: Callable[[Manifest], Measured] | None = None
 
     def parts(self) -> Parts:
         source = None if self.model is None else model_source(self.model)
@@ -63,7 +68,13 @@ class Hosting:
     def meet(self, pool: Pool, directory: Directory) -> None:
         """How to reach the peers of the run. Called on the event loop that these live on."""
         loop = asyncio.get_running_loop()
+
+        def measured(manifest: Manifest) -> Measured:
+            waiting = asyncio.run_coroutine_threadsafe(measure_link(manifest, pool, directory), loop)
+            return waiting.result(LINK_SECONDS)
+
         self._reach = lambda manifest: PeerFiles(manifest, pool, directory, loop)
+        self._measured = measured
 
     def backend(self, manifest: Manifest, stage: int) -> StageBackend:
         """One stage more. Raises `FittingError`, and what reading its weights raises."""
@@ -113,13 +124,27 @@ class Hosting:
         model = manifest.settings.model
         if not self._flops:
             self._flops = measured_flops(manifest.shape, model.base, model.compute_dtype, self.device)
-        takes = pace(manifest, span, self._flops, machine.link, recompute=found.recompute)
-        told = "as you say" if self.said.bandwidth else "assumed: tell yours with --bandwidth"
-        link = f"{machine.link.up / 1e6:.4g}/{machine.link.down / 1e6:.4g} Mbit/s ({told})"
+        link, told = self._link(manifest, machine.link)
+        takes = pace(manifest, span, self._flops, link, recompute=found.recompute)
         return [
             f"a microbatch will take {takes.compute:.2g} s of computing at {self._flops / 1e9:.3g} GFLOP/s, "
-            f"{takes.up:.2g} s up and {takes.down:.2g} s down at {link}"
+            f"{takes.up:.2g} s up and {takes.down:.2g} s down at "
+            f"{link.up / 1e6:.4g}/{link.down / 1e6:.4g} Mbit/s ({told})",
         ]
+
+    def _link(self, manifest: Manifest, known: Link) -> tuple[Link, str]:
+        """The link to peers of the run, and how it is known."""
+        if self.said.bandwidth:
+            return known, "as you say"
+        found = Measured((), ())
+        if self._measured is not None:
+            with suppress(SwarmError, concurrent.futures.TimeoutError):
+                found = self._measured(manifest)
+        if not found.down:
+            return known, "assumed: tell yours with --bandwidth"
+        link = link_of((), found.down, found.round_trips, known)
+        trip = f"{1000 * link.round_trip:.0f} ms there and back"
+        return link, f"down measured with {len(found.down)} peers, {trip}; up assumed: tell yours with --bandwidth"
 
 
 def span_like(stages: list[int], count: int) -> range:

@@ -300,11 +300,13 @@ class Fetch(_message.Message):
         REDUCTION: _ClassVar[Fetch.Kind]
         STATE: _ClassVar[Fetch.Kind]
         FILE: _ClassVar[Fetch.Kind]
+        NOTHING: _ClassVar[Fetch.Kind]
     OUTPUT: Fetch.Kind
     INPUT_GRADIENT: Fetch.Kind
     REDUCTION: Fetch.Kind
     STATE: Fetch.Kind
     FILE: Fetch.Kind
+    NOTHING: Fetch.Kind
     RUN_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]

@@ -23,6 +23,7 @@ from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
 from .kept import SpillFile
+from .link import serve_nothing
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
@@ -275,7 +276,9 @@ class Peer:
         elif isinstance(body, pb.Run):
             await self.host.serve_run(incoming, body, payload)
         elif isinstance(body, pb.Fetch):
-            if body.kind == pb.Fetch.FILE:
+            if body.kind == pb.Fetch.NOTHING:
+                await serve_nothing(incoming, body, self.host.authority.run_id)
+            elif body.kind == pb.Fetch.FILE:
                 await serve_file(incoming, body, self.parts.files, self.host.authority.run_id)
             elif body.kind == pb.Fetch.STATE:
                 await self.host.serve_state(incoming, body)

@@ -1,0 +1,81 @@
+"""The link to peers of the run, measured on virtual time: as fast as it is, and nobody is waited for."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.directory import MemoryDirectory
+from swarm_peer.simulations.network import Link, MemoryNetwork
+from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.directory import Record
+from swarm_peer.swarm.exchange import Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.link import MAX_PROBE_BYTES, Measured, measure_link, serve_nothing
+from swarm_peer.swarm.manifest import Manifest
+
+from tests.exact import exact_manifest
+
+
+def measured(
+    manifest: Manifest, peers: int, *, down: float | None = None, deaf: int = -1, serves: str = ""
+) -> Measured:
+    """What a joiner with so many bytes a second down finds with `peers` peers of 50 ms each way, of which one is deaf
+    and which serve another run if that is said."""
+
+    async def main() -> Measured:
+        network, directory = MemoryNetwork(latency=(0.05, 0.05)), MemoryDirectory()
+        for number in range(peers):
+            node = network.transport(f"peer {number}")
+
+            async def serve(stream: Any, number: int = number) -> None:
+                async def dispatch(incoming: Any, body: Any, payload: bytes) -> None:
+                    if isinstance(body, pb.Watch):
+                        await serve_watch(incoming, pb.Heartbeat)
+                    elif number == deaf:
+                        await asyncio.Event().wait()
+                    else:
+                        await serve_nothing(incoming, body, serves or manifest.run_id)
+
+                await serve_exchanges(stream, Meter(), lambda: 0, dispatch)
+
+            await node.serve(serve)
+            await directory.publish(Record(manifest.run_id, 0, node.peer_id, node.addresses, number, 1), 60.0)
+        pool = Pool(network.transport("joiner", Link(down=down)), Meter())
+        found = await measure_link(manifest, pool, directory)
+        pool.close()
+        for transport in network.nodes.values():
+            await transport.close()
+        return found
+
+    return run(main(), limit=60.0)
+
+
+def test_the_link_is_as_fast_as_it_is() -> None:
+    found = measured(exact_manifest(), 2, down=2e6)
+    assert len(found.round_trips) == 2
+    assert found.round_trips == pytest.approx([0.1, 0.1], rel=0.01)
+    for moved, seconds in found.down:
+        assert moved / seconds == pytest.approx(2e6, rel=0.05)
+
+
+def test_only_a_few_are_asked() -> None:
+    assert len(measured(exact_manifest(), 9).round_trips) == 3
+
+
+def test_who_does_not_answer_is_passed_over() -> None:
+    assert len(measured(exact_manifest(), 2, deaf=0).round_trips) == 1
+    assert measured(exact_manifest(), 2, serves="another").round_trips == []
+    assert measured(exact_manifest(), 0) == Measured([], [])
+
+
+def test_nobody_gives_more_than_the_limit() -> None:
+    sent: list[int] = []
+
+    class Channel:
+        async def send(self, body: Any, payload: bytes = b"") -> None:
+            sent.append(len(payload))
+
+    incoming: Any = SimpleNamespace(channel=Channel())
+    asyncio.run(serve_nothing(incoming, pb.Fetch(run="r", part=(1 << 32) - 1), "r"))
+    assert sent == [MAX_PROBE_BYTES]
