@@ -92,6 +92,10 @@ def _payload(flat: Tensor, spec: CodecSpec, shape: tuple[int, ...], seed: int, t
         rest, apart = columns.split(flat.view(-1, shape[-1])) if flat.numel() and shape else (flat, bytes(4))
         flat = rest.view(-1)
     if spec.rotation:
+        most = rotation.largest(spec.block)
+        came = float(flat.abs().max()) if flat.numel() else 0.0
+        if came > most:
+            raise CodecError(f"the largest element is {came:.3g}; rotated blocks of {spec.block} hold up to {most:.3g}")
         padding = _padded(flat.numel(), spec.block) - flat.numel()
         flat = rotation.rotate(torch.nn.functional.pad(flat, (0, padding)), spec.block, seed)
     scales, codes = engine.quantize(

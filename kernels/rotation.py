@@ -11,6 +11,11 @@ from torch import Tensor
 from . import random_bits
 
 
+def largest(block: int) -> float:
+    """Up to which magnitude elements can be rotated there and back: each way adds up a whole block."""
+    return float(torch.finfo(torch.float32).max) / (2 * block * block)
+
+
 def rotate(flat: Tensor, block: int, seed: int) -> Tensor:
     """float32 [n], a multiple of `block`, a power of two -> float32 [n]."""
     return _hadamard(flat.view(-1, block) * random_bits.signs(block, seed, flat.device)).view(-1)

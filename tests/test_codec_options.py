@@ -10,6 +10,7 @@ import zstandard
 from swarm_peer.compression import CodecSpec, ErrorFeedback, decode, encode
 from swarm_peer.compression.columns import SHARE
 from swarm_peer.errors import CodecError, NonFiniteError
+from swarm_peer.kernels import rotation
 
 from tests.codec_messages import EVERY, HEADER, normal, relative_error, round_trip, with_outliers, with_payload
 
@@ -141,3 +142,14 @@ def test_error_feedback_loses_nothing_for_good() -> None:
     with pytest.raises(NonFiniteError):
         feedback.encode("w", torch.full((1000,), torch.nan))
     assert torch.isfinite(decode(feedback.encode("w", values[1]))).all()
+
+
+@pytest.mark.parametrize("name", ["int8+rotation", "int4+rotation"])
+def test_what_a_rotation_cannot_hold_is_refused_by_who_encodes(name: str) -> None:
+    spec = CodecSpec.parse(name, 256)
+    most = rotation.largest(256)
+    fits = torch.full((512,), most)
+    assert torch.isfinite(decode(encode(fits, spec))).all()
+    with pytest.raises(CodecError, match="rotated blocks of 256"):
+        encode(2 * fits, spec)
+    assert decode(encode(torch.zeros(0), spec)).numel() == 0
