@@ -1,6 +1,6 @@
 """Llama-65B in its real shape: what one layer takes to be fetched, quantized and computed by a peer on this machine.
 
-    python benchmarks/llama65b.py [--tokens 128] [--steps 2] [--base nf4] [--json FILE]
+    python benchmarks/llama65b.py [--tokens 128] [--steps 2] [--batch 2] [--base nf4] [--json FILE]
 
 Makes a checkpoint of three true-size layers (809.5 M parameters, 1.62 GB each in bf16) with embedding and head, of
 repeated random bytes, and serves it over HTTP. A coordinator and three peers, each a process that hosts one layer, run
@@ -86,7 +86,7 @@ def _filled(noise: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return noise.repeat(-(-elements // len(noise)))[:elements].view(size)
 
 
-def settings_of(url: str, texts: Path, tokens: int, steps: int, base: str) -> str:
+def settings_of(url: str, texts: Path, tokens: int, steps: int, batch: int, base: str) -> str:
     return f"""
         [model]
         name = "{url}"
@@ -94,7 +94,7 @@ def settings_of(url: str, texts: Path, tokens: int, steps: int, base: str) -> st
         base = "{base}"
         [train]
         steps = {steps}
-        batch = 2
+        batch = {batch}
         microbatch = 1
         [data]
         texts = ["{texts / "train.txt"}"]
@@ -123,14 +123,14 @@ def served(folder: Path) -> Iterator[RangeServer]:
 
 
 def measure(
-    place: Home, server: RangeServer, *, tokens: int, steps: int, base: str
+    place: Home, server: RangeServer, *, tokens: int, steps: int, batch: int, base: str
 ) -> tuple[list[Peer], dict[str, Any]]:
     """A whole run: what each peer took, and the report."""
     texts = place.folder
-    (texts / "train.txt").write_text(" ".join(WORDS * (tokens * 4 * steps // len(WORDS) + 2)))
+    (texts / "train.txt").write_text(" ".join(WORDS * (2 * tokens * batch * steps // len(WORDS) + 2)))
     (texts / "heldout.txt").write_text(" ".join(WORDS[::-1] * (2 * tokens // len(WORDS) + 2)))
     url = f"{server.url}llama"
-    text = settings_of(url, texts, tokens, steps, base)
+    text = settings_of(url, texts, tokens, steps, batch, base)
     manifest = sketched(parse_settings(text.replace('"auto"', '"fp32"'), "run"), SHAPE)
     (texts / "run.toml").write_text(text)
     coordinator = place.start("swarm-coordinator", "start", str(texts / "run.toml"), "--json", *LISTEN)
@@ -202,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--base", default="nf4", choices=("nf4", "int8", "bf16"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -209,7 +210,8 @@ def main() -> None:
     try:
         write_checkpoint(folder / "llama")
         with served(folder) as server, home() as place:
-            peers, report = measure(place, server, tokens=options.tokens, steps=options.steps, base=options.base)
+            how = {"tokens": options.tokens, "steps": options.steps, "batch": options.batch, "base": options.base}
+            peers, report = measure(place, server, **how)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(peers, options.tokens, options.base)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
@@ -226,13 +227,15 @@ class _Part:
 
     def _listening(self, run: LocalRun) -> Listening:
         settings = self.manifest.settings
+        # A folder here is none elsewhere: then peers give the weights to each other.
+        is_local = Path(settings.model.name).is_dir()
         where = f"--run {run.run_id} --initial-peers {' '.join(run.addresses)}"
         return Listening(
             **asdict(run),
             stages=self.manifest.stages,
             steps=settings.train.steps,
             microbatches=self.manifest.microbatches,
-            join=f"swarm-peer join --model {settings.model.name} {where}",
+            join=f"swarm-peer join {'' if is_local else f'--model {settings.model.name} '}{where}",
             stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
         )
 

@@ -16,7 +16,7 @@ BF16_LAYER = 2 * sum(rows * columns for rows, columns in block_linears(SHAPE, 0)
 def test_peers_read_only_their_layers_and_never_hold_one_whole(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "llama")
     with served(tmp_path) as server, home() as place:
-        peers, report = measure(place, server, tokens=128, steps=2, base="nf4")
+        peers, report = measure(place, server, tokens=128, steps=2, batch=2, base="nf4")
     assert len(peers) == LAYERS
     for peer in peers:
         assert peer.due <= peer.served <= 1.001 * peer.due + (1 << 20)

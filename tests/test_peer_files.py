@@ -159,7 +159,7 @@ def test_a_volunteer_without_a_model_gets_its_weights_from_the_swarm(folder: Pat
         )
         write_tokenizer(folder)
         coordinator = place.start("swarm-coordinator", "start", str(run), *LISTEN)
-        wait_for(coordinator, "    swarm-peer join")
+        wait_for(coordinator, "    swarm-peer join --run")
         joined = []
         for name, flags in (("one", ("--model", str(folder))), ("two", ())):
             key = ("--identity", str(place.folder / f"{name}.key"), "--stages", "1", "--threads", "1")
