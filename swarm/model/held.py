@@ -30,6 +30,7 @@ from .names import block_linears, stage_base_shapes
 Held: TypeAlias = Mapping[str, Tensor | QuantizedLinear]
 """By the weight's name in Hugging Face's layout."""
 
+QUANTIZED = ("nf4", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 DEFAULT_STORE_BYTES = 50 << 30
@@ -45,7 +46,7 @@ def hold(manifest: Manifest, stage: int, base: Iterable[tuple[str, Tensor]], dev
     for name, tensor in base:
         if tuple(tensor.shape) != wanted.get(name):
             raise ModelError(f"stage {stage}: {name} is {tuple(tensor.shape)}; wanted {wanted.get(name)}")
-        if name in linears and form in ("nf4", "int8"):
+        if name in linears and form in QUANTIZED:
             # On the CPU, whatever the device: the same codes, and the device never holds the layer whole.
             held[name] = quantized(form, tensor).to(device)
         else:
@@ -76,9 +77,9 @@ class HeldStore:
     ) -> Held:
         """The base of a stage, kept or made of the tensors that `make` gives. Raises what `hold` and `make` do.
 
-        A random base is a function of the seed and is not kept.
+        Kept is what took work: a base that is not quantized lies elsewhere as it is, and a random one is made anew.
         """
-        if manifest.weights is None:
+        if manifest.weights is None or manifest.settings.model.base not in QUANTIZED:
             return hold(manifest, stage, make(), device)
         path = self._folder / f"{_key(manifest, stage)}.safetensors"
         found = _load(path, manifest, stage, device)
@@ -159,7 +160,7 @@ def _load(path: Path, manifest: Manifest, stage: int, device: torch.device) -> H
     linears, form = _linears(manifest, stage), manifest.settings.model.base
     held: dict[str, Tensor | QuantizedLinear] = {}
     for name in stage_base_shapes(manifest, stage):
-        if name in linears and form in ("nf4", "int8"):
+        if name in linears and form in QUANTIZED:
             layer = empty(form, *linears[name])
             prefix = f"{name}."
             layer.load_state_dict(
