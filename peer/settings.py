@@ -9,6 +9,7 @@ from ..swarm.manifest import Settings, parse_settings
 from ..swarm.sources import TINY
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_BASE = "nf4"
 MODEL_HELP = (
     "tiny, a fetched name, a folder, an alias such as llama-65b, a Hugging Face Hub id (org/name), or the http(s) URL "
     "of a folder; of a remote model only the stage's own bytes are read"
@@ -46,7 +47,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
         choices=("fp32", "bf16", "int8", "nf4"),
-        help="what the frozen base's linear layers are held in (default: fp32)",
+        help="what the frozen base's linear layers are held in (default: nf4; of tiny fp32)",
     )
     parser.add_argument("--train", choices=("lora", "full"), help="adapters on a frozen base, or everything")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,8 +64,10 @@ def toml_of(options: argparse.Namespace) -> str:
         raise UsageError(f"--replicas is {options.replicas}; a stage needs at least one peer")
     tables = {name: dict(table) for name, table in PRESETS.get(options.model, PRESETS[""]).items()}
     tables["model"] = {"name": options.model, "stages": options.stages}
-    if options.base is not None:
-        tables["model"]["base"] = options.base
+    mode = options.train or tables["train"]["mode"]
+    base = options.base or (DEFAULT_BASE if options.model != TINY and mode == "lora" else None)
+    if base is not None:
+        tables["model"]["base"] = base
     tables["pipeline"] = {"staleness": options.staleness, "min_replicas": options.replicas}
     if options.steps is not None:
         tables["train"]["steps"] = options.steps
