@@ -76,12 +76,6 @@ def _available(root: Path) -> int:
         if name == "MemAvailable":
             return int(rest.split()[0]) * 1024
     try:
-        import psutil  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-        return int(psutil.virtual_memory().available)
-    except ImportError:
-        pass
-    try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
