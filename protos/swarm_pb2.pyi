@@ -380,7 +380,7 @@ class PartResult(_message.Message):
     def __init__(self, squared_norm: _Optional[_Union[Scalar, _Mapping]] = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides")
+    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides", "about")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WANTED_STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -388,6 +388,7 @@ class Hello(_message.Message):
     TERM_FIELD_NUMBER: _ClassVar[int]
     RETURNING_FIELD_NUMBER: _ClassVar[int]
     BESIDES_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
     run: str
     protocol: int
     wanted_stage: int
@@ -395,7 +396,24 @@ class Hello(_message.Message):
     term: Term
     returning: bool
     besides: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ...) -> None: ...
+    about: About
+    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ..., about: _Optional[_Union[About, _Mapping]] = ...) -> None: ...
+
+class About(_message.Message):
+    __slots__ = ("name", "version", "device", "memory", "up", "down")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    DOWN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    device: str
+    memory: int
+    up: int
+    down: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., memory: _Optional[int] = ..., up: _Optional[int] = ..., down: _Optional[int] = ...) -> None: ...
 
 class Evaluate(_message.Message):
     __slots__ = ("run", "signature")
@@ -699,7 +717,7 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members", "codec_microseconds")
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members", "codec_microseconds", "below", "waits_for", "links", "busy", "refused")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -707,6 +725,11 @@ class Heartbeat(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     CODEC_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
@@ -714,4 +737,27 @@ class Heartbeat(_message.Message):
     load: Load
     members: int
     codec_microseconds: int
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ..., codec_microseconds: _Optional[int] = ...) -> None: ...
+    below: int
+    waits_for: str
+    links: _containers.RepeatedCompositeFieldContainer[LinkReport]
+    busy: int
+    refused: _containers.RepeatedCompositeFieldContainer[Refusals]
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+
+class LinkReport(_message.Message):
+    __slots__ = ("peer", "round_trip_us", "rate")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    round_trip_us: int
+    rate: int
+    def __init__(self, peer: _Optional[str] = ..., round_trip_us: _Optional[int] = ..., rate: _Optional[int] = ...) -> None: ...
+
+class Refusals(_message.Message):
+    __slots__ = ("reason", "count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: Reason
+    count: int
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., count: _Optional[int] = ...) -> None: ...

@@ -22,7 +22,7 @@ from .coordinator_state import CoordinatorState
 from .dht_directory import DHTDirectory
 from .directory import TRAINER_STAGE
 from .driving import Samples
-from .events import Event
+from .events import Event, Listening
 from .exporting import Export
 from .first_contact import ask_for_manifest
 from .freezing import prepare, take_up
@@ -37,23 +37,6 @@ MEETING_SECONDS = 1.0
 LOOKS = 10
 """How often a coordinator keeps where the members of the run are that it leads, and, every so many times, asks the
 directory for others: it must find the run when it comes again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listening(Event):
-    """The run can be joined. `join`: the command to give to volunteers; `stand_by`: the one that starts another
-    coordinator, empty for a run without standbys."""
-
-    kind: ClassVar[str] = "listening"
-    run_id: str
-    model: str
-    stages: int
-    steps: int
-    microbatches: int
-    addresses: tuple[str, ...]
-    join: str
-    stand_by: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from .coordinator import Ended, Exported, Listening, Over
-from .events import Evaluated, Event, Joined, Lost, Ready, Rerouted, Stepped, Waiting
-from .succession import Follows, Leads
+from .coordinator import Ended, Exported, Over
+from .events import Evaluated, Event, Follows, Joined, Leads, Listening, Lost, Ready, Rerouted, Stepped, Waiting
 
 
 def line_of(event: Event) -> str | None:

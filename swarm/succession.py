@@ -10,7 +10,7 @@ Errors: what `Trainer.run` raises, but `FencedError` where a standby is configur
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import FencedError, ManifestError, ProtocolError, RefusedError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -28,23 +28,6 @@ from .transport import Transport
 
 PAUSE_SECONDS = 0.2
 FIRST_TERM = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Leads(events.Event):
-    """This coordinator is the trainer from now on."""
-
-    kind: ClassVar[str] = "leads"
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class Follows(events.Event):
-    """This coordinator is a standby from now on."""
-
-    kind: ClassVar[str] = "follows"
-    trainer: str
-    term: int
 
 
 class _Over(Exception):  # noqa: N818
@@ -110,7 +93,7 @@ class Succession:
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
         self.highest = number
         self.trainer = self._make_trainer(term)
-        self.emit(Leads(number))
+        self.emit(events.Leads(number))
         report: dict[str, Any] = await self.trainer.run()
         return report
 
@@ -200,5 +183,5 @@ class Succession:
         if term.number < self.highest:
             raise TrustError(f"{channel.peer} leads in term {term.number}; term {self.highest} has been")
         if term.number > self.highest or self.trainer is None:
-            self.emit(Follows(channel.peer, term.number))
+            self.emit(events.Follows(channel.peer, term.number))
         self.highest = max(self.highest, term.number)
