@@ -251,7 +251,8 @@ class Admission:
             self.listener.lost(earlier, "it came again as a new incarnation")
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
-        member.returning = hello.returning
+        member.returning, member.about = hello.returning, hello.about
+        member.heard = asyncio.get_running_loop().time()
         self._channels[member.number] = channel
         self.joined(member)
         await channel.send(
@@ -271,6 +272,7 @@ class Admission:
         while True:
             async with asyncio.timeout(self._pace.silence if member.version >= 0 else LOADING_SECONDS):
                 body, _ = await channel.receive(0)
+            member.heard = asyncio.get_running_loop().time()
             if isinstance(body, pb.Heartbeat):
                 member.beat = body
                 self.listener.beaten(member)

@@ -11,13 +11,14 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
 from .arithmetic import RealArithmetic
+from .chronicle import open_chronicle
 from .coordinator_state import CoordinatorState
 from .dht_directory import DHTDirectory
 from .directory import TRAINER_STAGE
@@ -31,6 +32,7 @@ from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
 from .p2p_transport import P2PTransport, peer_in
 from .process import SharedFolder, network_node
+from .showing import NOWHERE, Places, Shown, shown
 from .succession import Succession
 
 MEETING_SECONDS = 1.0
@@ -75,6 +77,7 @@ class Node:
     announce: Sequence[str] = ()
     give_up: float | None = None
     export: Export | None = None
+    places: Places = NOWHERE
 
     @asynccontextmanager
     async def network(
@@ -167,6 +170,22 @@ class _Part:
         lead: bool,
     ) -> dict[str, Any] | None:
         """To the end of the run: the report; if another led it then, as far as it has told."""
+        chronicle = open_chronicle(self.manifest.run_id, self.identity.public_hex, node.emit)
+        async with shown(chronicle, node.places) as shows:
+            try:
+                return await self._take(replace(node, emit=chronicle.emit), transport, directory, state, shows, lead)
+            finally:
+                chronicle.close()
+
+    async def _take(
+        self,
+        node: Node,
+        transport: P2PTransport,
+        directory: DHTDirectory,
+        state: CoordinatorState | None,
+        shows: Shown,
+        lead: bool,
+    ) -> dict[str, Any] | None:
         succession = Succession(
             manifest=self.manifest,
             signature=self.signed.signature,
@@ -187,7 +206,7 @@ class _Part:
             succession.highest, succession.remember = state.term(), state.keep_term
         run = LocalRun(self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid())
         with advertised(run):
-            node.emit(self._listening(run))
+            node.emit(self._listening(run, shows))
             meeting = asyncio.create_task(self._meet(succession, directory, state))
             try:
                 report = await succession.run(lead=lead)
@@ -208,7 +227,7 @@ class _Part:
             node.emit(Exported(str(node.export.folder), node.export.problem))
         return report
 
-    def _listening(self, run: LocalRun) -> Listening:
+    def _listening(self, run: LocalRun, shows: Shown) -> Listening:
         settings = self.manifest.settings
         # A folder here is none elsewhere: then peers give the weights to each other.
         is_local = Path(settings.model.name).is_dir()
@@ -220,6 +239,7 @@ class _Part:
             microbatches=self.manifest.microbatches,
             join=f"swarm-peer join {'' if is_local else f'--model {settings.model.name} '}{where}",
             stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
+            dashboard=shows.dashboard,
         )
 
     async def _meet(self, succession: Succession, directory: DHTDirectory, state: CoordinatorState | None) -> None:

@@ -12,7 +12,6 @@ Errors: `StorageError` for what cannot be read or written.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +173,7 @@ def _whole_bytes(path: Path) -> int:
     data = path.read_bytes()
     if not data.startswith(FORMAT):
         return 0
-    end = len(FORMAT)
-    for _, end in _unpacked(path, data):
-        pass
-    return end
+    return max((end for _, end in _unpacked(path, data)), default=len(FORMAT))
 
 
 def _parsed(path: Path, parse: Callable[[Any], Any], content: Any) -> Any:
@@ -190,9 +186,8 @@ def _parsed(path: Path, parse: Callable[[Any], Any], content: Any) -> Any:
 # ---- events and states as plain data
 
 
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(found) for kind, found in LOGGED.items()}
+_STATES = TypeAdapter(RunState)
 
 
 def _fields_of(event: Event) -> dict[str, Any]:
@@ -201,7 +196,7 @@ def _fields_of(event: Event) -> dict[str, Any]:
 
 def event_of(kind: str, content: Any) -> Event:
     """The event with these fields. Raises `KeyError`, `ValidationError`."""
-    event: Event = _adapter(LOGGED[kind]).validate_python(content)
+    event: Event = _ADAPTERS[kind].validate_python(content)
     return event
 
 
@@ -215,5 +210,5 @@ def state_fields(state: RunState) -> dict[str, Any]:
 def state_of(content: Any) -> RunState:
     """The state that `state_fields` made. Raises `KeyError`, `TypeError`, `ValidationError`."""
     notes = tuple(Record(sequence, at, event_of(kind, of)) for sequence, at, kind, of in content["notes"])
-    bare: RunState = _adapter(RunState).validate_python({**content, "notes": ()})
+    bare = _STATES.validate_python({**content, "notes": ()})
     return replace(bare, notes=notes)

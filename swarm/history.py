@@ -5,7 +5,7 @@ streams are `admission.py`'s and `succession.py`'s. Errors: `ProtocolError` for 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..protos import swarm_pb2 as pb
@@ -19,11 +19,15 @@ ANOTHER = "the trainer before"
 
 
 class History:
-    """`steps` is shared with the trainer, whose own steps it holds too; `known` is what was told before its term."""
+    """`steps` is shared with the trainer, whose own steps it holds too; `known` is what was told before its term;
+    `recalled` hears of every step that is taken up."""
 
-    def __init__(self, manifest: Manifest, steps: dict[int, Step], known: Iterable[pb.Past]) -> None:
+    def __init__(
+        self, manifest: Manifest, steps: dict[int, Step], known: Iterable[pb.Past], recalled: Callable[[Step], None]
+    ) -> None:
         self._manifest = manifest
         self._steps = steps
+        self._recalled = recalled
         self.told = {past.step: past for past in known}
         self.heldout: dict[str, Scalar | None] = {"before": None, "after": None}
         self.replicas: list[Any] = []
@@ -41,9 +45,9 @@ class History:
 
     def recall(self, closed: int) -> None:
         """Takes up what was told of the steps below `closed`."""
-        for past in self.told.values():
-            if past.step < closed:
-                self.remember(past)
+        for step in sorted(self.told):
+            if step < closed:
+                self.remember(self.told[step])
 
     def remember(self, past: pb.Past) -> None:
         """Takes up a step that was closed before this trainer's term, unless it is known."""
@@ -53,6 +57,7 @@ class History:
         step.loss = from_scalar(past.loss, "loss", ANOTHER)
         step.grad_norm = from_scalar(past.grad_norm, "gradient norm", ANOTHER)
         self._steps[past.step] = step
+        self._recalled(step)
         if past.HasField("heldout"):
             self.heldout["before"] = from_scalar(past.heldout, "held-out loss", ANOTHER)
         if past.HasField("heldout_after"):

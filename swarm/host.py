@@ -9,6 +9,7 @@ not be. A visit that fails ends in Failed{stage, reason}, and its next Run start
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,11 @@ class StageHost:
         self._past: dict[int, pb.Past] = {}
         self._last_stage = self.stage == self.manifest.stages - 1
         self._exported = (-1, b"")
+        self.busy = 0
+        """Runs that were answered Busy."""
+
+        self.refused: Counter[str] = Counter()
+        """Runs that were refused, by their reasons."""
 
     # ---- its place in the run
 
@@ -163,9 +169,11 @@ class StageHost:
         try:
             visit = await self._admit(run, payload, incoming.peer)
         except RefusedError as refusal:
+            self.refused[refusal.reason] += 1
             await incoming.channel.send(to_refused(refusal, self.authority))
             return
         if isinstance(visit, pb.Busy):
+            self.busy += 1
             await incoming.channel.send(visit)
             return
         if visit.finished and any(stage > self.stage for stage in run.lacking):

@@ -8,7 +8,7 @@ the stream ends or nothing comes for the silence limit, with `RefusedError` when
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,12 @@ async def say_hello(
     addresses: tuple[str, ...],
     followed: pb.Term | None = None,
     besides: Collection[int] = (),
+    about: pb.About | None = None,
 ) -> tuple[Manifest, pb.Welcome]:
     """Asks the trainer for a place in the run: the checked manifest and the Welcome.
 
     `followed`: the highest term that this peer has followed, if it has had a place in the run before. `besides`: the
-    stages that this machine hosts as other members. Raises
+    stages that this machine hosts as other members; `about`: what this peer says of itself. Raises
     `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
@@ -53,6 +54,7 @@ async def say_hello(
         term=followed,
         returning=returning,
         besides=besides,
+        about=about,
     )
     try:
         async with asyncio.timeout(JOIN_SECONDS):
@@ -83,6 +85,9 @@ class Membership:
     host: StageHost
     reducer: Reducer
     meter: Meter
+    links: Callable[[], Sequence[pb.LinkReport]] = field(default=tuple)
+    """The links that this peer has measured lately."""
+
     _commits: dict[int, pb.Commit] = field(default_factory=dict)
     _attempts: dict[int, "asyncio.Task[Any]"] = field(default_factory=dict)
     _sending: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -209,8 +214,15 @@ class Membership:
             await self._say(self._heartbeat())
 
     def _heartbeat(self) -> pb.Heartbeat:
+        below, waits_for = self.host.visits.waiting_below()
         return pb.Heartbeat(
             open_visits=self.host.visits.open,
+            load=self.host.load(),
+            below=below,
+            waits_for=waits_for,
+            links=self.links(),
+            busy=self.host.busy,
+            refused=[pb.Refusals(reason=reason, count=count) for reason, count in sorted(self.host.refused.items())],
             activation_bytes=self.meter.activation,
             gradient_bytes=self.meter.gradient,
             reduce_bytes=self.meter.reduce,

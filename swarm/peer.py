@@ -74,6 +74,9 @@ class Peer:
     placed: Callable[[int], None] = field(default=lambda stage: None)
     """Told the stage when it is loaded."""
 
+    about: pb.About | None = None
+    """What it says of itself, for people."""
+
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.pool = Pool(self.transport, self.meter)
@@ -135,12 +138,12 @@ class Peer:
         try:
             if host is None:
                 manifest, welcome = await say_hello(
-                    channel, run_id, stage, self.transport.addresses, besides=self.besides()
+                    channel, run_id, stage, self.transport.addresses, besides=self.besides(), about=self.about
                 )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:
                 manifest, welcome = await say_hello(
-                    channel, run_id, host.stage, self.transport.addresses, host.authority.highest
+                    channel, run_id, host.stage, self.transport.addresses, host.authority.highest, about=self.about
                 )
                 host.authority.admit(welcome.term, trainer.peer)
                 if welcome.stage != host.stage:

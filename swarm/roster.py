@@ -30,6 +30,10 @@ class Member:
     returning: bool = False
     sent_away: str = ""
     kernels: str = ""
+    about: pb.About = field(default_factory=pb.About)
+    heard: float = 0.0
+    """When it was last heard, by the loop's clock."""
+
     digests: dict[int, bytes] = field(default_factory=dict)
     beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
     kept: set[tuple[int, int, int]] = field(default_factory=set)

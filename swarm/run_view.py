@@ -1,8 +1,8 @@
 """What people are shown of a run: one JSON document, made of its state (`run_state.py`) and nothing else.
 
-The page, `/api/`, the terminal and gRPC all show parts of this document, so that they agree. Its large parts are objects
-by key, never lists: what has changed can then be sent alone (`merge_patch.py`). Numbers are in bytes, seconds, tokens
-and bits a second. Pure; the words for people are in here too.
+The page, `/api/`, the terminal and gRPC all show parts of this document, so that they agree. Its large parts are
+objects by key, never lists: what has changed can then be sent alone (`merge_patch.py`). Numbers are in bytes, seconds,
+tokens and bits a second. Pure; the words for people are in here too.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from .run_state import FaultState, MemberState, PeerState, RunState
 
 RECENT_STEPS = 8
 """Over how many steps the pace is taken."""
-
 
 
 def short(peer: str) -> str:
@@ -254,7 +253,7 @@ def _member(state: RunState, member: MemberState) -> dict[str, Any]:
             "codec_seconds": pulse.codec_seconds,
             "sent": pulse.activation_bytes + pulse.gradient_bytes + pulse.reduce_bytes,
             "busy": pulse.busy,
-            "refused": {reason: count for reason, count in pulse.refused},
+            "refused": dict(pulse.refused),
         }
     return found
 
@@ -371,8 +370,8 @@ def _last_words(state: RunState) -> list[events.MemberPulse]:
 def needs(state: RunState) -> dict[str, Any] | None:
     """What would help most: one more machine, where, how large, and how much faster the run would be with it.
 
-    `speed_up` is by compute alone, of a machine as fast as the median of that stage's replicas (of all, if it has none);
-    `bandwidth`: bits a second each way that keep such a machine busy. None when nothing is needed any more.
+    `speed_up` is by compute alone, of a machine as fast as the median of that stage's replicas (or of all, if it has
+    none); `bandwidth`: bits a second each way that keep such a machine busy. None when nothing is needed any more.
     """
     opened = state.opened
     if opened is None or state.phase in ("finished", "stopped"):

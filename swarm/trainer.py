@@ -20,7 +20,7 @@ from functools import partial
 
 from ..errors import FencedError
 from ..protos import swarm_pb2 as pb
-from . import events
+from . import events, facts
 from .admission import Admission
 from .backend import Arithmetic
 from .bench import Bench
@@ -38,6 +38,7 @@ from .ledger import Ledger
 from .manifest import Manifest
 from .neighbours import POLICIES, Neighbours
 from .presence import Presence
+from .pulse import Pulses
 from .report import make_report
 from .roster import Member, Roster
 from .steps import Step
@@ -90,7 +91,7 @@ class Trainer:
         self.fenced_by: pb.Term | None = None
         """The term that has shown this one to be over."""
 
-        self.history = History(manifest, self.steps, self.known)
+        self.history = History(manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)))
         self.heldout = self.history.heldout
         self.crew = Crew(manifest, self.roster, self.history)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
@@ -132,16 +133,21 @@ class Trainer:
         )
         self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
         self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
+        self._pulses = Pulses(self.roster, self.meter, self._standing, self.emit)
         self._tasks: asyncio.TaskGroup
+
+    def _standing(self) -> tuple[int, int, int]:
+        return max(self.steps, default=0), self.driver.in_flight, self._window()
 
     async def run(self) -> dict[str, object]:
         """Trains to the last step; the report (`report.py`). Raises `StoppedError`."""
         report: dict[str, object] = {}
         problem: BaseException | None = None
+        self.emit(facts.opened(self.manifest))
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 waiting = watch_stages(self.roster, self.signal, lambda: self._started, self.emit, self.give_up)
-                watches = (waiting, self._watch_terms(), self._presence.watch_rivals())
+                watches = (waiting, self._watch_terms(), self._presence.watch_rivals(), self._pulses.run())
                 background = [
                     self._tasks.create_task(work)
                     for work in (self._presence.announce(), *watches, self.closing.remind())
@@ -152,6 +158,8 @@ class Trainer:
                 except BaseException:
                     self._finishing = True
                     raise
+                self._pulses.beat()
+                self.emit(events.Concluded(""))
                 await self._say_farewell("the run is finished")
                 report = self.report()
                 for task in background:
@@ -161,6 +169,7 @@ class Trainer:
             while isinstance(problem, BaseExceptionGroup):
                 problem = problem.exceptions[0]
             if not isinstance(problem, FencedError):
+                self.emit(events.Concluded(str(problem)))
                 await self._say_farewell(f"the run has stopped: {problem}")
         finally:
             self._finishing = True
@@ -345,6 +354,7 @@ class Trainer:
             # The closed marker moves in order; the Commit itself does not wait for the slowest replica of the last one.
             await earlier
         await self.closing.settle(step, commit, units)
+        self.emit(facts.settled(step, self.manifest.stages, self.manifest.microbatches))
         step.finish(self.manifest.stages, self.manifest.microbatches)
         self.driver.forget(self.closing.closed)
         for key in [key for key in self._drives if key[0] < self.closing.closed]:
@@ -373,7 +383,7 @@ class Trainer:
     # ---- what members say (Admission's Listener)
 
     def _joined(self, member: Member) -> None:
-        self.emit(events.Joined(member.number, member.peer, member.stage))
+        self.emit(facts.joined(member))
 
     def ready(self, member: Member, version: int, digest: bytes) -> None:
         """A member has a state, which may be some Commits behind."""
@@ -468,7 +478,8 @@ class Trainer:
             self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
         for step, index in uncredited:
             self._rerun(step, index)
-        self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now))
+        silent, rerun = max(0.0, now - member.heard), len(affected)
+        self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now, silent, rerun))
         if not self.roster.ready(member.stage):
             heirs = [heir for heir in self.roster.following() if heir.stage == member.stage]
             if heirs:

@@ -10,6 +10,7 @@ the stages.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -177,6 +178,13 @@ class VisitTable:
         """The visits that have not ended."""
         self._open = [visit for visit in self._open if not visit.ended]
         return self._open
+
+    def waiting_below(self) -> tuple[int, str]:
+        """How many open visits wait for the stages below, and the peer that has most of them there, "" for nobody."""
+        waiting = [visit for visit in self.open_visits() if visit.own.phase == pb.BELOW]
+        entries = [visit.below[visit.own.stage + 1] for visit in waiting if visit.own.stage + 1 in visit.below]
+        peers = Counter(entry.peer for entry in entries)
+        return len(waiting), max(peers, key=lambda peer: (peers[peer], peer)) if peers else ""
 
     def has_room(self, step: int, oldest: int) -> bool:
         reserved = 1 if self.slots > 1 and step > oldest else 0
