@@ -23,7 +23,11 @@ class History:
     `recalled` hears of every step that is taken up."""
 
     def __init__(
-        self, manifest: Manifest, steps: dict[int, Step], known: Iterable[pb.Past], recalled: Callable[[Step], None]
+        self,
+        manifest: Manifest,
+        steps: dict[int, Step],
+        known: Iterable[pb.Past],
+        recalled: Callable[[Step], None] = lambda step: None,
     ) -> None:
         self._manifest = manifest
         self._steps = steps

@@ -22,7 +22,7 @@ def committed(number: int) -> Step:
 
 
 def test_what_one_trainer_tells_the_next_one_knows() -> None:
-    first = History(MANIFEST, {number: committed(number) for number in range(2)}, (), lambda step: None)
+    first = History(MANIFEST, {number: committed(number) for number in range(2)}, ())
     first.heldout.update(before=5, after=4)
     told = first.tell(0, 2, REPORT)
     steps: dict[int, Step] = {}
@@ -40,7 +40,7 @@ def test_what_one_trainer_tells_the_next_one_knows() -> None:
 
 
 def test_a_past_is_whole_only_with_the_end_of_the_run() -> None:
-    first = History(MANIFEST, {number: committed(number) for number in range(2)}, (), lambda step: None)
+    first = History(MANIFEST, {number: committed(number) for number in range(2)}, ())
     assert not History(MANIFEST, {}, first.tell(0, 2, REPORT)).is_whole
     first.heldout["after"] = 4
     assert not History(MANIFEST, {}, first.tell(1, 2, REPORT)).is_whole
