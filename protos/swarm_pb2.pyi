@@ -80,7 +80,7 @@ TOO_OLD: Reason
 CUT_OFF: Reason
 
 class Envelope(_message.Message):
-    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "ready", "reduced", "reduce_failed", "applied", "held", "heartbeat")
+    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "drain", "ready", "reduced", "reduce_failed", "applied", "held", "leave", "heartbeat")
     RUN_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
@@ -104,11 +104,13 @@ class Envelope(_message.Message):
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     REDUCED_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FAILED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     run: Run
     fetch: Fetch
@@ -133,13 +135,15 @@ class Envelope(_message.Message):
     commit: Commit
     closed: Closed
     finish: Finish
+    drain: Drain
     ready: Ready
     reduced: Reduced
     reduce_failed: ReduceFailed
     applied: Applied
     held: Held
+    leave: Leave
     heartbeat: Heartbeat
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("number", "trainer", "delegation", "signature")
@@ -709,6 +713,20 @@ class Closed(_message.Message):
     epoch: int
     closed: int
     def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., closed: _Optional[int] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ("why", "idle")
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    why: str
+    idle: bool
+    def __init__(self, why: _Optional[str] = ..., idle: bool = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("off",)
+    OFF_FIELD_NUMBER: _ClassVar[int]
+    off: bool
+    def __init__(self, off: bool = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("detail",)

@@ -13,13 +13,14 @@ from typing import Any
 
 from ..errors import SwarmError
 from ..swarm import events
+from ..swarm.departures import FAREWELL_SECONDS
 from ..swarm.driving import Samples
 from ..swarm.host import Moment
 from ..swarm.keys import Identity, SignedManifest, SignedTerm
 from ..swarm.manifest import Manifest
 from ..swarm.peer import Parts, Peer
 from ..swarm.succession import Succession
-from ..swarm.trainer import FAREWELL_SECONDS, Trainer
+from ..swarm.trainer import Trainer
 from .devices import SimulatedDevice
 from .directory import MemoryDirectory
 from .network import MemoryNetwork, MemoryTransport
@@ -59,7 +60,7 @@ class SimulatedSwarm:
         self.endings: dict[str, str] = {}
         self.coordinators: dict[str, Succession] = {}
         self._terms: dict[str, int] = {}
-        self._numbers: dict[str, tuple[int, int | None]] = {}
+        self.numbers: dict[str, tuple[int, int | None]] = {}
         self._report: asyncio.Future[dict[str, Any]]
 
     async def run(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class SimulatedSwarm:
         transport = self.network.transport(identity.peer_id)
         device = SimulatedDevice(random.Random(f"{self.seed}/{number}"))
         self.devices[identity.peer_id] = device
-        self._numbers[identity.peer_id] = number, stage
+        self.numbers[identity.peer_id] = number, stage
         if self.durations is not None:
             device.durations = self.durations
         name = identity.peer_id
@@ -168,8 +169,8 @@ class SimulatedSwarm:
     def restart(self, peer: str) -> None:
         """Starts a killed peer or coordinator again under the same name; a coordinator comes back as standby."""
         self.killed.remove(peer)
-        if peer in self._numbers:
-            self.start_peer(*self._numbers[peer])
+        if peer in self.numbers:
+            self.start_peer(*self.numbers[peer])
         else:
             identity = next(identity for identity in self.delegations if identity.peer_id == peer)
             self._start_coordinator(identity, lead=False)

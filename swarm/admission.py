@@ -49,6 +49,12 @@ class Listener(Protocol):
 
     def beaten(self, member: Member) -> None: ...
 
+    def leaves(self, member: Member, why: str, *, idle: bool) -> None: ...
+
+    def refusal(self, peer: str) -> str:
+        """Why a peer is not wanted in the run, "" if it is."""
+        ...
+
     def lost(self, member: Member, why: str) -> None: ...
 
     def fenced(self, term: pb.Term) -> None: ...
@@ -118,7 +124,7 @@ class Admission:
             if isinstance(hello, pb.Evaluate):
                 await self.errands.serve(channel, hello)
                 return
-            refusal = self._refusal(hello)
+            refusal = self._refusal(hello, channel.peer)
             if refusal is not None:
                 await channel.send(refusal)
                 return
@@ -142,7 +148,7 @@ class Admission:
                 self._channels.pop(member.number, None)
                 self.listener.lost(member, why)
 
-    def _refusal(self, hello: Body) -> pb.Refused | None:
+    def _refusal(self, hello: Body, peer: str) -> pb.Refused | None:
         if not isinstance(hello, pb.Hello):
             return pb.Refused(reason=pb.MALFORMED, detail=f"expected Hello, got {hello.DESCRIPTOR.name}")
         if hello.protocol != PROTOCOL_VERSION:
@@ -159,6 +165,9 @@ class Admission:
             return pb.Refused(reason=pb.WRONG_STAGE, detail="this machine hosts every stage of the run")
         if len(hello.addresses) > MAX_ADDRESSES or any(len(text) > MAX_ADDRESS_LENGTH for text in hello.addresses):
             return pb.Refused(reason=pb.MALFORMED, detail=f"more than {MAX_ADDRESSES} addresses, or too long ones")
+        unwanted = self.listener.refusal(peer)
+        if unwanted:
+            return pb.Refused(reason=pb.UNTRUSTED, detail=unwanted)
         if self._over.is_set():
             return pb.Refused(reason=pb.CLOSED, detail="the run is finished")
         if hello.HasField("term") and (self.proves_higher(hello.term) or self._shares_number(hello.term)):
@@ -285,6 +294,8 @@ class Admission:
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)
                 self.listener.reduced(member, body)
+            elif isinstance(body, pb.Leave):
+                self.listener.leaves(member, body.why, idle=body.idle)
             elif isinstance(body, pb.Applied):
                 self.listener.applied(member, body.version, body.digest)
             else:

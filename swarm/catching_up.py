@@ -11,10 +11,13 @@ Errors: `UnreachableError` when no donor gave a whole state.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import RefusedError, UnreachableError, WireError
+from ..errors import ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
-from .exchange import Pool
+from .backend import StageBackend
+from .compute import BACKGROUND, Device
+from .exchange import Incoming, Pool
 from .fetching import fetch
+from .versions import VersionStore
 
 STATE_PART_BYTES = 64 << 20
 MAX_STATE_PARTS = 1 << 14
@@ -58,3 +61,39 @@ async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload
             raise WireError(f"{donor} began with version {first.version} and went on with {answer.version}")
         parts.append(data)
     return Snapshot(first.version, b"".join(parts))
+
+
+@dataclass
+class Snapshots:
+    """A donor's end: gives its state in parts of no more than `max_payload` bytes, and keeps the last export."""
+
+    run_id: str
+    stage: int
+    backend: StageBackend
+    device: Device
+    max_payload: int
+    _exported: tuple[int, bytes] = (-1, b"")
+
+    def clear(self) -> None:
+        """What it holds is not to be given any more."""
+        self._exported = (-1, b"")
+
+    async def serve(self, incoming: Incoming, question: pb.Fetch, versions: VersionStore) -> None:
+        """Answers a Fetch of a part of the oldest version kept here, or of the one that is asked for."""
+        version = versions.latest if question.newest else versions.oldest
+        if question.HasField("version"):
+            version = question.version
+        if question.run != self.run_id or question.stage != self.stage or version < 0:
+            raise ProtocolError(f"{incoming.peer} asks for a state of stage {question.stage}; this is {self.stage}")
+        if self._exported[0] != version:
+            state = versions.get(version)
+            if state is None:
+                detail = f"version {version} of stage {self.stage} is not kept"
+                await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
+                return
+            self._exported = version, await self.device.run(BACKGROUND, lambda: self.backend.export(state))
+        data = self._exported[1]
+        size = min(STATE_PART_BYTES, self.max_payload)
+        parts = max(1, -(-len(data) // size))
+        part = data[question.part * size : (question.part + 1) * size]
+        await incoming.channel.send(pb.Fetched(version=version, parts=parts), part)

@@ -73,6 +73,9 @@ class Closing:
     committed: int = 0
     commits: dict[int, pb.Commit] = field(default_factory=dict)
     _outcomes: dict[tuple[int, int, int], Outcome] = field(default_factory=dict)
+    reducing: Counter[int] = field(default_factory=Counter)
+    """By member: the attempts under way in which it has a part."""
+
     _attempts: dict[tuple[int, Unit], int] = field(default_factory=dict)
 
     def take_outcome(self, member: Member, outcome: Outcome, step: Step | None) -> None:
@@ -99,8 +102,14 @@ class Closing:
             attempt = self._attempts.get((step.number, unit), 0) + 1
             self._attempts[step.number, unit] = attempt
             members = [member for stage in unit.stages for member in self.roster.ready(stage)]
-            await self._ask(step, unit, attempt, members)
-            await self._answers(step, attempt, members)
+            numbers = [member.number for member in members]
+            self.reducing.update(numbers)
+            try:
+                await self._ask(step, unit, attempt, members)
+                await self._answers(step, attempt, members)
+            finally:
+                self.reducing.subtract(numbers)
+                self.signal.notify()
             outcomes = [(member, self._outcome(step, attempt, member)) for member in members]
             if self._void(step, outcomes):
                 continue

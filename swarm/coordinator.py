@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
 from .arithmetic import RealArithmetic
-from .chronicle import open_chronicle
+from .chronicle import Chronicle, open_chronicle
 from .coordinator_state import CoordinatorState
 from .dht_directory import DHTDirectory
 from .directory import TRAINER_STAGE
@@ -173,19 +173,21 @@ class _Part:
         chronicle = open_chronicle(self.manifest.run_id, self.identity.public_hex, node.emit)
         async with shown(chronicle, node.places) as shows:
             try:
-                return await self._take(replace(node, emit=chronicle.emit), transport, directory, state, shows, lead)
+                return await self._take(node, chronicle, transport, directory, state, shows, lead)
             finally:
                 chronicle.close()
 
     async def _take(
         self,
         node: Node,
+        chronicle: Chronicle,
         transport: P2PTransport,
         directory: DHTDirectory,
         state: CoordinatorState | None,
         shows: Shown,
         lead: bool,
     ) -> dict[str, Any] | None:
+        node = replace(node, emit=chronicle.emit)
         succession = Succession(
             manifest=self.manifest,
             signature=self.signed.signature,
@@ -197,6 +199,7 @@ class _Part:
             samples=self.samples,
             emit=node.emit,
             give_up=node.give_up,
+            banned=lambda: {peer.peer: peer.banned for peer in chronicle.state.peers.values() if peer.banned},
         )
         if node.export is not None:
             succession.keep = node.export.keep

@@ -5,9 +5,11 @@ configured also more than half of the members of the last Commit, or before the 
 halves of a swarm can both take themselves for the greater one. Pure bookkeeping.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ..protos import swarm_pb2 as pb
+from .conditions import Signal
 from .history import History
 from .manifest import Manifest
 from .roster import Member, Roster
@@ -50,11 +52,18 @@ class Crew:
 
     def has_majority(self) -> bool:
         """Without a standby that is not asked."""
+        return self._is_majority(len(self.roster.following()))
+
+    def can_spare_one(self) -> bool:
+        """Whether those who stay would still be a majority if a member left now."""
+        return self._is_majority(len(self.roster.following()) - 1)
+
+    def _is_majority(self, present: int) -> bool:
         if not self.manifest.settings.pipeline.standby:
             return True
         latest = max(self.commits(), key=lambda commit: commit.step, default=None)
         members = max(self.last_members, latest.members if latest is not None else 0)
-        return 2 * len(self.roster.following()) > (members or max(self.told_founders(), self.least_founders))
+        return 2 * present > (members or max(self.told_founders(), self.least_founders))
 
     @property
     def least_founders(self) -> int:
@@ -64,3 +73,13 @@ class Crew:
     def told_founders(self) -> int:
         """How many members the run began with, as far as anyone has been told."""
         return max([self.founders, *(held.members for _, held in self.reports)])
+
+    async def tell_founders(self, tell: Callable[[Member, pb.Heartbeat], Awaitable[None]], signal: Signal) -> None:
+        """With a standby, nothing begins before everyone here knows how many began it."""
+        self.founders = self.told_founders()
+        if not self.manifest.settings.pipeline.standby or self.founders:
+            return
+        self.founders = max(self.least_founders, len(self.roster.following()))
+        for member in self.roster.following():
+            await tell(member, pb.Heartbeat(members=self.founders))
+        await signal.wait_for(lambda: all(member.beat.members >= self.founders for member in self.roster.following()))

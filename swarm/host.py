@@ -27,8 +27,9 @@ from ..errors import (
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
-from .catching_up import STATE_PART_BYTES
-from .compute import BACKGROUND, BACKWARD, FORWARD, ComputeQueue, Device
+from .catching_up import Snapshots
+from .compute import BACKWARD, FORWARD, ComputeQueue, Device
+from .conditions import Signal
 from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import GradientStore
@@ -96,7 +97,14 @@ class StageHost:
         self.commits: dict[int, pb.Commit] = {}
         self._past: dict[int, pb.Past] = {}
         self._last_stage = self.stage == self.manifest.stages - 1
-        self._exported = (-1, b"")
+        limit = settings.limits.payload_bytes
+        self.snapshots = Snapshots(self.authority.run_id, self.stage, self.backend, self.device, limit)
+        self.draining = False
+        """Whether it takes no new visits, because it is about to leave."""
+
+        self.ended = Signal()
+        """Notified when a visit has ended."""
+
         self.busy = 0
         """Runs that were answered Busy."""
 
@@ -118,7 +126,7 @@ class StageHost:
         self.kept.clear()
         self.versions = VersionStore()
         self.commits.clear()
-        self._exported = (-1, b"")
+        self.snapshots.clear()
 
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
@@ -229,6 +237,8 @@ class StageHost:
         known = await self._attachable(key, run, payload)
         if known is not None:
             return known
+        if self.draining:
+            raise self._refuse("NOT_READY", "this peer is leaving", sender)
         if not await self.versions.wait_for(run.version, VERSION_PAUSE_SECONDS):
             return pb.Busy(retry_after_ms=BUSY_RETRY_MS, version=True)
         known = await self._attachable(key, run, payload)
@@ -320,6 +330,7 @@ class StageHost:
                 if data is not None:
                     await self.kept.put(visit.key, kind, data)
         visit.end(failure)
+        self.ended.notify()
         if (failure is not None or not self._is_asked_for(visit)) and self.visits.get(visit.key) is visit:
             self.visits.remove(visit)
             self.kept.drop(visit.key)
@@ -465,26 +476,6 @@ class StageHost:
             return
         category = "activation" if question.kind == pb.Fetch.OUTPUT else "gradient"
         await incoming.channel.send(pb.Fetched(), found, category=category)
-
-    async def serve_state(self, incoming: Incoming, question: pb.Fetch) -> None:
-        """Answers a Fetch of a part of the oldest version kept here, or of the one that is asked for."""
-        version = self.versions.latest if question.newest else self.versions.oldest
-        if question.HasField("version"):
-            version = question.version
-        if question.run != self.authority.run_id or question.stage != self.stage or version < 0:
-            raise ProtocolError(f"{incoming.peer} asks for a state of stage {question.stage}; this is {self.stage}")
-        if self._exported[0] != version:
-            state = self.versions.get(version)
-            if state is None:
-                detail = f"version {version} of stage {self.stage} is not kept"
-                await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
-                return
-            self._exported = version, await self.device.run(BACKGROUND, lambda: self.backend.export(state))
-        data = self._exported[1]
-        size = min(STATE_PART_BYTES, self.manifest.settings.limits.payload_bytes)
-        parts = max(1, -(-len(data) // size))
-        part = data[question.part * size : (question.part + 1) * size]
-        await incoming.channel.send(pb.Fetched(version=version, parts=parts), part)
 
     def close(self, closed: int) -> None:
         """Follows the trainer's closed marker: lets go of the visits, gradients and versions that nobody needs."""

@@ -88,6 +88,10 @@ class Membership:
     links: Callable[[], Sequence[pb.LinkReport]] = field(default=tuple)
     """The links that this peer has measured lately."""
 
+    leaving: str = ""
+    """Why this peer wants to leave."""
+
+    _idling: "list[asyncio.Task[None]]" = field(default_factory=list)
     _commits: dict[int, pb.Commit] = field(default_factory=dict)
     _attempts: dict[int, "asyncio.Task[Any]"] = field(default_factory=dict)
     _sending: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -102,17 +106,32 @@ class Membership:
                 await self._say(self.host.held((key.step, key.term, key.attempt) for key in self.reducer.kept))
                 digest = self.host.versions.digest(latest)
                 await self._say(pb.Ready(version=latest, digest=digest, kernels=self.host.backend.kernels))
+                if self.leaving:
+                    await self._say(pb.Leave(why=self.leaving))
                 try:
                     detail = await self._listen(tasks)
                     await self._say(self._heartbeat())
                 finally:
-                    for task in (*helpers, *self._attempts.values()):
+                    for task in (*helpers, *self._attempts.values(), *self._idling):
                         task.cancel()
         except* SwarmError as problems:
             raise _innermost(problems) from None
         finally:
             self.authority.lost()
         return detail
+
+    async def leave(self, why: str) -> None:
+        """Asks the trainer to let this peer go: it says Finish when nothing of it is needed any more. Raises
+        `UnreachableError`."""
+        self.leaving = why
+        await self._say(pb.Leave(why=why))
+
+    async def _tell_idle(self) -> None:
+        """Tells the trainer when no visit is open here any more."""
+        host = self.host
+        await host.ended.wait_for(lambda: not host.draining or not host.visits.open)
+        if host.draining:
+            await self._say(pb.Leave(why=self.leaving, idle=True))
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> str:
         silence = self.host.manifest.settings.pipeline.silence
@@ -136,6 +155,11 @@ class Membership:
             elif isinstance(body, pb.Commit):
                 self._lead(body.term, body.closed)
                 await self._take_commit(body)
+            elif isinstance(body, pb.Drain):
+                self.host.draining = not body.off
+                self.host.ended.notify()
+                if self.host.draining:
+                    self._idling.append(tasks.create_task(self._tell_idle()))
             elif isinstance(body, pb.Closed):
                 self._lead(body.term, body.closed)
             elif isinstance(body, pb.Heartbeat):

@@ -45,6 +45,8 @@ Body: TypeAlias = (
     | pb.Applied
     | pb.Held
     | pb.Heartbeat
+    | pb.Leave
+    | pb.Drain
 )
 
 _FIELD_OF_TYPE = {

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,8 @@ RECORD_SECONDS = 15.0
 NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
 """Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
+ALONE_SECONDS = 30
+"""How long a peer that wants to leave looks for a trainer to say so to."""
 FIRST_PAYLOAD_LIMIT = 1 << 20
 """Payload accepted before the manifest, which sets the limit, is known."""
 
@@ -81,6 +84,11 @@ class Peer:
         self.meter = Meter()
         self.pool = Pool(self.transport, self.meter)
         self.host: StageHost | None = None
+        self.leaving = ""
+        """Why it leaves, "" while it stays."""
+
+        self._membership: Membership | None = None
+        self._wants_out = asyncio.Event()
         self._reducer: Reducer | None = None
         self._tasks: asyncio.TaskGroup
 
@@ -93,6 +101,7 @@ class Peer:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self.transport.serve(self._serve)
+                self._tasks.create_task(self._see_to_leaving())
                 detail = await self._take_part(run_id, stage)
                 raise _Finished(detail)
         except* _Finished as finished:
@@ -103,6 +112,25 @@ class Peer:
             self.host = self._reducer = None
             self.pool.close()
         return last_word
+
+    def leave(self, why: str) -> None:
+        """Has it leave the run politely: `run` returns when the trainer lets it go, at once if it has no part yet."""
+        self.leaving = self.leaving or why or "its owner wants it back"
+        self._wants_out.set()
+
+    async def _see_to_leaving(self) -> None:
+        """Tells the trainer; one that comes later is told by the new membership itself."""
+        await self._wants_out.wait()
+        if self.host is None:
+            raise _Finished(f"left the run before it had a part in it: {self.leaving}")
+        if self._membership is not None:
+            with suppress(UnreachableError):
+                await self._membership.leave(self.leaving)
+        alone = 0
+        while alone < ALONE_SECONDS:
+            await asyncio.sleep(1.0)
+            alone = 0 if self._membership is not None else alone + 1
+        raise _Finished(f"left the run, with nobody to say so to: {self.leaving}")
 
     async def _take_part(self, run_id: str, stage: int | None) -> str:
         """Has a place in the run, and takes a new one whenever the trainer is lost or sends this peer away."""
@@ -153,8 +181,12 @@ class Peer:
             await self._catch_up(host, welcome)
             assert self._reducer is not None
             self.tell("ready")
-            return await Membership(channel, host.authority, host, self._reducer, self.meter).run()
+            self._membership = Membership(
+                channel, host.authority, host, self._reducer, self.meter, leaving=self.leaving
+            )
+            return await self._membership.run()
         finally:
+            self._membership = None
             channel.close()
 
     async def _catch_up(self, host: StageHost, welcome: pb.Welcome) -> None:
@@ -248,7 +280,7 @@ class Peer:
                 versions=(host.versions.oldest, host.versions.latest),
             )
             try:
-                if host.versions.latest >= 0:
+                if host.versions.latest >= 0 and not host.draining:
                     await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
@@ -284,7 +316,7 @@ class Peer:
             elif body.kind == pb.Fetch.FILE:
                 await serve_file(incoming, body, self.parts.files, self.host.authority.run_id)
             elif body.kind == pb.Fetch.STATE:
-                await self.host.serve_state(incoming, body)
+                await self.host.snapshots.serve(incoming, body, self.host.versions)
             else:
                 serving = self._reducer if body.kind == pb.Fetch.REDUCTION else self.host
                 await serving.serve_fetch(incoming, body)

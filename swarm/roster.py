@@ -29,6 +29,15 @@ class Member:
     took_part: bool = False
     returning: bool = False
     sent_away: str = ""
+    leaving: str = ""
+    """Why it wants to leave, or is wanted to."""
+
+    draining: bool = False
+    """Whether it leaves: it takes no new visits."""
+
+    idle_since: float | None = None
+    """When it said that it has none open any more."""
+
     kernels: str = ""
     about: pb.About = field(default_factory=pb.About)
     heard: float = 0.0
@@ -85,6 +94,10 @@ class Roster:
     def ready(self, stage: int) -> list[Member]:
         return [member for member in self.live(stage) if member.ready]
 
+    def serving(self, stage: int) -> list[Member]:
+        """Those of the ready that take new visits."""
+        return [member for member in self.ready(stage) if not member.draining]
+
     def following(self) -> list[Member]:
         """Live members that have a state of this run: ready, or catching up with the Commits."""
         return [member for member in self.live() if member.version >= 0]
@@ -121,7 +134,7 @@ class Roster:
 
     def narrowest(self) -> int:
         """The number of replicas of the stage that has fewest."""
-        return min(len(self.ready(stage)) for stage in range(self.stages))
+        return min(len(self.serving(stage)) for stage in range(self.stages))
 
     def dissenters(self, stage: int, version: int) -> list[Member]:
         """Live replicas whose digest of `version` is not the one that most replicas have, once all have said theirs.
@@ -144,7 +157,7 @@ class Roster:
         return self.records(stage)
 
     def records(self, stage: int) -> tuple[Record, ...]:
-        """The ready replicas of a stage in the form of directory records."""
+        """The replicas of a stage that take visits, in the form of directory records."""
         return tuple(
             Record(
                 run=self.run_id,
@@ -155,5 +168,5 @@ class Roster:
                 protocol=PROTOCOL_VERSION,
                 queue=member.beat.open_visits,
             )
-            for member in self.ready(stage)
+            for member in self.serving(stage)
         )

@@ -8,7 +8,7 @@ Errors: what `Trainer.run` raises, but `FencedError` where a standby is configur
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,9 @@ class Succession:
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
     keep: Callable[[Trainer], Awaitable[None]] | None = None
+    banned: Callable[[], Mapping[str, str]] = field(default=dict)
+    """Whom the organizer has banned, as far as this coordinator knows when it begins to lead."""
+
     highest: int = 0
     """The highest term that this identity has known before: a term is led by one process only."""
 
@@ -115,6 +118,7 @@ class Succession:
             give_up=self.give_up,
             keep=self.keep,
             known=[self._past[step] for step in sorted(self._past)],
+            banned=self.banned(),
         )
 
     async def _follow(self) -> None:

@@ -13,8 +13,9 @@ Errors: `StoppedError` when the run cannot go on, `FencedError` when another tra
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,24 +24,25 @@ from ..protos import swarm_pb2 as pb
 from . import events, facts
 from .admission import Admission
 from .backend import Arithmetic
-from .bench import Bench
 from .closing import Closing, Outcome, Unit, units_of
 from .conditions import Signal
 from .crew import Crew
+from .departures import FAREWELL_SECONDS, Departures
 from .directory import Directory
 from .driving import Driver, Samples
 from .errands import Errands
 from .exchange import Meter, Pool
-from .faults import Fault, FaultLog
+from .faults import FaultLog
 from .history import History
 from .hop import Hop
 from .ledger import Ledger
 from .manifest import Manifest
 from .neighbours import POLICIES, Neighbours
 from .presence import Presence
-from .pulse import Pulses
+from .pulse import Pulses, clean
 from .report import make_report
 from .roster import Member, Roster
+from .steering import Steering
 from .steps import Step
 from .taking_over import TakingOver
 from .transport import Transport
@@ -48,8 +50,6 @@ from .vacancy import watch_stages
 
 WINDOW_SHARE = 0.8
 """Share of the narrowest stage's slots that microbatches in flight may take."""
-
-FAREWELL_SECONDS = 5.0
 
 LINGER_SECONDS = 10.0
 """How long a trainer that finds the run finished goes on telling so: longer than peers take to find it."""
@@ -73,6 +73,9 @@ class Trainer:
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = None
     known: Sequence[pb.Past] = ()
+    banned: Mapping[str, str] = field(default_factory=dict)
+    """By peer id: why the organizer does not want it."""
+
     keep: Callable[["Trainer"], Awaitable[None]] | None = None
     """Called when the last step is closed, while all replicas are there."""
 
@@ -95,7 +98,6 @@ class Trainer:
         self.heldout = self.history.heldout
         self.crew = Crew(manifest, self.roster, self.history)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
-        self._bench = Bench()
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
@@ -128,8 +130,28 @@ class Trainer:
             tell=self.admission.tell,
             rerun=self._rerun,
             lose=self.lost,
-            bench=self._sit_out,
-            leave_behind=lambda member, why: self._send_away(member, pb.TOO_OLD, why),
+            bench=lambda member, why: self._departures.sit_out(member, why),
+            leave_behind=lambda member, why: self._departures.send_away(member, pb.TOO_OLD, why),
+        )
+        self._departures = Departures(
+            roster=self.roster,
+            ledger=self.ledger,
+            driver=self.driver,
+            faults=self.faults,
+            neighbours=neighbours,
+            signal=self.signal,
+            tell=self.admission.tell,
+            drop=self.admission.drop,
+            promote=self._promote,
+            rerun=self._rerun,
+            reduces=lambda number: self.closing.reducing[number] > 0,
+            spared=self.crew.can_spare_one,
+            over=lambda: self._finishing,
+            emit=self.emit,
+            spawn=lambda work: self._tasks.create_task(work),
+        )
+        self.steering = Steering(
+            self.roster, self._departures, self.signal, self.emit, lambda: self.over, dict(self.banned)
         )
         self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
         self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
@@ -162,6 +184,7 @@ class Trainer:
                 self.emit(events.Concluded(""))
                 await self._say_farewell("the run is finished")
                 report = self.report()
+                self._departures.end()
                 for task in background:
                     task.cancel()
         except* Exception as problems:
@@ -185,7 +208,7 @@ class Trainer:
         if self.recall() is not None:
             await self._conclude_for_another()
             return
-        await self._tell_founders()
+        await self.crew.tell_founders(self.admission.tell, self.signal)
         self._started = True
         self._take_over()
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
@@ -195,6 +218,7 @@ class Trainer:
             if number >= self.closing.committed:
                 await self.signal.wait_for(partial(self.roster.some_at, self._version_of(number)))
                 await self.errands.run(self._version_of(number))
+                await self.signal.wait_for(lambda: not self.steering.paused)
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
@@ -241,18 +265,6 @@ class Trainer:
     @property
     def founders(self) -> int:
         return self.crew.founders
-
-    async def _tell_founders(self) -> None:
-        """With a standby, nothing begins before everyone here knows how many began it."""
-        self.crew.founders = self.crew.told_founders()
-        if not self.manifest.settings.pipeline.standby or self.founders:
-            return
-        self.crew.founders = max(self.crew.least_founders, len(self.roster.following()))
-        for member in self.roster.following():
-            await self.admission.tell(member, pb.Heartbeat(members=self.founders))
-        await self.signal.wait_for(
-            lambda: all(member.beat.members >= self.founders for member in self.roster.following())
-        )
 
     # ---- taking a run over
 
@@ -399,9 +411,13 @@ class Trainer:
         version = member.version
         oldest = max(0, self.closing.closed - self.manifest.settings.pipeline.staleness)
         if version < oldest:
-            self._send_away(member, pb.TOO_OLD, f"version {version} came; the run goes on from version {oldest}")
+            self._departures.send_away(
+                member, pb.TOO_OLD, f"version {version} came; the run goes on from version {oldest}"
+            )
         elif self.roster.digest_of(member.stage, version) not in (None, member.digests[version]):
-            self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
+            self._departures.send_away(
+                member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'"
+            )
         else:
             self._tasks.create_task(self.closing.catch_up(member))
             self._promote(member)
@@ -409,7 +425,7 @@ class Trainer:
     def _promote(self, member: Member) -> None:
         """Lets a member take part that has every committed version, or the best state there is of its stage."""
         now = asyncio.get_running_loop().time()
-        behind = member.version < self.closing.committed or self._bench.holds(member.peer, now)
+        behind = member.version < self.closing.committed or self._departures.bench.holds(member.peer, now)
         held_back = behind and self.roster.ready(member.stage)
         if not member.live or member.ready or member.version < 0 or held_back:
             return
@@ -422,26 +438,16 @@ class Trainer:
         self.taking_over.credit_member(member)
         self.signal.notify()
 
-    def _sit_out(self, member: Member, why: str) -> None:
-        """Loses a member, and lets it take part again only after a while."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._bench.send(member.peer, loop.time()), self._call_back, member.peer)
-        self.lost(member, why)
+    def leaves(self, member: Member, why: str, *, idle: bool) -> None:
+        if idle:
+            member.idle_since = asyncio.get_running_loop().time() if member.draining else None
+            self.signal.notify()
+        else:
+            self._departures.begin(member, clean(why) or "it wants to")
 
-    def _call_back(self, peer: str) -> None:
-        self._bench.call_back(peer)
-        member = self.roster.by_peer(peer)
-        if member is not None and not self._finishing:
-            self._promote(member)
-
-    def _send_away(self, member: Member, reason: pb.Reason, why: str) -> None:
-        if not member.sent_away:
-            member.ready, member.sent_away = False, why
-            self._tasks.create_task(self._refuse(member, reason, why))
-
-    async def _refuse(self, member: Member, reason: pb.Reason, why: str) -> None:
-        await self.admission.tell(member, pb.Refused(reason=reason, detail=why))
-        self.lost(member, why)
+    def refusal(self, peer: str) -> str:
+        why = self.steering.banned.get(peer)
+        return f"banned: {why}" if why else ""
 
     def reduced(self, member: Member, outcome: Outcome) -> None:
         self.closing.take_outcome(member, outcome, self.steps.get(outcome.step))
@@ -455,36 +461,16 @@ class Trainer:
 
     def _judge(self, stage: int, version: int) -> None:
         for member in self.roster.dissenters(stage, version):
-            self._send_away(member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'")
+            self._departures.send_away(
+                member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'"
+            )
 
     def beaten(self, member: Member) -> None:
-        if not self._started:
+        if not self._started or self._departures.are_under_way:
             self.signal.notify()
 
     def lost(self, member: Member, why: str) -> None:
-        """Declares a member lost: its open credits are re-run at once."""
-        if not member.live or self._finishing:
-            self.signal.notify()
-            return
-        member.live = member.ready = False
-        why = member.sent_away or why
-        self.admission.drop(member)
-        self.neighbours.gone(member.stage, member.peer)
-        uncredited = self.ledger.lose(member.number)
-        affected = set(uncredited) | self.driver.open_at(member.number)
-        now = asyncio.get_running_loop().time()
-        at_step = max(self.steps, default=0)
-        if member.took_part:
-            self.faults.add(Fault(member.number, member.peer, member.stage, at_step, why, now, frozenset(affected)))
-        for step, index in uncredited:
-            self._rerun(step, index)
-        silent, rerun = max(0.0, now - member.heard), len(affected)
-        self.emit(events.Lost(member.number, member.peer, member.stage, at_step, why, now, silent, rerun))
-        if not self.roster.ready(member.stage):
-            heirs = [heir for heir in self.roster.following() if heir.stage == member.stage]
-            if heirs:
-                self._promote(max(heirs, key=lambda heir: heir.version))
-        self.signal.notify()
+        self._departures.lose(member, why)
 
     # ---- the run around it
 
@@ -499,8 +485,6 @@ class Trainer:
         self.admission.finish()
         for member in self.roster.live():
             await self.admission.tell(member, pb.Finish(detail=detail))
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await self.signal.wait_for(lambda: not self.admission.connected)
-        except TimeoutError:
-            return

@@ -43,6 +43,9 @@ WRONG = 0.15
 
 CORRUPT = "corrupt"
 
+LEAVE = "leave"
+"""A peer wants to leave; if it has gone, it comes again `seconds` later. `draw_leaving` alone draws it."""
+
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
 """Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and a replica of
 every stage are cut off from the rest."""
@@ -153,6 +156,17 @@ def draw_schedule(seed: int) -> Schedule:
         faults.append(_draw_lasting(draw, base))
     faults.extend(_draw_wrong(base))
     return replace(base, faults=tuple(faults), visits=visits, spilled=spilled, disk=disk)
+
+
+def draw_leaving(seed: int) -> Schedule:
+    """The schedule of this seed, in which some peers leave politely besides."""
+    base, draw = draw_schedule(seed), random.Random(f"leaving {seed}")
+    span = 10 if base.latency[1] > 0.1 else 1
+    leaves = [
+        Fault(LEAVE, draw.uniform(0.2, 4.0) * span, draw.uniform(0.5, 6.0), f"peer {draw.randrange(base.peers)}")
+        for _ in range(draw.choice((1, 2, 3, 6)))
+    ]
+    return replace(base, faults=(*base.faults, *leaves))
 
 
 def draw_wrong_state(seed: int) -> Schedule:

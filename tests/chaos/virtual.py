@@ -319,6 +319,16 @@ class Chaos:
         seconds = fault.seconds + (TRAINER_SECONDS if trainer else 0.0)
         self._back(name, seconds, lambda: self.swarm.restart(name))
 
+    def _leave(self, fault: Fault, name: str, trainer: bool) -> None:
+        peer = self.swarm.peers[name]
+        peer.leave("enough for today")
+
+        def come_again() -> None:
+            if self.swarm.peers[name] is peer and name in self.swarm.endings and name not in self.swarm.killed:
+                self.swarm.start_peer(*self.swarm.numbers[name])
+
+        self.swarm.later(fault.seconds, come_again)
+
     def _freeze(self, fault: Fault, name: str, trainer: bool) -> None:
         self.swarm.freeze(name)
         self._back(name, fault.seconds, lambda: self.swarm.thaw(name))
