@@ -723,10 +723,12 @@ class Leave(_message.Message):
     def __init__(self, why: _Optional[str] = ..., idle: bool = ...) -> None: ...
 
 class Drain(_message.Message):
-    __slots__ = ("off",)
+    __slots__ = ("off", "last")
     OFF_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     off: bool
-    def __init__(self, off: bool = ...) -> None: ...
+    last: int
+    def __init__(self, off: bool = ..., last: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("detail",)

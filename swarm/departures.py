@@ -1,9 +1,9 @@
 """Members that go: lost, sent away, sat out for a while, or leaving of their own or the organizer's will.
 
 Only here a member ceases to be live. What a lost one was credited with is run again at once. Who leaves goes when
-nobody needs it any more: another replica of its stage is there, it takes no new visits, every step that it is credited
-in is closed, no reduction waits for it. Until then it works as before, so that nothing is done twice for its sake. The
-only replica of a stage stays until another one has come.
+nobody needs it any more: another replica of its stage is there and well, the steps that were open are closed, no
+reduction waits for it. Until then it works as before, so that nothing is done twice for its sake; of later steps it
+takes nothing. The only replica of a stage stays until another one has come.
 
 Errors: none.
 """
@@ -148,7 +148,7 @@ class Departures:
             member.draining, member.idle_since = on, None
             self.neighbours.show(member.stage, self.roster.records(member.stage))
             self.signal.notify()
-            await self.tell(member, pb.Drain(off=not on))
+            await self.tell(member, pb.Drain(off=not on, last=max(self.driver.steps, default=0)))
 
     def _can_be_spared(self, member: Member) -> bool:
         """Whether it takes no part yet, or another replica of its stage does that is not about to leave."""
@@ -156,12 +156,10 @@ class Departures:
         return not member.ready or bool(others)
 
     def _holds_nothing(self, member: Member) -> bool:
-        number = member.number
         if member.ready:
             # Somebody who has its state must have been heard since: a kill may not have been noticed yet.
             since = member.idle_since
             others = [other for other in self.roster.serving(member.stage) if other is not member]
             if since is None or not any(other.heard > since for other in others):
                 return False
-        needed = self.ledger.credits_of(number) or self.driver.awaits(number) or self.reduces(number)
-        return not needed and self.spared()
+        return not self.reduces(member.number) and self.spared()

@@ -104,15 +104,6 @@ class Driver:
             if entry.member == member and entry.phase not in (pb.HELD, pb.ENDED)
         }
 
-    def awaits(self, member: int) -> bool:
-        """Whether something is open at `member`, or done there and not credited to anyone yet."""
-        return any(
-            entry.member == member and entry.phase != pb.ENDED and self.ledger.holder(step, entry.stage, index) is None
-            for (step, index), path in self._paths.items()
-            if self.ledger.is_open(step)
-            for entry in path.values()
-        )
-
     async def drive(self, step: int, index: int, version: int) -> None:
         """Has every stage credited with a microbatch. Raises `StoppedError`."""
         batch = self.samples.microbatch(step, index)

@@ -99,11 +99,11 @@ class StageHost:
         self._last_stage = self.stage == self.manifest.stages - 1
         limit = settings.limits.payload_bytes
         self.snapshots = Snapshots(self.authority.run_id, self.stage, self.backend, self.device, limit)
-        self.draining = False
-        """Whether it takes no new visits, because it is about to leave."""
+        self.last_step: int | None = None
+        """It is about to leave, and takes no visits of later steps."""
 
         self.ended = Signal()
-        """Notified when a visit has ended."""
+        """Notified when a visit has ended, or steps are closed."""
 
         self.busy = 0
         """Runs that were answered Busy."""
@@ -237,7 +237,7 @@ class StageHost:
         known = await self._attachable(key, run, payload)
         if known is not None:
             return known
-        if self.draining:
+        if self.last_step is not None and run.mode == pb.TRAIN and run.step > self.last_step:
             raise self._refuse("NOT_READY", "this peer is leaving", sender)
         if not await self.versions.wait_for(run.version, VERSION_PAUSE_SECONDS):
             return pb.Busy(retry_after_ms=BUSY_RETRY_MS, version=True)
@@ -481,6 +481,7 @@ class StageHost:
         """Follows the trainer's closed marker: lets go of the visits, gradients and versions that nobody needs."""
         if not self.authority.advance(closed):
             return
+        self.ended.notify()
         self.visits.close(0, closed)
         self.kept.close(0, closed)
         self.gradients.close(0, closed)

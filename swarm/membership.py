@@ -127,10 +127,14 @@ class Membership:
         await self._say(pb.Leave(why=why))
 
     async def _tell_idle(self) -> None:
-        """Tells the trainer when no visit is open here any more."""
+        """Tells the trainer when nothing is open here any more, and nothing can come."""
         host = self.host
-        await host.ended.wait_for(lambda: not host.draining or not host.visits.open)
-        if host.draining:
+
+        def is_idle() -> bool:
+            return host.last_step is not None and host.authority.closed > host.last_step and not host.visits.open
+
+        await host.ended.wait_for(lambda: host.last_step is None or is_idle())
+        if host.last_step is not None:
             await self._say(pb.Leave(why=self.leaving, idle=True))
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> str:
@@ -156,9 +160,9 @@ class Membership:
                 self._lead(body.term, body.closed)
                 await self._take_commit(body)
             elif isinstance(body, pb.Drain):
-                self.host.draining = not body.off
+                self.host.last_step = None if body.off else body.last
                 self.host.ended.notify()
-                if self.host.draining:
+                if not body.off:
                     self._idling.append(tasks.create_task(self._tell_idle()))
             elif isinstance(body, pb.Closed):
                 self._lead(body.term, body.closed)

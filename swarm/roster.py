@@ -33,10 +33,10 @@ class Member:
     """Why it wants to leave, or is wanted to."""
 
     draining: bool = False
-    """Whether it leaves: it takes no new visits."""
+    """Whether it leaves, and takes no visits of later steps."""
 
     idle_since: float | None = None
-    """When it said that it has none open any more."""
+    """When it said that nothing is open there any more."""
 
     kernels: str = ""
     about: pb.About = field(default_factory=pb.About)

@@ -13,7 +13,16 @@ from tests.chaos.__main__ import problem_of
 from tests.chaos.checks import check_promises
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.on_torch import problem_on_torch
-from tests.chaos.schedules import MOMENTS, Fault, Schedule, Trigger, draw_schedule, draw_wrong_state, kill_at
+from tests.chaos.schedules import (
+    MOMENTS,
+    Fault,
+    Schedule,
+    Trigger,
+    draw_leaving,
+    draw_schedule,
+    draw_wrong_state,
+    kill_at,
+)
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import Chaos
 
@@ -53,6 +62,30 @@ def test_seeded_schedules(tens: int) -> None:
 @pytest.mark.parametrize("seed", [853, 1104, 1309, 1470, 2251, 2622, 2778, 2915, 3069, 5689, 6041, 6168, 7681, 8563])
 def test_schedules_that_once_found_a_hole(seed: int) -> None:
     check_seed(seed)
+
+
+def check_leaving(seed: int) -> int:
+    """How many have left."""
+    schedule = draw_leaving(seed)
+    chaos = Chaos(schedule)
+    try:
+        check_promises(chaos.simulate(), schedule)
+    except BaseException as error:
+        error.add_note(f"draw_leaving({seed})    # carried out: {chaos.done}")
+        raise
+    return sum('"event": "left"' in line for line in chaos.log)
+
+
+@pytest.mark.parametrize("tens", range(4))
+def test_peers_leave_politely_in_the_midst_of_faults(tens: int) -> None:
+    assert sum(check_leaving(seed) for seed in range(10 * tens, 10 * tens + 10)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hundreds", range(1, 11))
+def test_a_thousand_schedules_in_which_peers_leave(hundreds: int) -> None:
+    for seed in range(100 * hundreds, 100 * hundreds + 100):
+        check_leaving(seed)
 
 
 @pytest.mark.slow

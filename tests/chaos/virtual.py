@@ -29,7 +29,7 @@ from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
 
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient
-from tests.chaos.schedules import STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
+from tests.chaos.schedules import LEAVE, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.exact import ORGANIZER, exact_manifest, exact_swarm
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
@@ -276,12 +276,14 @@ class Chaos:
             return False
         if not trainer and self._is_quiet(name):
             return False
+        if fault.kind == LEAVE and not swarm.trainer.steps:
+            return False  # the run has not begun: it would wait for as many peers as it is to begin with
         if trainer and fault.kind == "kill" and not self._followed():
             return False
-        needs_another = fault.kind in ("kill", "freeze", "isolate", "corrupt", "part") or (
+        needs_another = fault.kind in ("kill", "freeze", "isolate", "corrupt", "part", LEAVE) or (
             fault.kind == "hang" and fault.seconds == math.inf
         )
-        if needs_another and not trainer and not self._spare(name):
+        if needs_another and not trainer and not self._spare(name, fault.seconds):
             return False
         getattr(self, "_" + fault.kind.replace(" ", "_").replace("-", "_"))(fault, name, trainer)
         return True
@@ -295,12 +297,16 @@ class Chaos:
         others = [c for name, c in self.swarm.coordinators.items() if c.trainer is not self.swarm.trainer]
         return all(c.transport.peer_id not in (*self.swarm.killed, *self._down) and c.follows for c in others)
 
-    def _spare(self, name: str) -> bool:
-        """Whether its stage has another replica that is up to date and well."""
+    def _spare(self, name: str, seconds: float) -> bool:
+        """Whether its stage has another replica that is up to date and well, and stays if `name` is gone for good."""
         member = self.swarm.trainer.roster.by_peer(name)
         if member is None or not member.ready:
             return False
-        others = [other.peer for other in self.swarm.trainer.roster.ready(member.stage) if other is not member]
+        others = [
+            other.peer
+            for other in self.swarm.trainer.roster.ready(member.stage)
+            if other is not member and not (seconds == math.inf and other.leaving)
+        ]
         return any(other not in self.swarm.killed and other not in self._down for other in others)
 
     def _back(self, name: str, seconds: float, call: Callable[[], None]) -> None:
