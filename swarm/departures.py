@@ -162,4 +162,6 @@ class Departures:
             others = [other for other in self.roster.serving(member.stage) if other is not member]
             if since is None or not any(other.heard > since for other in others):
                 return False
-        return not self.reduces(member.number) and self.spared()
+        # It may hold more than this trainer had issued when it told it what it need not do any more.
+        needed = self.ledger.credits_of(member.number) or self.reduces(member.number)
+        return not needed and self.spared()

@@ -45,6 +45,10 @@ class Ledger:
         credits[index] = member
         return True
 
+    def credits_of(self, member: int) -> bool:
+        """Whether a member is credited with anything of the open steps."""
+        return any(member in credits.values() for credits in self._credits.values())
+
     def lose(self, member: int) -> list[tuple[int, int]]:
         """Takes every open credit from a lost member: the (step, index) of which a stage must be re-run."""
         self.changes += 1

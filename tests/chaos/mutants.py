@@ -437,7 +437,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "forget-founders": Mutant(
         "before the first Commit, a majority is one of those with whom the run began",
-        ((Trainer, "_tell_founders", nothing), (Crew, "least_founders", 0)),
+        ((Crew, "tell_founders", nothing), (Crew, "least_founders", 0)),
     ),
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered", ((Crew, "is_complete", begin_with_anyone),)
