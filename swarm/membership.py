@@ -100,6 +100,7 @@ class Membership:
     async def run(self) -> str:
         """Serves the run to its end; the trainer's last word. Raises `UnreachableError`, `RefusedError`."""
         latest = self.host.versions.latest
+        self.host.last_step = None  # whether it can be spared is for this trainer to say
         try:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]

@@ -305,7 +305,7 @@ class Chaos:
         others = [
             other.peer
             for other in self.swarm.trainer.roster.ready(member.stage)
-            if other is not member and not (seconds == math.inf and other.leaving)
+            if other is not member and not (seconds == math.inf and self.swarm.peers[other.peer].leaving)
         ]
         return any(other not in self.swarm.killed and other not in self._down for other in others)
 
