@@ -1,6 +1,7 @@
 """What a quantized base costs in loss, and 8-bit Adam: LoRA trained on SmolLM2-135M in each format, paired seeds.
 
     python benchmarks/bases.py [--steps 20] [--seeds 3] [--results bases.json] [--only NAME...] [--model tiny]
+        [--device cuda]
 
 The run's own torch backends, three stages chained in one process, fp32 between them, staleness 0. Everything but the
 one thing (seed, data, order) is that of the fp32 run it is compared with. Printed: held-out loss before and after, its
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from swarm_peer.swarm.driving import Microbatch
 from swarm_peer.swarm.freezing import Prepared, prepare
 from swarm_peer.swarm.manifest import CodecSettings
 from swarm_peer.swarm.model.names import block_linears
+from swarm_peer.swarm.model.opening import open_checkpoint
 from swarm_peer.swarm.model.weights import stage_base
 from swarm_peer.swarm.torch_backend import TorchBackend
 
@@ -67,13 +70,14 @@ ITEMS = (
 class Chain:
     """The stages of a run in one process: each gets what it would be sent."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, device: str) -> None:
         self.manifest = prepared.manifest
         self.scalars = RealArithmetic(self.manifest)
-        self.stages = [
-            TorchBackend(self.manifest, stage, stage_base(self.manifest, stage, prepared.folder))
-            for stage in range(self.manifest.stages)
-        ]
+        with nullcontext() if prepared.folder is None else open_checkpoint(str(prepared.folder)) as checkpoint:
+            self.stages = [
+                TorchBackend(self.manifest, stage, stage_base(self.manifest, stage, checkpoint), device)
+                for stage in range(self.manifest.stages)
+            ]
         self.states = [stage.initial_state() for stage in self.stages]
 
     def forward(self, step: int, index: int, batch: Microbatch, *, train: bool) -> tuple[float, list[Any]]:
@@ -126,7 +130,7 @@ class Chain:
         return total
 
 
-def trained(item: Item, model: str, seed: int, steps: int) -> dict[str, Any]:
+def trained(item: Item, model: str, seed: int, steps: int, device: str) -> dict[str, Any]:
     """Held-out losses `before` and `after` and `last`, the mean training loss of the last 5 steps, in nats a token; the
     `bytes` of the linear layers."""
     parser = argparse.ArgumentParser()
@@ -143,7 +147,7 @@ def trained(item: Item, model: str, seed: int, steps: int) -> dict[str, Any]:
         }
     )
     prepared = prepare(settings, organizer="0" * 64, nonce="0" * 32)
-    samples, chain = prepared.samples(), Chain(prepared)
+    samples, chain = prepared.samples(), Chain(prepared, device)
     before = chain.heldout(samples.heldout())
     indices = range(prepared.manifest.microbatches)
     losses = [chain.step(step, [samples.microbatch(step, index) for index in indices]) for step in range(steps)]
@@ -158,6 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3, choices=(1, *sorted(T_95)))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path("bases.json"))
     parser.add_argument("--only", nargs="+", choices=[item.name for item in ITEMS])
     options = parser.parse_args()
@@ -166,7 +171,9 @@ def main() -> None:
 
     def run_of(item: Item, seed: int) -> dict[str, Any]:
         run = f"{item.name}, {options.model}, seed {seed}, {options.steps} steps"
-        found: dict[str, Any] = results.get(run, partial(trained, item, options.model, seed, options.steps))
+        found: dict[str, Any] = results.get(
+            run, partial(trained, item, options.model, seed, options.steps, options.device)
+        )
         return found
 
     rows = []
