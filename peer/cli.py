@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--kill", action="append", metavar="STAGE@STEP", help="SIGKILL a peer there (repeatable)")
     demo.add_argument("--report", type=Path, help="write the report here, JSON")
     demo.add_argument("--export", type=Path, metavar="DIR", help="write what was trained here: a PEFT adapter")
+    demo.add_argument(
+        "--http",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="the dashboard (default: a free port here; off: none)",
+    )
     demo.add_argument("--merge", action="store_true", help="with --export: the whole model with the adapters in it")
 
     join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")

@@ -42,6 +42,7 @@ def run_demo(options: argparse.Namespace) -> int:
     try:
         flags = ["--export", str(options.export.absolute())] if options.export else []
         flags += ["--merge"] if options.merge else []
+        flags += ["--http", options.http]
         swarm.start_coordinator(toml_of(options), "--give-up", str(GIVE_UP_SECONDS), *flags)
         with Progress(settings, options.replicas) as progress:
             for event in swarm.events(progress.tick):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..swarm.manifest import Settings
 
-OTHER_LINES = 12  # of the panel: the heading, the stages, the table's head, notes and the bar
+OTHER_LINES = 13  # of the panel: the heading, the dashboard, the stages, the table's head, notes and the bar
 
 
 class Progress:
@@ -29,6 +29,7 @@ class Progress:
         self._notes: deque[str] = deque(maxlen=4)
         self._run = "swarm-peer"
         self._status = "starting the coordinator"
+        self._dashboard = ""
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,7 +74,9 @@ class Progress:
         if kind == "listening":
             self._run = f"run {event['run_id'][:12]}"
             self._status = f"starting {self._expected} peers"
-            return f"{self._run}: {self._status}"
+            if event["dashboard"]:
+                self._dashboard = f"dashboard: {event['dashboard']}"
+            return "\n".join(filter(None, (f"{self._run}: {self._status}", self._dashboard)))
         if kind == "joined":
             self._peers[event["peer"]] = event["stage"]
         if kind == "ready":
@@ -116,7 +119,8 @@ class Progress:
         held = [sum(at == stage for at in self._peers.values()) for stage in stages]
         lanes = "   ".join(f"stage {stage} {'●' * count or '–'}" for stage, count in enumerate(held))
         notes = [f"[yellow]{note}[/yellow]" for note in self._notes]
-        return Group(f"[bold]{self._run}: {self._status}[/bold]", lanes, table, *notes, self._bar)
+        head = [f"[bold]{self._run}: {self._status}[/bold]", *([self._dashboard] if self._dashboard else [])]
+        return Group(*head, lanes, table, *notes, self._bar)
 
 
 def summary(report: dict[str, Any], settings: Settings) -> None:

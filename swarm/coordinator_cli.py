@@ -5,6 +5,7 @@ Exit codes: 0 finished, 1 an error that the message names, 2 a wrong command lin
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
+DEFAULT_HTTP = "127.0.0.1:0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
         if not options.standby and (not options.manifest or options.run or options.initial_peers):
             parser.error("start takes a manifest, or --standby with --run and --initial-peers")
-    commands = {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan}
+    commands = {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan, "replay": _replay}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -65,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--report", type=Path, help="write the report here, JSON, if this coordinator leads at the end")
     start.add_argument("--export", type=Path, metavar="DIR", help="write what was trained here when the run is over")
     _add_merge(start)
+    start.add_argument(
+        "--http",
+        default=DEFAULT_HTTP,
+        metavar="HOST:PORT",
+        help=f"where to show the dashboard (default: {DEFAULT_HTTP}, a free port; off: nowhere)",
+    )
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
@@ -77,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_merge(export)
     _add_meeting(export)
+
+    replay = commands.add_parser("replay", help="show a past run on the dashboard, at any moment of it")
+    replay.add_argument("log", type=Path, metavar="FILE", help="a run's events: a folder, or a file of it")
+    replay.add_argument("--http", default=DEFAULT_HTTP, metavar="HOST:PORT", help="where (default: a free port here)")
 
     evaluate = commands.add_parser("evaluate", help="measure the held-out loss of a run that goes on, in the swarm")
     _add_meeting(evaluate)
@@ -103,6 +115,7 @@ def _start(options: argparse.Namespace) -> int:
     from .coordinator import Node, coordinate, stand_by
     from .process import Interrupted, SharedFolder, run_process
     from .show import line_of
+    from .showing import Places
 
     def emit(event: Event) -> None:
         text = json.dumps(event.to_json()) if options.json else line_of(event)
@@ -112,7 +125,8 @@ def _start(options: argparse.Namespace) -> int:
     export = _export_of(options) if options.export else None
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()
     try:
-        node = Node(folder, options.listen, emit, options.announce, options.give_up, export)
+        places = Places(http=None if options.http == "off" else options.http)
+        node = Node(folder, options.listen, emit, options.announce, options.give_up, export, places)
         if settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
         else:
@@ -168,6 +182,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         _say(json.dumps(found) if options.json else measures_line(found))
 
     return _as_guest(options, work)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from .dashboard.replaying import Replaying
+    from .dashboard.server import serve_replay
+    from .process import Interrupted, run_process
+
+    replaying = Replaying(options.log)
+
+    async def work() -> None:
+        async with serve_replay(replaying, options.http) as url:
+            _say(f"events {replaying.first} to {replaying.last}; look at {url} (Ctrl-C ends)")
+            await asyncio.Event().wait()
+
+    with contextlib.suppress(Interrupted):
+        run_process(work())
+    return 0
 
 
 def _say(line: str) -> None:

@@ -127,9 +127,9 @@ def sentence(state: RunState) -> str:
         return "nothing is known of this run yet"
     at = f"step {max(state.issued, state.last_step + 1)} of {opened.steps}"
     if state.phase == "finished":
-        return f"finished: {opened.steps} steps, lost {state.ledger.lost}, duplicated {state.ledger.duplicated}"
+        return f"all {opened.steps} steps are done, lost {state.ledger.lost}, duplicated {state.ledger.duplicated}"
     if state.phase == "stopped":
-        return f"stopped: {state.why}"
+        return f"it cannot go on: {state.why}"
     if state.phase == "standby":
         return f"standing by: another coordinator leads, in term {state.term}; step {state.last_step + 1} is the next"
     if state.phase == "waiting":

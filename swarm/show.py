@@ -12,7 +12,8 @@ def line_of(event: Event) -> str | None:
     match event:
         case Listening():
             stand_by = f"\nanother coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
-            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n{stand_by if event.stand_by else ''}"
+            shown = f"\nwatch it at {event.dashboard}\n" if event.dashboard else ""
+            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n{stand_by if event.stand_by else ''}{shown}"
         case Leads():
             return f"leading the run in term {event.term}"
         case Follows():

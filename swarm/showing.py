@@ -1,7 +1,7 @@
 """Where a coordinator shows its run: the dashboard's HTTP port, the API's. Opens and closes them; owns neither."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from .chronicle import Chronicle
@@ -29,4 +29,11 @@ class Shown:
 @asynccontextmanager
 async def shown(chronicle: Chronicle, places: Places) -> AsyncIterator[Shown]:
     """Shows the run of a chronicle for as long as the block lasts. Raises `UnreachableError` if it cannot listen."""
-    yield Shown()
+    async with AsyncExitStack() as stack:
+        dashboard = ""
+        if places.http is not None:
+            # Imported here: whoever shows nothing needs no server.
+            from .dashboard.server import serve_live
+
+            dashboard = await stack.enter_async_context(serve_live(chronicle, places.http))
+        yield Shown(dashboard)

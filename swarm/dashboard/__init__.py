@@ -1,0 +1,1 @@
+"""The dashboard: what a coordinator shows at its HTTP port."""
