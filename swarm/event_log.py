@@ -92,7 +92,7 @@ class EventLog:
         return record
 
     def _rotate(self) -> None:
-        number = int(Path(self._file.name).stem) + 1
+        number = int(segments(self.folder)[-1].stem) + 1
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = self._create(number, self.state)
@@ -103,7 +103,8 @@ class EventLog:
             sizes.pop(0)
 
     def _create(self, number: int, state: RunState | None) -> Any:
-        file = (self.folder / f"{number:06}{SUFFIX}").open("xb", buffering=0)
+        path = self.folder / f"{number:06}{SUFFIX}"
+        file = open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: SIM115
         head = b"" if state is None else msgpack.packb([state.sequence, state.at, STATE, state_fields(state)])
         file.write(FORMAT + head)
         return file
