@@ -313,14 +313,19 @@ def test_too_many_listeners_are_told_to_come_later(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(server, "MAX_LISTENERS", 2)
 
     async def look(url: str, chronicle: Chronicle) -> tuple[int, str]:
-        listening = [asyncio.create_task(Listener().follow(url, lambda document: False)) for _ in range(2)]
-        while True:
-            async with aiohttp.ClientSession() as session, session.get(url + "api/events") as answer:
-                if answer.status != 200:
-                    break
+        heard = [asyncio.Event(), asyncio.Event()]
+
+        def hear(event: asyncio.Event) -> Callable[[dict[str, Any]], bool]:
+            return lambda document: event.set() or False
+
+        listening = [asyncio.create_task(Listener().follow(url, hear(event))) for event in heard]
+        for event in heard:
+            await event.wait()
+        status, headers, _ = await get(url, "api/events")
         for task in listening:
             task.cancel()
-        return answer.status, answer.headers["Retry-After"]
+        await asyncio.gather(*listening, return_exceptions=True)
+        return status, headers["Retry-After"]
 
     assert serving(look) == (503, "30")
 
