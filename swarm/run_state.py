@@ -69,6 +69,8 @@ class MemberState:
     given: int = 0
     ready_at: float | None = None
     pulse: events.MemberPulse | None = None
+    behind: int = 0
+    """Versions that it lacked at its last pulse."""
 
     @property
     def is_live(self) -> bool:
@@ -346,7 +348,7 @@ def _pulse(state: RunState, event: events.Pulse, at: float) -> RunState:
     for pulse in event.members:
         member = members.get(pulse.member)
         if member is not None:
-            members[pulse.member] = replace(member, pulse=pulse)
+            members[pulse.member] = replace(member, pulse=pulse, behind=max(0, state.last_step + 1 - pulse.version))
     for link in event.links:
         near = members.get(link.member)
         if near is not None and near.is_live:

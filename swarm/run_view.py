@@ -24,7 +24,7 @@ def short(peer: str) -> str:
 @dataclass(frozen=True, slots=True)
 class StagePace:
     """One stage: replicas that take visits; visits a second that they would do without any link in the way, 0 where
-    that is not known of all of them; open visits there."""
+    that is not known; open visits there."""
 
     stage: int
     replicas: int
@@ -157,8 +157,9 @@ def stage_paces(state: RunState) -> list[StagePace]:
     found = []
     for stage in range(0 if state.opened is None else state.opened.stages):
         members = [member for member in state.members.values() if member.stage == stage and member.state == "ready"]
-        seconds = [_service(member) for member in members]
-        rate = sum(1 / each for each in seconds if each) if seconds and all(seconds) else 0.0
+        known = [1 / seconds for member in members if (seconds := _service(member))]
+        # Who has not been measured yet counts as the others of its stage do.
+        rate = sum(known) * len(members) / len(known) if known else 0.0
         queue = sum(member.pulse.open - member.pulse.below for member in members if member.pulse is not None)
         found.append(StagePace(stage, len(members), rate, max(0, queue)))
     return found
@@ -259,26 +260,26 @@ def _member(state: RunState, member: MemberState) -> dict[str, Any]:
 
 
 def waits(state: RunState, member: MemberState) -> str:
-    """What a member waits for, and for whom."""
+    """What a member waits for, and for whom; "" while it is at work."""
     if member.state == "loading":
-        return "it loads its stage, or fetches the state of another replica"
+        return "loads its stage, or fetches the state of another replica"
     if member.state == "draining":
-        return f"leaving: {member.why}; for the steps that it has a part in to close"
+        return f"leaves ({member.why}) when the steps that it has a part in are closed"
     pulse = member.pulse
     if pulse is None:
         return ""
     if state.paused:
-        return "for the organizer, who has paused the run"
+        return "waits for the organizer, who has paused the run"
     if state.phase == "waiting":
-        return f"for a replica of stage {state.waiting_for}"
-    if pulse.version < state.last_step:
-        return f"it catches up: version {pulse.version} of {state.last_step + 1}"
+        return f"waits for a replica of stage {state.waiting_for}"
+    if member.behind > 1:
+        return f"catches up: {member.behind} versions behind"
     if pulse.open == 0:
-        return "for microbatches" if member.stage == 0 else f"for microbatches from stage {member.stage - 1}"
+        return "waits for microbatches" + (f" from stage {member.stage - 1}" if member.stage else "")
     if pulse.below == pulse.open:
         below = state.peers.get(pulse.waits_for)
         whom = "stage" if below is None else f"{name_of(below)} of stage"
-        return f"for {whom} {member.stage + 1}, with {pulse.below} visits"
+        return f"waits for {whom} {member.stage + 1} with {pulse.below} visits"
     return ""
 
 
@@ -440,6 +441,8 @@ def in_words(state: RunState, event: events.Event) -> str:
             return f"{who(event.peer)} has left stage {event.stage}: {event.why}"
         case events.Banned():
             return f"{who(event.peer)} is banned: {event.why or 'by the organizer'}"
+        case events.Lost() if event.member in state.members and state.members[event.member].ready_at is None:
+            return f"{who(event.peer)} cannot take part in stage {event.stage}: {event.why}"
         case events.Lost():
             return f"{who(event.peer)} of stage {event.stage} is lost at step {event.at_step}: {event.why}"
         case events.Rerouted():

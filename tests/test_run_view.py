@@ -101,16 +101,16 @@ def test_what_a_peer_waits_for_and_for_whom() -> None:
         waits: str = shown(*beginning(), news)["members"][str(number)]["waits"]
         return waits
 
-    assert of(2, open=2, below=2) == "for box 3 of stage 2, with 2 visits"
-    assert of(2, open=0, below=0) == "for microbatches from stage 0"
-    assert of(1, open=0, below=0) == "for microbatches"
+    assert of(2, open=2, below=2) == "waits for box 3 of stage 2 with 2 visits"
+    assert of(2, open=0, below=0) == "waits for microbatches from stage 0"
+    assert of(1, open=0, below=0) == "waits for microbatches"
     assert of(1, open=2, below=1) == ""
     joined = shown(*beginning(), events.Joined(7, "peer7", 1))
-    assert joined["members"]["7"]["waits"] == "it loads its stage, or fetches the state of another replica"
+    assert joined["members"]["7"]["waits"] == "loads its stage, or fetches the state of another replica"
     leaving = shown(*beginning(), events.Draining(2, "peer2", "bed time"))
-    assert leaving["members"]["2"]["waits"].startswith("leaving: bed time")
-    behind = shown(*beginning(), stepped(1), stepped(2))
-    assert behind["members"]["2"]["waits"] == "it catches up: version 0 of 3"
+    assert leaving["members"]["2"]["waits"].startswith("leaves (bed time)")
+    behind = shown(*beginning(), stepped(1), stepped(2), events.Pulse((pulse(2, version=1),), (), 3, 0, 1, 0))
+    assert behind["members"]["2"]["waits"] == "catches up: 2 versions behind"
 
 
 def test_a_fault_tells_how_it_was_found_and_what_it_cost() -> None:

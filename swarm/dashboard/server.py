@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from ...errors import UnreachableError, UsageError
 from ..chronicle import Chronicle
@@ -20,6 +21,7 @@ from ..events import Kept
 from .assets import Asset, read_assets
 from .feed import Feed, to_json
 from .guard import Guard
+from .metrics import metrics_text
 from .replaying import Replaying
 
 MAX_LISTENERS = 4096
@@ -33,8 +35,7 @@ SAFE = {
 }
 CHUNK_BYTES = 256 << 10
 
-Extra = tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]
-"""A path beside those that are here, and what answers it."""
+Route = tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]
 
 
 def parse_place(text: str) -> tuple[str, int]:
@@ -52,7 +53,7 @@ def url_of(host: str, port: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def serve_live(chronicle: Chronicle, place: str, extras: Sequence[Extra] = ()) -> AsyncIterator[str]:
+async def serve_live(chronicle: Chronicle, place: str) -> AsyncIterator[str]:
     """Shows a run for as long as the block lasts; the page's address."""
     feed = Feed(chronicle)
 
@@ -71,13 +72,16 @@ async def serve_live(chronicle: Chronicle, place: str, extras: Sequence[Extra] =
     async def download(request: web.Request) -> web.StreamResponse:
         return await _download(request, chronicle.state.kept)
 
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=metrics_text(chronicle.state), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     routes = [
+        ("/metrics", metrics),
         ("/api/state", state),
         ("/api/events", listen),
         ("/api/{section:[a-z]+}", part),
         ("/api/{section:peers|members|stages}/{key:[0-9A-Za-z]+}", part),
         (r"/files/{number:\d+}/{name:[\w.-]+}", download),
-        *extras,
     ]
     async with _serving(routes, place) as url:
         making = asyncio.create_task(feed.run())
@@ -107,7 +111,7 @@ async def serve_replay(replaying: Replaying, place: str) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(routes: Sequence[Extra], place: str) -> AsyncIterator[str]:
+async def _serving(routes: Sequence[Route], place: str) -> AsyncIterator[str]:
     host, port = parse_place(place)
     page, files = read_assets()
     guard: Guard

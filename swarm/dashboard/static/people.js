@@ -52,13 +52,13 @@ const people = {
     const busy = member.forward ? 1 / (member.forward + member.backward) : 0;
     const links = Object.values(doc.links || {}).filter((link) => link.near === id);
     const down = links.length ? Math.max(...links.map((link) => link.rate)) : peer.down;
-    let word = member.waits ? `It waits ${member.waits}.` : member.state ? "It is at work." : `It is not here now${peer.why ? `: ${peer.why}` : ""}.`;
+    let word = member.waits ? `It ${member.waits}.` : member.state ? "It is at work." : `It is not here now${peer.why ? `: ${peer.why}` : ""}.`;
     if (peer.banned) word = `The organizer has banned it: ${peer.banned}.`;
     nodes.set(place.querySelector(".need"), { text: word });
     nodes.figures(place.querySelector("dl"), [
       ["Work accepted", `${format.number(peer.counted)} microbatches`, `credit ${format.number(peer.credit, 1)}`],
       ["Work refused", refused || "none", `${format.number(member.busy ?? 0)} times busy`],
-      ["Online", format.seconds(people.online(peer, doc.at)), `${format.number(peer.losses)} times lost`],
+      ["Online", format.seconds(people.online(peer, doc.at)), peer.losses === 1 ? "lost once" : `lost ${format.number(peer.losses)} times`],
       ["Throughput", busy ? `${busy.toFixed(2)} visits/s` : "–", member.forward ? `forward ${format.seconds(member.forward)}, backward ${format.seconds(member.backward)}` : ""],
       ["Open visits", String(member.open ?? "–"), member.open ? `${member.below} wait for the next stage` : ""],
       ["Link", down ? `${format.rate(down)} down` : "–", links.length ? `round trip ${format.seconds(Math.min(...links.map((link) => link.round_trip)))}` : ""],

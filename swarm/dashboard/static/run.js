@@ -9,10 +9,11 @@ const run = {
     nodes.set(nodes.byId("phase"), { text: doc.phase || "", "data-tone": TONES[doc.phase] || null });
     nodes.set(nodes.byId("sentence"), { text: doc.sentence || "" });
     document.title = `${doc.phase || "swarm"}${progress.step >= 0 ? `, step ${progress.step + 1}` : ""} – swarm-peer`;
-    const share = progress.ideal_tokens_per_second ? progress.tokens_per_second / progress.ideal_tokens_per_second : null;
+    let share = progress.ideal_tokens_per_second ? progress.tokens_per_second / progress.ideal_tokens_per_second : null;
+    if (share > 1) share = null; // a peer is just gone: the pace is still that of before
     const done = (progress.step ?? -1) + 1;
     nodes.figures(nodes.byId("figures"), [
-      ["Step", `${done} of ${about.steps ?? "–"}`, `${format.number(progress.tokens)} tokens learned`],
+      ["Step", `${format.number(done)} of ${format.number(about.steps)}`, `${format.number(progress.tokens)} tokens learned`],
       ["Loss", format.loss(progress.loss), progress.heldout === null || progress.heldout === undefined ? "" : `held out ${format.loss(progress.heldout)}`],
       ["Tokens a second", format.number(progress.tokens_per_second), share === null ? "" : `${format.percent(share)} of what ideal links would give`],
       ["Time left", format.seconds(progress.seconds_left), `staleness ${about.staleness ?? "–"}: ${about.staleness ? "updates one step late" : "synchronous"}`],
@@ -53,7 +54,7 @@ const run = {
         seat.querySelector(".meter span").style.width = format.percent(member.share || 0).replace(" ", "");
         const [first, second] = seat.querySelectorAll(".facts");
         nodes.set(first, { text: `${format.percent(member.share)} of the traffic, queue ${Math.max(0, (member.open ?? 0) - (member.below ?? 0))}, version ${member.version ?? "–"}` });
-        nodes.set(second, { text: member.waits ? `waits ${member.waits}` : `${about.activations} down, ${about.gradients} back` });
+        nodes.set(second, { text: member.waits ? member.waits : `${about.activations} down, ${about.gradients} back` });
       });
     });
   },
