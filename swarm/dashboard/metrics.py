@@ -1,11 +1,11 @@
 """The run for Prometheus: the same document that all views show, as metrics.
 
 Counters are sums over the whole run, from the log: they go on when a coordinator is started again. Members are listed
-one by one up to `MAX_MEMBERS`; of larger swarms only the stages are, so that a scrape stays small. Labels are stages and
-short peer ids, never names that strangers choose.
+one by one up to `MAX_MEMBERS`; of larger swarms only the stages are, so that a scrape stays small. Labels are stages
+and short peer ids, never names that strangers choose.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -105,7 +105,7 @@ class _RunCollector(Collector):
         yield _counter("swarm_member_sent_bytes", "Bytes that a peer has sent.", labels, of("sent"))
 
 
-Samples = list[tuple[tuple[str, ...], Any]]
+Samples = Sequence[tuple[tuple[str, ...], Any]]
 
 
 def _gauge(name: str, help_text: str, labels: list[str], samples: Samples) -> Metric:
