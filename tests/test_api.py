@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from swarm_peer.errors import TrustError, UnreachableError, UsageError
 from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.swarm import events
-from swarm_peer.swarm.api import coordinator_service
+from swarm_peer.swarm.api import coordinator_service, token
 from swarm_peer.swarm.api.client import Client, channel_to, find_coordinator, token_of
 from swarm_peer.swarm.api.commands import SERVICE
 from swarm_peer.swarm.api.server import MAX_REQUEST_BYTES
@@ -108,16 +108,18 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def served(state: Path) -> Iterator[Served]:
+def served(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(token, "MAX_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(token, "FIRST_DELAY_SECONDS", 0.001)
     made = Served(Helm())
     yield made
     made.close()
 
 
 @contextlib.contextmanager
-def client(served: Served, token: str = "") -> Iterator[Client]:
+def client(served: Served, shown: str = "") -> Iterator[Client]:
     with channel_to(served.place) as channel:
-        yield Client(SERVICE, channel, token)
+        yield Client(SERVICE, channel, shown)
 
 
 def request_of(name: str) -> Any:
@@ -167,14 +169,14 @@ def test_every_method_without_and_with_a_wrong_token(served: Served) -> None:
 
 
 def test_every_method_with_malformed_and_oversize_input(served: Served) -> None:
-    token = ("authorization", f"Bearer {load_or_create(RUN)}")
+    right = ("authorization", f"Bearer {load_or_create(RUN)}")
     for name, streams in reflected(served).items():
         for data in (b"\xff\xff\xff\xff", b"\x0a\xff\x01x", b"\x07"):
-            code = call(served, name, data, token, streams=streams)
-            assert code == grpc.StatusCode.INTERNAL, (name, data, code)
-        code = call(served, name, b"\x0a" + b"\x80" * 4 + b"x" * MAX_REQUEST_BYTES, token, streams=streams)
+            code = call(served, name, data, right, streams=streams)
+            assert code == grpc.StatusCode.INVALID_ARGUMENT, (name, data, code)
+        code = call(served, name, b"\x0a" + b"\x80" * 4 + b"x" * MAX_REQUEST_BYTES, right, streams=streams)
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, (name, code)
-    assert call(served, "Explode", b"", token) == grpc.StatusCode.UNIMPLEMENTED
+    assert call(served, "Explode", b"", right) == grpc.StatusCode.UNIMPLEMENTED
     assert served.helm.done == []
     with client(served) as reading:
         assert reading.call("Status", pb.StatusRequest()).phase == "training"
@@ -252,11 +254,11 @@ def test_it_says_that_it_is_well(served: Served) -> None:
 
 
 def test_the_token_is_its_owners_alone(state: Path) -> None:
-    token = load_or_create(RUN)
-    assert load_or_create(RUN) == token
-    assert len(token) >= 40
+    made = load_or_create(RUN)
+    assert load_or_create(RUN) == made
+    assert len(made) >= 40
     assert token_path(RUN).stat().st_mode & 0o777 == 0o600
-    assert token_of(None, RUN) == token
+    assert token_of(None, RUN) == made
     token_path(RUN).chmod(0o644)
     with pytest.raises(TrustError, match="can be read by others"):
         load_or_create(RUN)

@@ -9,11 +9,14 @@ Errors: `UnreachableError` if it cannot listen, `UsageError` for a certificate t
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -81,14 +84,34 @@ def _generic(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grp
         wrap = _streamed if method.server_streaming else _answered
         methods[method.name] = make(
             wrap(handlers[method.name]),
-            request_deserializer=reads.FromString,
+            request_deserializer=partial(_parsed, reads),
             response_serializer=writes.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """A request that could not be parsed: gRPC itself would tell of it as an unknown error."""
+
+    wanted: str
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return _Malformed(kind.DESCRIPTOR.name)
+
+
+async def _check(request: Any, context: grpc.aio.ServicerContext) -> None:
+    if isinstance(request, _Malformed):
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"what came is no {request.wanted}")
+
+
 def _answered(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]:
     async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        await _check(request, context)
         async with _told(context):
             return await handler(request, context)
 
@@ -97,6 +120,7 @@ def _answered(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awa
 
 def _streamed(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], AsyncIterator[Any]]:
     async def answers(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        await _check(request, context)
         async with _told(context):
             async for answer in handler(request, context):
                 yield answer
