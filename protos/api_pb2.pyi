@@ -162,7 +162,7 @@ class Exported(_message.Message):
     def __init__(self, folder: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "loss", "counted", "sent", "received", "busy", "refused", "leaving", "bandwidth")
+    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -181,14 +181,11 @@ class PeerStatus(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
     VISITS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
-    LOSS_FIELD_NUMBER: _ClassVar[int]
-    COUNTED_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
-    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
     peer: str
     run: str
     state: str
@@ -200,15 +197,12 @@ class PeerStatus(_message.Message):
     slots: int
     waits: str
     visits_per_second: float
-    loss: float
-    counted: int
     sent: int
     received: int
     busy: int
     refused: _containers.ScalarMap[str, int]
     leaving: str
-    bandwidth: int
-    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., bandwidth: _Optional[int] = ...) -> None: ...
+    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("why", "now")
