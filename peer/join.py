@@ -58,6 +58,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about
+                peer.surveys = True
                 control.add(peer)
                 return await peer.run(run.run_id, stage)
         finally:
