@@ -5,12 +5,12 @@ Errors: `UsageError` if none runs here, or several and none was named; those of 
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..swarm.keys import state_folder
+from ..swarm.local_runs import is_alive
 
 COMMANDS = ("status", "leave", "limit", "logs")
 
@@ -87,7 +87,7 @@ def _socket(pid: int | None) -> Path:
     """The socket that is meant; those of processes that are gone are removed."""
     found = []
     for path in sorted(sockets().glob("*.sock")) if sockets().is_dir() else ():
-        if path.stem.isdecimal() and _is_alive(int(path.stem)):
+        if path.stem.isdecimal() and is_alive(int(path.stem)):
             found.append(path)
         else:
             path.unlink(missing_ok=True)
@@ -97,13 +97,3 @@ def _socket(pid: int | None) -> Path:
     if len(wanted) > 1:
         raise UsageError(f"{len(wanted)} peers run here; name one with --pid: " + ", ".join(p.stem for p in wanted))
     return wanted[0]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -723,12 +723,12 @@ class Leave(_message.Message):
     def __init__(self, why: _Optional[str] = ..., idle: bool = ...) -> None: ...
 
 class Drain(_message.Message):
-    __slots__ = ("off", "last")
+    __slots__ = ("off", "until")
     OFF_FIELD_NUMBER: _ClassVar[int]
-    LAST_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
     off: bool
-    last: int
-    def __init__(self, off: bool = ..., last: _Optional[int] = ...) -> None: ...
+    until: int
+    def __init__(self, off: bool = ..., until: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("detail",)

@@ -5,6 +5,7 @@ log, not the run: the chronicle says so once and goes on in memory.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from .keys import state_folder
 from .run_state import RunState, fold
 
 logger = logging.getLogger(__name__)
+
+ALL_LOGS_BYTES = 1 << 30
+QUIET_SECONDS = 3600.0
+"""A log that was written to since may be that of a run that goes on."""
 
 
 class Chronicle:
@@ -57,12 +62,29 @@ class Chronicle:
 
 def open_chronicle(run_id: str, coordinator: str, then: Callable[[Event], None]) -> Chronicle:
     """The chronicle of a coordinator, by the calendar, which goes on where it ended before."""
+    folder = log_folder(run_id, coordinator)
     try:
-        log = EventLog(log_folder(run_id, coordinator))
+        prune(folder.parent.parent)
+        log = EventLog(folder)
     except StorageError as error:
         logger.warning("events are not written: %s", error)
         log = None
     return Chronicle(log, time.time, then)
+
+
+def prune(home: Path, limit: int = ALL_LOGS_BYTES) -> None:
+    """Removes the logs of the runs that have been quiet longest until all together take no more than `limit` bytes. One
+    that was written to within the last hour stays."""
+    runs = []
+    for folder in home.iterdir() if home.is_dir() else ():
+        files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+        runs.append((max((file.st_mtime for file in files), default=0.0), sum(file.st_size for file in files), folder))
+    total = sum(size for _, size, _ in runs)
+    for written, size, folder in sorted(runs):
+        if total <= limit or written > time.time() - QUIET_SECONDS:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        total -= size
 
 
 def log_folder(run_id: str, coordinator: str) -> Path:

@@ -48,7 +48,7 @@ class Crew:
             present = {member.stage for member in self.roster.following()}
             return self.has_majority() and all(stage in present for stage in stages)
         needed = self.manifest.settings.pipeline.min_replicas
-        return all(len(self.roster.ready(stage)) >= needed for stage in stages)
+        return all(len(self.roster.serving(stage)) >= needed for stage in stages)
 
     def has_majority(self) -> bool:
         """Without a standby that is not asked."""

@@ -148,7 +148,7 @@ class Departures:
             member.draining, member.idle_since = on, None
             self.neighbours.show(member.stage, self.roster.records(member.stage))
             self.signal.notify()
-            await self.tell(member, pb.Drain(off=not on, last=max(self.driver.steps, default=0)))
+            await self.tell(member, pb.Drain(off=not on, until=max(self.driver.steps, default=-1) + 1))
 
     def _can_be_spared(self, member: Member) -> bool:
         """Whether it takes no part yet, or another replica of its stage does that is not about to leave."""

@@ -99,8 +99,8 @@ class StageHost:
         self._last_stage = self.stage == self.manifest.stages - 1
         limit = settings.limits.payload_bytes
         self.snapshots = Snapshots(self.authority.run_id, self.stage, self.backend, self.device, limit)
-        self.last_step: int | None = None
-        """It is about to leave, and takes no visits of later steps."""
+        self.until: int | None = None
+        """It is about to leave, and takes no visits of this step and later."""
 
         self.ended = Signal()
         """Notified when a visit has ended, or steps are closed."""
@@ -237,7 +237,7 @@ class StageHost:
         known = await self._attachable(key, run, payload)
         if known is not None:
             return known
-        if self.last_step is not None and run.mode == pb.TRAIN and run.step > self.last_step:
+        if self.until is not None and run.mode == pb.TRAIN and run.step >= self.until:
             raise self._refuse("NOT_READY", "this peer is leaving", sender)
         if not await self.versions.wait_for(run.version, VERSION_PAUSE_SECONDS):
             return pb.Busy(retry_after_ms=BUSY_RETRY_MS, version=True)

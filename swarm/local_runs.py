@@ -61,7 +61,7 @@ def local_runs(model: str) -> list[LocalRun]:
             age = path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if not _is_alive(run.pid):
+        if not is_alive(run.pid):
             path.unlink(missing_ok=True)
         elif not model or Path(run.model).name == Path(model).name:
             found.append((age, run))
@@ -84,7 +84,8 @@ def meet(run_id: str | None, initial_peers: Sequence[str], model: str = "") -> L
     return found[0]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, whoever it belongs to."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -100,7 +100,7 @@ class Membership:
     async def run(self) -> str:
         """Serves the run to its end; the trainer's last word. Raises `UnreachableError`, `RefusedError`."""
         latest = self.host.versions.latest
-        self.host.last_step = None  # whether it can be spared is for this trainer to say
+        self.host.until = None  # whether it can be spared is for this trainer to say
         try:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
@@ -132,10 +132,10 @@ class Membership:
         host = self.host
 
         def is_idle() -> bool:
-            return host.last_step is not None and host.authority.closed > host.last_step and not host.visits.open
+            return host.until is not None and host.authority.closed >= host.until and not host.visits.open
 
-        await host.ended.wait_for(lambda: host.last_step is None or is_idle())
-        if host.last_step is not None:
+        await host.ended.wait_for(lambda: host.until is None or is_idle())
+        if host.until is not None:
             await self._say(pb.Leave(why=self.leaving, idle=True))
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> str:
@@ -161,7 +161,7 @@ class Membership:
                 self._lead(body.term, body.closed)
                 await self._take_commit(body)
             elif isinstance(body, pb.Drain):
-                self.host.last_step = None if body.off else body.last
+                self.host.until = None if body.off else body.until
                 self.host.ended.notify()
                 if not body.off:
                     self._idling.append(tasks.create_task(self._tell_idle()))

@@ -288,7 +288,7 @@ class Peer:
                 versions=(host.versions.oldest, host.versions.latest),
             )
             try:
-                if host.versions.latest >= 0 and host.last_step is None:
+                if host.versions.latest >= 0 and host.until is None:
                     await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")

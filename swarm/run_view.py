@@ -74,12 +74,12 @@ def view(state: RunState) -> dict[str, Any]:
         "wire": _wire(state),
         "needs": needs(state),
         "kept": {
-            kept.folder: {
+            str(number): {
                 "what": kept.what,
                 "version": kept.version,
                 "files": [{"name": name, "bytes": size, "sha256": digest} for name, size, digest in kept.files],
             }
-            for kept in state.kept
+            for number, kept in enumerate(state.kept)
         },
         "notes": {str(note.sequence): {"at": note.at, "text": in_words(state, note.event)} for note in state.notes},
     }

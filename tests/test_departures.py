@@ -1,11 +1,13 @@
 """Leaving politely, and what the organizer does to a run: on the exact backend, bit-equal to the reference."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from swarm_peer.errors import UsageError
 from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
 from swarm_peer.swarm.events import Event
 from swarm_peer.swarm.host import Moment
@@ -14,7 +16,7 @@ from swarm_peer.swarm.keys import Identity
 from tests.chaos.checks import check_promises
 from tests.chaos.schedules import Schedule
 from tests.chaos.virtual import Chaos, delegations_of, manifest_of
-from tests.exact import exact_swarm
+from tests.exact import exact_manifest, exact_swarm
 
 STAGES = 3
 
@@ -179,6 +181,30 @@ def test_a_peer_that_has_no_place_yet_leaves_at_once() -> None:
     story = Story(once(1, "forward", act))
     ending = story.swarm.endings[Identity.from_seed("peer 99").peer_id]
     assert "changed my mind" in ending
+
+
+def test_a_peer_leaves_while_the_run_waits_for_others() -> None:
+    """It is not held until the run begins, and the run does not begin with it."""
+    manifest = exact_manifest(steps=3)
+    seen: list[Event] = []
+    swarm = exact_swarm(manifest, wanted=(0, 0, 1, 1, 2), emit=seen.append)
+    names = [Identity.from_seed(f"peer {number}").peer_id for number in range(5)]
+
+    async def main() -> dict[str, Any]:
+        running = asyncio.ensure_future(swarm.run())
+        await asyncio.sleep(5.0)
+        swarm.peers[names[0]].leave("enough for today")
+        await asyncio.sleep(5.0)
+        assert swarm.endings == {names[0]: "left the run: enough for today"}
+        swarm.start_peer(5, 2)
+        await asyncio.sleep(5.0)
+        assert not [event for event in seen if isinstance(event, events.Stepped)]
+        swarm.start_peer(6, 0)
+        return await running
+
+    report = run(main(), limit=300.0)
+    assert (report["ledger"]["lost"], report["ledger"]["duplicated"], report["ledger"]["reissued"]) == (0, 0, 0)
+    assert [event.peer for event in seen if isinstance(event, events.Left)] == [names[0]]
 
 
 # ---- the organizer

@@ -1,6 +1,8 @@
 """The log of events: whatever is cut off, its fold is what was seen live."""
 
 import asyncio
+import os
+import time
 from pathlib import Path
 
 import msgpack
@@ -9,7 +11,7 @@ from swarm_peer.errors import StorageError
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
-from swarm_peer.swarm.chronicle import Chronicle
+from swarm_peer.swarm.chronicle import Chronicle, prune
 from swarm_peer.swarm.event_log import FORMAT, LOGGED, EventLog, read_log, segments, state_fields, state_of
 from swarm_peer.swarm.events import Event
 from swarm_peer.swarm.host import Moment
@@ -137,6 +139,22 @@ def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path: Path, caplog: pytes
     assert (chronicle.state.waiting_for, chronicle.state.paused, chronicle.state.sequence) == (2, True, 2)
     assert [record.message for record in caplog.records if "no longer written" in record.message]
     assert chronicle.log is None
+
+
+def test_logs_of_old_runs_are_removed_and_fresh_ones_stay(tmp_path: Path) -> None:
+    for age, name in ((90000, "oldest"), (80000, "older"), (7200, "old"), (0, "fresh")):
+        path = tmp_path / name / "coordinator" / "000001.events"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(1000))
+        then = time.time() - age
+        os.utime(path, (then, then))
+    prune(tmp_path, 4000)
+    assert len(list(tmp_path.iterdir())) == 4
+    prune(tmp_path, 2500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "old"]
+    prune(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["fresh"]
+    prune(tmp_path / "none", 0)
 
 
 def test_of_a_long_run_older_steps_are_thinned_and_the_sums_are_kept() -> None:
