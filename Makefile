@@ -20,7 +20,7 @@ WORKERS ?= 2
 TYPED := .mypy_cache/package
 MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
-.PHONY: install demo test test-slow test-gpu check bench bench-gpu
+.PHONY: install browser demo test test-slow test-gpu check bench bench-gpu
 
 install: $(STAMP)
 
@@ -29,6 +29,13 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard kernels/native/*)
 	$(PIP) -c constraints.txt $$(grep -E '^torch==' constraints.txt)
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
+
+# For the dashboard's test: where there is no Chromium and no way to install it, that test is skipped.
+browser:
+	if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null 2>&1 && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null 2>&1; } \
+	  || echo "no Chromium could be installed: the dashboard's page is not tested in a browser"; fi
 
 demo: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch smollm2-135m shakespeare hamlet

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import StoppedError, SwarmError, UsageError
+from .control_commands import COMMANDS as CONTROL_COMMANDS
+from .control_commands import add_parsers as add_control_parsers
+from .control_commands import run_command as run_control
 from .lending import add_lending_flags
 from .probe_command import add_probe_parser
 from .settings import MODEL_HELP, add_run_flags
@@ -17,7 +20,8 @@ EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    commands = {"demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch, "probe": _probe}
+    asking = dict.fromkeys(CONTROL_COMMANDS, run_control)
+    commands = {**asking, "demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch, "probe": _probe}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MULTIADDR",
         help="addresses to tell others, such as a forwarded port's (default: those listened on)",
     )
+    join.add_argument("--name", default="", help="what the dashboard calls this peer (default: the end of its id)")
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
     add_lending_flags(join)
     join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
@@ -76,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     reference.add_argument("--report", type=Path, help="write the report here, JSON")
 
     add_probe_parser(commands)
+    add_control_parsers(commands)
 
     fetch = commands.add_parser("fetch", help="fetch models and texts into the cache")
     fetch.add_argument("names", nargs="+")
@@ -90,15 +96,27 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _join(options: argparse.Namespace) -> int:
     from ..swarm.process import Interrupted, run_process
+    from .control import Control
     from .join import join, shared_folder
 
     folder = shared_folder(options.folder)
 
+    control = Control()
+
     def tell(line: str) -> None:
+        control.tell(line)
         print(line, flush=True)
 
+    def asked() -> bool:
+        """The first Ctrl-C has it leave politely, the second goes at once."""
+        if not control.leave("its owner ends it"):
+            return False
+        tell("leaving: what is open is finished first (Ctrl-C again goes at once)")
+        return True
+
     try:
-        tell(run_process(join(options, folder, tell), watch_parent=options.watch_parent))
+        work = join(options, folder, tell, control)
+        tell(run_process(work, watch_parent=options.watch_parent, asked=asked))
     except Interrupted:
         return EXIT_INTERRUPTED
     finally:

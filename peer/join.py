@@ -2,17 +2,21 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import torch
 
+from .. import __version__
+from ..protos import swarm_pb2 as pb
 from ..swarm.compute import ThreadDevice
 from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import meet
+from ..swarm.machine import Overrides
 from ..swarm.peer import Peer
 from ..swarm.process import SharedFolder, network_node
 from ..swarm.spill_file import DiskSpill
+from .control import Control, serve_control
 from .hosting import Hosting
 from .lending import said_by
 from .loading import Loading
@@ -24,7 +28,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None]) -> str:
+async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None], control: Control) -> str:
     """Serves stages until the run ends; the trainer's last word. Raises what `Peer.run` does."""
     run = meet(options.run, options.initial_peers or (), options.model or "")
     if not options.initial_peers:
@@ -36,6 +40,8 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     loading = Loading(tell)
     hosting = Hosting(options.model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
     parts = hosting.parts()
+    up, down = said.bandwidth or (0.0, 0.0)
+    about = pb.About(name=options.name, version=__version__, device=hosting.device, up=int(up), down=int(down))
 
     async def host(place: Place) -> str:
         """One member: a node of its own, and one stage."""
@@ -51,11 +57,24 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
                 place.tell(f"peer {identity.peer_id} connected")
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
-                peer.besides, peer.placed = place.besides, place.placed
+                peer.besides, peer.placed, peer.about = place.besides, place.placed, about
+                peer.surveys = True
+                control.add(peer)
                 return await peer.run(run.run_id, stage)
         finally:
             spill.close()
 
+    async with serve_control(control):
+        return await _hosted(said, host, tell, loading, device)
+
+
+async def _hosted(
+    said: Overrides,
+    host: Callable[[Place], Awaitable[str]],
+    tell: Callable[[str], None],
+    loading: Loading,
+    device: ThreadDevice,
+) -> str:
     try:
         return await host_stages(said.stages or AS_MANY_AS_FIT, host, tell)
     finally:

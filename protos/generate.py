@@ -1,5 +1,4 @@
-"""Regenerates `swarm_pb2.py` and `swarm_pb2.pyi` from `swarm.proto`; with `--check`, says whether that would change
-them.
+"""Regenerates the code of `swarm.proto` and `api.proto`; with `--check`, says whether that would change any of it.
 
 The compiler is pinned and lives in a throwaway folder: code that it generates carries the oldest protobuf runtime that
 may read it, and ours is 5.29, while the newest tools want a newer one.
@@ -15,7 +14,8 @@ HERE = Path(__file__).parent
 COMPILER = "grpcio-tools==1.71.2"
 """Bundles protoc 29, whose code runs on protobuf 5.29 to 7.x."""
 
-OUTPUTS = ("swarm_pb2.py", "swarm_pb2.pyi")
+SOURCES = ("swarm", "api")
+OUTPUTS = tuple(f"{source}_pb2{suffix}" for source in SOURCES for suffix in (".py", ".pyi"))
 
 
 def generate(target: Path) -> None:
@@ -25,7 +25,7 @@ def generate(target: Path) -> None:
         subprocess.run([*pip, "--target", tools, COMPILER], check=True)
         protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", f"--python_out={target}"]
         subprocess.run(
-            [*protoc, f"--pyi_out={target}", str(HERE / "swarm.proto")],
+            [*protoc, f"--pyi_out={target}", *(str(HERE / f"{source}.proto") for source in SOURCES)],
             check=True,
             env={**os.environ, "PYTHONPATH": tools},
         )
@@ -37,7 +37,7 @@ def main() -> int:
         changed = [name for name in OUTPUTS if _differs(Path(folder) / name, HERE / name)]
         if "--check" in sys.argv[1:]:
             for name in changed:
-                print(f"protos/{name} is not what swarm.proto generates; run `python protos/generate.py`")
+                print(f"protos/{name} is not what its .proto generates; run `python protos/generate.py`")
             return 1 if changed else 0
         for name in changed:
             (HERE / name).write_bytes((Path(folder) / name).read_bytes())

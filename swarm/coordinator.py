@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +27,7 @@ from .events import Event, Listening
 from .exporting import Export
 from .first_contact import ask_for_manifest
 from .freezing import prepare, take_up
+from .helm import RunHelm, kept_of
 from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest
 from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
@@ -171,11 +172,10 @@ class _Part:
     ) -> dict[str, Any] | None:
         """To the end of the run: the report; if another led it then, as far as it has told."""
         chronicle = open_chronicle(self.manifest.run_id, self.identity.public_hex, node.emit)
-        async with shown(chronicle, node.places) as shows:
-            try:
-                return await self._take(node, chronicle, transport, directory, state, shows, lead)
-            finally:
-                chronicle.close()
+        try:
+            return await self._take(node, chronicle, transport, directory, state, lead)
+        finally:
+            chronicle.close()
 
     async def _take(
         self,
@@ -184,7 +184,6 @@ class _Part:
         transport: P2PTransport,
         directory: DHTDirectory,
         state: CoordinatorState | None,
-        shows: Shown,
         lead: bool,
     ) -> dict[str, Any] | None:
         node = replace(node, emit=chronicle.emit)
@@ -207,27 +206,34 @@ class _Part:
             state.keep_manifest(self.signed)
             state.keep_delegation(self.delegation)
             succession.highest, succession.remember = state.term(), state.keep_term
-        run = LocalRun(self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid())
-        with advertised(run):
-            node.emit(self._listening(run, shows))
-            meeting = asyncio.create_task(self._meet(succession, directory, state))
-            try:
-                report = await succession.run(lead=lead)
-            except StoppedError as error:
-                if succession.trainer is not None:
-                    node.emit(Ended(str(error), succession.trainer.report()))
-                raise
-            finally:
-                meeting.cancel()
-        if state is not None:
-            state.over = True
-        if report is None:
-            node.emit(Over())
-            return succession.known_report()
-        node.emit(Ended("", report))
-        if node.export is not None:
-            await asyncio.to_thread(node.export.finish, self.manifest)
-            node.emit(Exported(str(node.export.folder), node.export.problem))
+        helm = RunHelm(self.manifest, succession, chronicle, transport, directory)
+        async with shown(chronicle, node.places, helm) as shows:
+            run = LocalRun(
+                self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid(), shows.api
+            )
+            with advertised(run):
+                node.emit(self._listening(run, shows))
+                meeting = asyncio.create_task(self._meet(succession, directory, state))
+                try:
+                    report = await succession.run(lead=lead)
+                except StoppedError as error:
+                    if succession.trainer is not None:
+                        node.emit(Ended(str(error), succession.trainer.report()))
+                    raise
+                finally:
+                    meeting.cancel()
+            if state is not None:
+                state.over = True
+            if report is None:
+                node.emit(Over())
+                return succession.known_report()
+            if node.export is not None:
+                await asyncio.to_thread(node.export.finish, self.manifest)
+                if not node.export.problem:
+                    node.emit(await asyncio.to_thread(kept_of, node.export))
+            node.emit(Ended("", report))
+            if node.export is not None:
+                node.emit(Exported(str(node.export.folder), node.export.problem))
         return report
 
     def _listening(self, run: LocalRun, shows: Shown) -> Listening:
@@ -236,13 +242,17 @@ class _Part:
         is_local = Path(settings.model.name).is_dir()
         where = f"--run {run.run_id} --initial-peers {' '.join(run.addresses)}"
         return Listening(
-            **asdict(run),
+            run_id=run.run_id,
+            model=run.model,
+            addresses=run.addresses,
+            pid=run.pid,
             stages=self.manifest.stages,
             steps=settings.train.steps,
             microbatches=self.manifest.microbatches,
             join=f"swarm-peer join {'' if is_local else f'--model {settings.model.name} '}{where}",
             stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
             dashboard=shows.dashboard,
+            api=shows.api,
         )
 
     async def _meet(self, succession: Succession, directory: DHTDirectory, state: CoordinatorState | None) -> None:

@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_HTTP = "127.0.0.1:0"
+COMMANDS = ("status", "top", "watch", "pause", "resume", "drain", "ban")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "start":
+        if bool(options.api_cert) != bool(options.api_key):
+            parser.error("--api-cert and --api-key belong together")
         if options.standby and (options.manifest or not options.run or not options.initial_peers):
             parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
         if not options.standby and (not options.manifest or options.run or options.initial_peers):
             parser.error("start takes a manifest, or --standby with --run and --initial-peers")
-    commands = {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan, "replay": _replay}
+    commands = dict.fromkeys(COMMANDS, _command)
+    commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan, "replay": _replay}
     try:
         return commands[options.command](options)
     except UsageError as error:
@@ -46,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         print(f"swarm-coordinator: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help=f"where to show the dashboard (default: {DEFAULT_HTTP}, a free port; off: nowhere)",
     )
+    start.add_argument(
+        "--api",
+        default=DEFAULT_HTTP,
+        metavar="HOST:PORT",
+        help=f"where to answer programs, by gRPC (default: {DEFAULT_HTTP}, a free port; off: nowhere)",
+    )
+    start.add_argument("--api-cert", type=Path, metavar="FILE", help="with --api-key: have the API use TLS, PEM")
+    start.add_argument("--api-key", type=Path, metavar="FILE", help="with --api-cert: its private key, PEM")
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
@@ -95,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
     evaluate.add_argument("--json", action="store_true", help="print the numbers as JSON")
     add_plan_parser(commands)
+    from .api.commands import add_parsers
+
+    add_parsers(commands)
     return parser
 
 
@@ -125,7 +142,11 @@ def _start(options: argparse.Namespace) -> int:
     export = _export_of(options) if options.export else None
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()
     try:
-        places = Places(http=None if options.http == "off" else options.http)
+        places = Places(
+            http=None if options.http == "off" else options.http,
+            api=None if options.api == "off" else options.api,
+            tls=(options.api_cert, options.api_key) if options.api_cert else None,
+        )
         node = Node(folder, options.listen, emit, options.announce, options.give_up, export, places)
         if settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
@@ -174,7 +195,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     organizer = Identity.load_or_create(key)
     from .errands import ask_for_evaluation
     from .guest import Guest
-    from .show import measures, measures_line
+    from .measures import measures, measures_line
 
     async def work(guest: Guest) -> None:
         answer = await ask_for_evaluation(guest.manifest, organizer, guest.identity, guest.transport, guest.directory)
@@ -182,6 +203,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         _say(json.dumps(found) if options.json else measures_line(found))
 
     return _as_guest(options, work)
+
+
+def _command(options: argparse.Namespace) -> int:
+    from .api.commands import run_command
+
+    return run_command(options)
 
 
 def _replay(options: argparse.Namespace) -> int:

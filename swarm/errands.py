@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError
+from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError, UsageError
 from ..protos import swarm_pb2 as pb
 from .backend import Scalar
 from .directory import TRAINER_STAGE, Directory
@@ -34,6 +34,9 @@ class Errands:
     manifest: Manifest
     samples: Samples
     evaluate: Callable[[int], Awaitable[Scalar | None]]
+    wake: Callable[[], None] = field(default=lambda: None)
+    """Called when somebody asks."""
+
     waiting: list["asyncio.Future[pb.Evaluated]"] = field(default_factory=list)
 
     async def serve(self, channel: Channel, question: pb.Evaluate) -> None:
@@ -46,12 +49,23 @@ class Errands:
         if question.run != self.manifest.run_id:
             await channel.send(pb.Refused(reason=pb.WRONG_RUN, detail=f"this is run {self.manifest.run_id}"))
             return
+        try:
+            await channel.send(await self.ask())
+        except UsageError as error:
+            await channel.send(pb.Refused(reason=pb.NOT_READY, detail=str(error)))
+
+    async def ask(self) -> pb.Evaluated:
+        """The held-out loss, when the trainer has come to it. Raises `UsageError` if too many wait for it."""
         if len(self.waiting) >= MAX_WAITING:
-            await channel.send(pb.Refused(reason=pb.NOT_READY, detail="too many ask for an evaluation"))
-            return
+            raise UsageError("too many ask for an evaluation")
         answer: asyncio.Future[pb.Evaluated] = asyncio.get_running_loop().create_future()
         self.waiting.append(answer)
-        await channel.send(await answer)
+        self.wake()
+        try:
+            return await answer
+        finally:
+            if answer in self.waiting:
+                self.waiting.remove(answer)
 
     async def run(self, version: int) -> None:
         """Does what is waited for, at a version that nobody drops meanwhile."""

@@ -66,7 +66,8 @@ class Opened(Event):
 @dataclass(frozen=True, slots=True)
 class Listening(Event):
     """A coordinator can be reached. `join`: the command to give to volunteers; `stand_by`: the one that starts another
-    coordinator, empty for a run without standbys; `dashboard`: its page, empty if it serves none."""
+    coordinator, empty for a run without standbys; `dashboard`: the URL of its page, `api`: the HOST:PORT of its gRPC
+    API, empty if it serves none."""
 
     kind: ClassVar[str] = "listening"
     run_id: str
@@ -79,6 +80,7 @@ class Listening(Event):
     stand_by: str
     pid: int
     dashboard: str = ""
+    api: str = ""
 
 
 @dataclass(frozen=True, slots=True)

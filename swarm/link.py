@@ -44,9 +44,11 @@ async def measure_link(manifest: Manifest, pool: Pool, directory: Directory) -> 
     for peer in await _peers(manifest, pool, directory):
         try:
             async with asyncio.timeout(SECONDS):
-                await _ask(manifest, pool, peer, 0)  # the stream is kept: the next question does not open one
-                trip = await _ask(manifest, pool, peer, 0)
-                whole = await _ask(manifest, pool, peer, PROBE_BYTES)
+                await ask_for_nothing(
+                    manifest.run_id, pool, peer, 0
+                )  # the stream is kept: the next question does not open one
+                trip = await ask_for_nothing(manifest.run_id, pool, peer, 0)
+                whole = await ask_for_nothing(manifest.run_id, pool, peer, PROBE_BYTES)
         except (UnreachableError, RefusedError, WireError, TimeoutError):
             continue
         round_trips.append(trip)
@@ -70,10 +72,11 @@ async def _peers(manifest: Manifest, pool: Pool, directory: Directory) -> list[s
     return list(found)[:PEERS]
 
 
-async def _ask(manifest: Manifest, pool: Pool, peer: str, size: int) -> float:
+async def ask_for_nothing(run_id: str, pool: Pool, peer: str, size: int) -> float:
+    """The seconds until so many bytes of nothing have come. Raises what `fetch` raises."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    question = pb.Fetch(run=manifest.run_id, kind=pb.Fetch.NOTHING, part=size)
+    question = pb.Fetch(run=run_id, kind=pb.Fetch.NOTHING, part=size)
     _, data = await fetch(pool, peer, question, MAX_PROBE_BYTES)
     if len(data) != size:
         raise WireError(f"{peer} was asked for {size} bytes and gave {len(data)}")

@@ -17,12 +17,13 @@ from .keys import state_folder
 
 @dataclass(frozen=True, slots=True)
 class LocalRun:
-    """`addresses`: the coordinator's multiaddrs."""
+    """`addresses`: the coordinator's multiaddrs; `api`: the HOST:PORT of its API, "" for none."""
 
     run_id: str
     model: str
     addresses: tuple[str, ...]
     pid: int
+    api: str = ""
 
 
 def _folder() -> Path:
@@ -50,7 +51,13 @@ def local_runs(model: str) -> list[LocalRun]:
     for path in _folder().glob("*.json") if _folder().is_dir() else ():
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            run = LocalRun(fields["run_id"], fields["model"], tuple(fields["addresses"]), int(fields["pid"]))
+            run = LocalRun(
+                fields["run_id"],
+                fields["model"],
+                tuple(fields["addresses"]),
+                int(fields["pid"]),
+                str(fields.get("api", "")),
+            )
             age = path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -161,6 +161,10 @@ class Neighbours:
         now = asyncio.get_running_loop().time()
         return sum(not replica.ban.holds(now) for replica in self._replicas(stage))
 
+    def peers(self, stage: int) -> list[str]:
+        """The replicas that are known."""
+        return [replica.peer for replica in self._replicas(stage)]
+
     def known(self, stage: int) -> int:
         """How many replicas are known, banned or not."""
         return len(self._replicas(stage))

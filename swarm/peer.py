@@ -32,6 +32,7 @@ from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, Neighbours
 from .reduction import Reducer
+from .survey import Survey
 from .transport import Stream, Transport
 
 ANNOUNCE_SECONDS = 2.0
@@ -80,6 +81,9 @@ class Peer:
     about: pb.About | None = None
     """What it says of itself, for people."""
 
+    surveys: bool = False
+    """Whether it measures its links while it serves (`survey.py`)."""
+
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.pool = Pool(self.transport, self.meter)
@@ -90,6 +94,7 @@ class Peer:
         self._membership: Membership | None = None
         self._wants_out = asyncio.Event()
         self._reducer: Reducer | None = None
+        self._survey: Survey
         self._tasks: asyncio.TaskGroup
 
     async def run(self, run_id: str, stage: int | None = None) -> str:
@@ -182,7 +187,7 @@ class Peer:
             assert self._reducer is not None
             self.tell("ready")
             self._membership = Membership(
-                channel, host.authority, host, self._reducer, self.meter, leaving=self.leaving
+                channel, host.authority, host, self._reducer, self.meter, self._survey.reports, self.leaving
             )
             return await self._membership.run()
         finally:
@@ -254,6 +259,9 @@ class Peer:
         )
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
         self.host = host
+        self._survey = Survey(run_id, stage, manifest.stages, self.pool, neighbours)
+        if self.surveys:
+            self._tasks.create_task(self._survey.run())
         self.placed(stage)
         self._tasks.create_task(self._announce(manifest, host))
         self._tasks.create_task(self._look_ahead(manifest, host))

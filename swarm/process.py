@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,12 +31,17 @@ class Interrupted(Exception):  # noqa: N818
     """The process was told to end, by a signal or by losing its parent."""
 
 
-def run_process(main: Coroutine[Any, Any, T], *, watch_parent: bool = False) -> T:
-    """Runs `main` to its end. Raises what it raises, or `Interrupted` after it has been cancelled."""
-    return uvloop.run(_run(main, watch_parent))
+def run_process(
+    main: Coroutine[Any, Any, T], *, watch_parent: bool = False, asked: Callable[[], bool] = lambda: False
+) -> T:
+    """Runs `main` to its end. Raises what it raises, or `Interrupted` after it has been cancelled.
+
+    `asked` is called at a signal: if it says that it sees to the end of `main` itself, nothing else is done.
+    """
+    return uvloop.run(_run(main, watch_parent, asked))
 
 
-async def _run(main: Coroutine[Any, Any, T], watch_parent: bool) -> T:
+async def _run(main: Coroutine[Any, Any, T], watch_parent: bool, asked: Callable[[], bool]) -> T:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(main)
     stopped = False
@@ -46,13 +51,17 @@ async def _run(main: Coroutine[Any, Any, T], watch_parent: bool) -> T:
         stopped = True
         task.cancel()
 
+    def signalled() -> None:
+        if not asked():
+            stop()
+
     def parent_spoke() -> None:
         if not os.read(sys.stdin.fileno(), 4096):
             loop.remove_reader(sys.stdin.fileno())
             stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, signalled)
     if watch_parent:
         loop.add_reader(sys.stdin.fileno(), parent_spoke)
     try:

@@ -1,8 +1,6 @@
 """Events as lines for people: what a coordinator prints when nobody reads its JSON."""
 
-import math
-from collections.abc import Mapping
-
+from .api.token import token_path
 from .coordinator import Ended, Exported, Over
 from .events import Evaluated, Event, Follows, Joined, Leads, Listening, Lost, Ready, Rerouted, Stepped, Waiting
 
@@ -13,6 +11,7 @@ def line_of(event: Event) -> str | None:
         case Listening():
             stand_by = f"\nanother coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
             shown = f"\nwatch it at {event.dashboard}\n" if event.dashboard else ""
+            shown += f"the API is at {event.api}, its token in {token_path(event.run_id)}\n" if event.api else ""
             return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n{stand_by if event.stand_by else ''}{shown}"
         case Leads():
             return f"leading the run in term {event.term}"
@@ -43,19 +42,3 @@ def line_of(event: Event) -> str | None:
             counts = f"lost {ledger['lost']}, duplicated {ledger['duplicated']}"
             return f"{event.error or 'the run is finished'} ({ledger['microbatches']} microbatches, {counts})"
     return None
-
-
-def measures(version: int, loss: float, tokens: int, text_bytes: int) -> dict[str, float | int]:
-    """What a held-out loss (nats a label token) means: also as perplexity, and in bits a byte of the text, which models
-    with other tokenizers can be compared by."""
-    bits = loss * tokens / math.log(2) / text_bytes if text_bytes else math.nan
-    perplexity = math.exp(loss)
-    return {"version": version, "loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
-
-
-def measures_line(found: Mapping[str, float | int]) -> str:
-    """The same for people."""
-    return (
-        f"version {found['version']}: held-out loss {found['loss']:.4f} nats a token, perplexity "
-        f"{found['perplexity']:.3f}, {found['bits_per_byte']:.4f} bits a byte ({found['tokens']} tokens)"
-    )

@@ -3,16 +3,23 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .chronicle import Chronicle
+
+if TYPE_CHECKING:
+    from .api.coordinator_service import Helm
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where to listen, as HOST:PORT; None: nowhere. Port 0 takes one that is free."""
+    """Where to listen, as HOST:PORT; None: nowhere. Port 0 takes one that is free. `tls`: certificate and key of the
+    API, PEM; without it the API is plain text, and best kept on this machine."""
 
     http: str | None = None
     api: str | None = None
+    tls: tuple[Path, Path] | None = None
 
 
 NOWHERE = Places()
@@ -27,13 +34,17 @@ class Shown:
 
 
 @asynccontextmanager
-async def shown(chronicle: Chronicle, places: Places) -> AsyncIterator[Shown]:
+async def shown(chronicle: Chronicle, places: Places, helm: "Helm") -> AsyncIterator[Shown]:
     """Shows the run of a chronicle for as long as the block lasts. Raises `UnreachableError` if it cannot listen."""
     async with AsyncExitStack() as stack:
-        dashboard = ""
+        dashboard = api = ""
+        # Imported here: whoever shows nothing needs no servers.
         if places.http is not None:
-            # Imported here: whoever shows nothing needs no server.
             from .dashboard.server import serve_live
 
             dashboard = await stack.enter_async_context(serve_live(chronicle, places.http))
-        yield Shown(dashboard)
+        if places.api is not None:
+            from .api.coordinator_service import serve_api
+
+            api = await stack.enter_async_context(serve_api(chronicle, helm, places.api, places.tls))
+        yield Shown(dashboard, api)

@@ -101,7 +101,9 @@ class Trainer:
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
         self.neighbours = neighbours
-        self.errands = Errands(manifest, self.samples, lambda version: self.driver.evaluate(version, self._window))
+        self.errands = Errands(
+            manifest, self.samples, lambda version: self.driver.evaluate(version, self._window), self.signal.notify
+        )
         self.admission = Admission(
             manifest, self.signature, self.term, self.roster, self.meter, self, self._joined, self.errands
         )
@@ -218,7 +220,9 @@ class Trainer:
             if number >= self.closing.committed:
                 await self.signal.wait_for(partial(self.roster.some_at, self._version_of(number)))
                 await self.errands.run(self._version_of(number))
-                await self.signal.wait_for(lambda: not self.steering.paused)
+                while self.steering.paused:
+                    await self.signal.wait_for(lambda: not self.steering.paused or bool(self.errands.waiting))
+                    await self.errands.run(self._version_of(number))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step

@@ -205,6 +205,10 @@ def _watch(run: Run, page: Page) -> None:
     page.wait(lambda: page.text("#peer-page dd").split()[0] not in ("", "0"), "work that was accepted")
     page.shoot("peer")
 
+    # The peers have measured their links by now.
+    page.wait(lambda: "ms" in page.text("#links") and "bit/s" in page.text("#links"), "measured links")
+    assert "direct" in page.text("#links")
+
     # The coordinator is killed and started again: the page comes back by itself, with all that was.
     steps = int(page.text("#figures dd").split(" ")[0].replace(",", ""))
     faults = page.text("#faults")

@@ -11,7 +11,7 @@ from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.errands import ask_for_evaluation
 from swarm_peer.swarm.keys import Identity
-from swarm_peer.swarm.show import measures, measures_line
+from swarm_peer.swarm.measures import measures, measures_line
 
 from tests.chaos.checks import check_promises
 from tests.chaos.schedules import Schedule

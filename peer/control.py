@@ -1,0 +1,172 @@
+"""The local control of a running peer: what it does now, leave, limits, its log; at a socket that its user alone opens.
+
+`Control` knows the members of one process and answers from them; `serve_control` opens the socket, and
+`swarm-peer status`, `leave`, `limit` and `logs` ask at it (`control_commands.py`). Leaving is polite the first time, at
+once the second.
+
+Errors: `UsageError` for a limit that cannot be, or a socket that cannot be made.
+"""
+
+import asyncio
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from ..errors import UnreachableError, UsageError
+from ..protos import api_pb2 as pb
+from ..swarm.api.server import serving
+from .control_commands import sockets
+
+if TYPE_CHECKING:
+    from ..swarm.peer import Peer
+
+KEPT_LINES = 1000
+WATCH_SECONDS = 1.0
+MAX_SOCKET_PATH = 100
+"""Unix sockets allow no long path."""
+
+
+class Control:
+    """The members of one process, and the lines that it has told."""
+
+    def __init__(self) -> None:
+        self.peers: list[Peer] = []
+        self.why = ""
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._told = 0
+        self._news = asyncio.Event()
+
+    def add(self, peer: "Peer") -> None:
+        """One member more; it leaves at once if the others are leaving."""
+        self.peers.append(peer)
+        if self.why:
+            peer.leave(self.why)
+
+    def tell(self, line: str) -> None:
+        """Keeps a line for `logs`."""
+        self._lines.append(line)
+        self._told += 1
+        self._news.set()
+
+    def leave(self, why: str) -> bool:
+        """Has every member leave politely; False if they are leaving already."""
+        if self.why:
+            return False
+        self.why = why or "its owner wants it back"
+        for peer in self.peers:
+            peer.leave(self.why)
+        return bool(self.peers)
+
+    # ---- what is asked
+
+    def status(self) -> pb.PeerStatus:
+        """Of the first member what there is one of; sums over all."""
+        found = pb.PeerStatus(state="finding the run", leaving=self.why)
+        refused: Counter[str] = Counter()
+        for number, peer in enumerate(self.peers):
+            host = peer.host
+            found.sent += peer.meter.sent
+            found.received += peer.meter.received
+            if host is None:
+                continue
+            below, waits_for = host.visits.waiting_below()
+            found.open += host.visits.open
+            found.below += below
+            found.busy += host.busy
+            found.visits_per_second += host.pace.throughput
+            refused.update(host.refused)
+            if number == 0:
+                found.peer, found.run = host.peer_id, host.authority.run_id
+                found.stage, found.stages = host.stage, host.manifest.stages
+                found.version, found.slots = host.versions.latest, host.visits.slots
+                found.state = "working" if host.versions.latest >= 0 else "loading"
+                if below and below == host.visits.open:
+                    found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
+        if self.peers and self.peers[0].host is None:
+            found.state = "joining"
+        if self.why:
+            found.state = "leaving"
+        found.refused.update(refused)
+        return found
+
+    def limit(self, slots: int) -> None:
+        """Bounds the open visits of every stage, from now on. Raises `UsageError`."""
+        hosts = [peer.host for peer in self.peers if peer.host is not None]
+        if not hosts:
+            raise UsageError("this peer hosts no stage yet")
+        most = hosts[0].manifest.settings.pipeline.slots
+        if not 1 <= slots <= most:
+            raise UsageError(f"{slots} visits at once: this run allows 1 to {most}")
+        for host in hosts:
+            host.visits.slots = slots
+
+    # ---- the calls
+
+    def handlers(self) -> dict[str, Any]:
+        return {
+            "Status": self._status,
+            "Watch": self._watch,
+            "Leave": self._leave,
+            "Limit": self._limit,
+            "Logs": self._logs,
+        }
+
+    async def _status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.PeerStatus:
+        return self.status()
+
+    async def _watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.PeerStatus]:
+        while True:
+            yield self.status()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.PeerStatus:
+        if request.now or not self.leave(request.why):
+            self.why = self.why or request.why or "its owner wants it back"
+            # As a second Ctrl-C: who leaves already goes at once.
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        return self.status()
+
+    async def _limit(self, request: pb.LimitRequest, context: grpc.aio.ServicerContext) -> pb.PeerStatus:
+        if request.HasField("slots"):
+            self.limit(request.slots)
+        return self.status()
+
+    async def _logs(self, request: pb.LogsRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LogLine]:
+        wanted = min(request.lines or KEPT_LINES, len(self._lines))
+        told = self._told - wanted
+        while True:
+            self._news.clear()
+            fresh = list(self._lines)[-(self._told - told) :] if self._told > told else []
+            told = self._told
+            for line in fresh:
+                yield pb.LogLine(text=line)
+            if not request.follow:
+                return
+            await self._news.wait()
+
+
+@asynccontextmanager
+async def serve_control(control: Control) -> AsyncIterator[None]:
+    """Answers at this process's socket for as long as the block lasts. Raises `UsageError`."""
+    folder = sockets()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    path = folder / f"{os.getpid()}.sock"
+    if len(str(path)) > MAX_SOCKET_PATH:
+        # Where the state folder lies too deep nobody can ask; the peer works all the same.
+        yield
+        return
+    path.unlink(missing_ok=True)
+    try:
+        async with serving(pb.DESCRIPTOR.services_by_name["Peer"], control.handlers(), f"unix:{path}"):
+            path.chmod(0o600)
+            yield
+    except UnreachableError as error:
+        raise UsageError(f"this peer cannot be asked at {path}: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The gRPC API: what a coordinator and a peer answer to programs."""

@@ -1,0 +1,115 @@
+"""At the helm of a run that goes on: what its organizer may have its coordinator do, from the API.
+
+Acts through whoever leads in this process. Errors: `UsageError` while another coordinator leads; those of `Steering`,
+of evaluation and export.
+"""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import UsageError
+from .chronicle import Chronicle
+from .directory import Directory
+from .events import Kept
+from .exporting import Export, export_from_run
+from .keys import state_folder
+from .manifest import Manifest
+from .measures import measures
+from .messages import from_scalar
+from .steering import Steering
+from .succession import Succession
+from .trainer import Trainer
+from .transport import Transport
+
+
+class RunHelm:
+    """The helm of one coordinator's run."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        succession: Succession,
+        chronicle: Chronicle,
+        transport: Transport,
+        directory: Directory,
+    ) -> None:
+        self._manifest = manifest
+        self._succession = succession
+        self._chronicle = chronicle
+        self._transport = transport
+        self._directory = directory
+
+    @property
+    def run_id(self) -> str:
+        return self._manifest.run_id
+
+    @property
+    def _trainer(self) -> Trainer:
+        trainer = self._succession.trainer
+        if trainer is None or trainer.over:
+            raise UsageError("this coordinator does not lead the run (any more)")
+        return trainer
+
+    @property
+    def _steering(self) -> Steering:
+        return self._trainer.steering
+
+    def pause(self) -> None:
+        self._steering.pause()
+
+    def resume(self) -> None:
+        self._steering.resume()
+
+    def drain(self, peer: str, why: str) -> None:
+        self._steering.drain(self._named(peer), why)
+
+    def ban(self, peer: str, why: str) -> None:
+        self._steering.ban(self._named(peer), why)
+
+    def _named(self, text: str) -> str:
+        """The peer of this id, name or end of an id. Raises `UsageError` unless it is one."""
+        peers = self._chronicle.state.peers.values()
+        found = [peer.peer for peer in peers if text and (text in (peer.peer, peer.name) or peer.peer.endswith(text))]
+        if text in found or len(found) == 1:
+            return text if text in found else found[0]
+        if not found:
+            raise UsageError(f"no peer of this run is called {text[:80]!r}, nor does its id end so")
+        raise UsageError(f"{len(found)} peers are called {text[:80]!r}: {', '.join(sorted(found)[:8])}")
+
+    async def evaluate(self) -> Mapping[str, float]:
+        """The held-out loss at the version that the run is at, as `swarm-coordinator evaluate` tells it."""
+        answer = await self._trainer.errands.ask()
+        if not answer.HasField("loss"):
+            raise UsageError("the run has no held-out text")
+        loss = float(from_scalar(answer.loss, "loss", "the trainer"))
+        found = measures(answer.version, loss, answer.tokens, answer.bytes)
+        return {**found, "bits_per_byte": 0.0 if math.isnan(found["bits_per_byte"]) else found["bits_per_byte"]}
+
+    async def export(self, merge: bool) -> Kept:
+        """Writes the newest version into a new folder of this coordinator's state; whoever asks chooses no path."""
+        home = state_folder() / "exports" / self._manifest.run_id[:16]
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = sum(1 for _ in home.iterdir()) + 1
+        export = Export(home / f"{number:04}", merge)
+        await export_from_run(export, self._manifest, self._transport, self._directory, lambda line: None)
+        assert export.collected is not None
+        kept = await asyncio.to_thread(kept_of, export)
+        self._chronicle.emit(kept)
+        return kept
+
+
+def kept_of(export: Export) -> Kept:
+    """What was written, with sizes and digests. Blocks."""
+    assert export.collected is not None
+    files = tuple(_described(path) for path in sorted(export.folder.iterdir()) if path.is_file())
+    what = "model" if export.merge else "adapter"
+    return Kept(what, export.collected.version, str(export.folder.absolute()), files)
+
+
+def _described(path: Path) -> tuple[str, int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return path.name, path.stat().st_size, digest
