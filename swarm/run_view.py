@@ -300,7 +300,7 @@ def waits(state: RunState, member: MemberState) -> str:
     if pulse.below == pulse.open:
         below = state.peers.get(pulse.waits_for)
         whom = "stage" if below is None else f"{name_of(below)} of stage"
-        return f"waits for {whom} {member.stage + 1} with {pulse.below} visits"
+        return f"waits for {whom} {member.stage + 1} with {pulse.below} {'visit' if pulse.below == 1 else 'visits'}"
     return ""
 
 

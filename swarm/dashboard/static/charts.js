@@ -13,7 +13,7 @@ class Chart {
     this.grid = group("grid"); this.labels = group("labels"); this.marks = group("marks"); this.lines = group("lines"); this.points = group("points");
     this.cursor = nodes.svg("line", { class: "cursor", visibility: "hidden" });
     this.spot = nodes.svg("circle", { class: "spot", r: 4, visibility: "hidden" });
-    this.svg = nodes.svg("svg", { role: "img", "aria-labelledby": `${name}-svg-title ${name}-svg-words` }, [this.title, this.words, this.grid, this.labels, this.marks, this.lines, this.points, this.cursor, this.spot]);
+    this.svg = nodes.svg("svg", { role: "img", "aria-labelledby": `${name}-svg-title`, "aria-describedby": `${name}-svg-words` }, [this.title, this.words, this.grid, this.labels, this.marks, this.lines, this.points, this.cursor, this.spot]);
     this.tip = nodes.make("div", { class: "tip", "aria-hidden": "true", hidden: true });
     const glass = nodes.make("div", { class: "glass", "aria-hidden": "true" });
     place.append(this.svg, glass, this.tip);
@@ -28,7 +28,7 @@ class Chart {
   draw() {
     const data = this.data, width = Math.floor(this.place.clientWidth);
     const all = data ? [...data.lines.flatMap((line) => line.points), ...data.points].map((point) => point[1]) : [];
-    nodes.set(this.place, { "data-empty": all.length ? null : "true" });
+    nodes.set(this.place, { "data-empty": all.length ? null : (data && data.words) || " " });
     if (!all.length || width < 60) return;
     const height = this.height, left = data.left || 44, right = 14, top = 14, bottom = 26;
     const seen = data.level ? [...all, data.level] : all;
@@ -120,10 +120,11 @@ const charts = {
     charts.lossChart.show({ title: "Loss over the steps", words, lines: points.length ? lines : [], points: heldout, marks: faults.map((fault) => fault.at_step), last: Math.max(1, ...points.map((point) => point[0]), ...heldout.map((point) => point[0])),
       label: (value) => (Math.abs(value) > 1e6 ? value.toExponential(1) : String(Number(value.toPrecision(4)))) });
     nodes.set(nodes.byId("loss-words"), { text: words });
-    charts.legend(nodes.byId("loss-legend"), [["loss", "training"], ["held", "held out"], ...(faults.length ? [["fault", "a peer is lost"]] : [])]);
+    charts.legend(nodes.byId("loss-legend"), steps.length + heldout.length === 0 ? [] : [["loss", "training"], ["held", "held out"], ...(faults.length ? [["fault", "a peer is lost"]] : [])]);
+    nodes.set(nodes.byId("loss-rows"), { hidden: !steps.length });
     const rows = steps.slice(-100).reverse().map(([step, row]) => [step, row]);
     nodes.keep(nodes.byId("loss-table"), rows, nodes.row, (node, row, step) => nodes.cells(node, [{ text: format.number(step + 1), head: true }, { text: format.loss(row[0]), class: "number" },
-      { text: format.loss((doc.heldout || {})[step]), class: "number" }, { text: row[2] ? format.short(row[1] / row[2]) : NOTHING, class: "number" }, { text: format.number(row[4]), class: "number" }]));
+      { text: format.loss((doc.heldout || {})[step]), class: "number" }, { text: format.number(row[2], 1), class: "number" }, { text: format.number(row[4]), class: "number" }]));
   },
 
   paceChart: null,
@@ -145,6 +146,6 @@ const charts = {
     charts.paceChart.show({ title: "Tokens a second over the steps", words, lines: points.length ? [{ kind: "pace", points }] : [], points: [], marks: Object.values(doc.faults || {}).map((fault) => fault.at_step), level: points.length ? ideal : 0, fromZero: true,
       last: Math.max(1, ...points.map((point) => point[0])), label: (value) => (value ? format.short(value) : "0"), left: 48 });
     nodes.set(nodes.byId("pace-words"), { text: words });
-    charts.legend(nodes.byId("pace-legend"), [["pace", "now"], ...(ideal && points.length ? [["level", "on ideal links"]] : [])]);
+    charts.legend(nodes.byId("pace-legend"), !points.length ? [] : [["pace", "now"], ...(ideal ? [["level", "on ideal links"]] : [])]);
   },
 };

@@ -7,6 +7,7 @@ const person = {
     const peer = (doc.peers || {})[id];
     nodes.set(nodes.byId("overview"), { hidden: Boolean(id) });
     nodes.set(nodes.byId("person"), { hidden: !id });
+    nodes.set(document.body, { "data-view": id ? "person" : null });
     if (!id) return;
     const member = peer ? (doc.members || {})[peer.member] || null : null;
     nodes.set(nodes.byId("peer-title"), { text: peer ? peer.name : "This peer is not known in this run" });

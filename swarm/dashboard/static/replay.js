@@ -50,7 +50,7 @@ class Replay {
   key(event) {
     const isSlider = event.target === this.slider;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (!isSlider && event.target.closest("input, select, textarea, button, a, summary, [role=region]")) return;
+    if (!isSlider && event.target.closest("input, select, textarea, button, a, summary, .scroll")) return;
     const step = this.span / 200, does = { " ": () => this.toggle(), Home: () => this.goTime(0), End: () => this.goTime(this.span) };
     does.ArrowRight = does.ArrowUp = () => (event.shiftKey ? this.neighbour(1) : this.goTime(this.time + step));
     does.ArrowLeft = does.ArrowDown = () => (event.shiftKey ? this.neighbour(-1) : this.goTime(this.time - step));

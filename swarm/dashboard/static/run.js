@@ -17,7 +17,7 @@ const run = {
     nodes.set(bar.firstElementChild, { width: share });
     nodes.set(nodes.byId("progress-words"), { text: about.steps ? `Step ${format.number(done)} of ${format.number(about.steps)} · ${format.percent(share)}` : "" });
     const isOver = doc.phase === "finished" || doc.phase === "stopped";
-    const left = isOver ? `ran for ${format.seconds(doc.at - about.began_at)}` : doc.phase === "training" && progress.seconds_left !== null ? `about ${format.seconds(progress.seconds_left)} left` : "";
+    const left = isOver ? `ran for ${format.seconds(doc.at - about.began_at)}` : doc.phase === "training" && progress.seconds_left ? `about ${format.seconds(progress.seconds_left)} left` : "";
     nodes.set(nodes.byId("progress-left"), { text: left });
     const ideal = progress.ideal_tokens_per_second ? progress.tokens_per_second / progress.ideal_tokens_per_second : null;
     const states = (name) => members.filter((member) => member.state === name).length;
@@ -25,9 +25,9 @@ const run = {
     nodes.figures(nodes.byId("figures"), [
       ["Loss", format.loss(progress.loss), "nats a token, training"],
       ["Held out", format.loss(progress.heldout), "on text it is not trained on"],
-      ["Tokens a second", format.number(progress.tokens_per_second), `${format.short(progress.tokens)} tokens learned`],
+      ["Tokens a second", format.number(progress.tokens_per_second), progress.tokens ? `${format.short(progress.tokens)} tokens learned` : ""],
       // A peer that has just gone leaves the pace of before beside the ideal of now.
-      ["Of ideal links", ideal === null || ideal > 1 ? NOTHING : format.percent(ideal), "the same peers, no link in the way"],
+      ["Of ideal links", ideal === null || ideal > 1 ? NOTHING : format.percent(ideal), "were no link in the way"],
       ["Staleness", about.staleness === undefined ? NOTHING : format.count(about.staleness, "step"), about.staleness ? "updates come one step late" : "updates wait for every peer"],
       ["Peers at work", format.number(states("ready")), others.join(", ") || `at ${format.count(about.stages || 0, "stage")}`],
     ]);
@@ -61,7 +61,7 @@ const run = {
     }
     const [words, list, command, hint] = place.children;
     const isOver = doc.phase === "finished" || doc.phase === "stopped";
-    const text = need ? `One more machine at stage ${need.stage}: ${need.why}, with ${format.count(need.replicas, "replica")}.` : isOver ? "Nothing any more: the run is over." : "Not known yet: it takes a few steps to see which stage is the narrowest.";
+    const text = need ? `One more machine at stage ${need.stage}: ${need.why} (${need.replicas ? format.count(need.replicas, "replica") : "none is there"}).` : isOver ? "Nothing any more: the run is over." : "Not known yet: it takes a few steps to see which stage is the narrowest.";
     nodes.set(words, { text });
     const faster = !need || !need.speed_up ? NOTHING : need.speed_up > 1.005 ? `${format.percent(need.speed_up - 1)} faster` : "safer";
     nodes.figures(list, need ? [["Memory", need.memory ? format.bytes(need.memory) : NOTHING, "to hold the stage"], ["Link, each way", format.rate(need.bandwidth), "to keep it busy"], ["The run with it", faster, faster === "safer" ? "as fast, with one spare more" : ""]] : []);

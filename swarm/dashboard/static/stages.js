@@ -9,7 +9,9 @@ const stages = {
     for (const entry of Object.entries(doc.members || {})) { const lane = members.get(String(entry[1].stage)); if (lane) lane.push(entry); }
     const rates = entries.map(([, stage]) => stage.rate), most = Math.max(0, ...rates), least = Math.min(...rates);
     nodes.set(nodes.byId("no-stages"), { hidden: entries.length > 0 });
-    nodes.set(nodes.byId("stages-words"), { text: about.activations ? `Activations go down as ${about.activations}, gradients come back as ${about.gradients}` : "" });
+    const isCrowd = [...members.values()].some((here) => here.length > stages.CARDS);
+    const told = [about.activations ? `Activations go down as ${about.activations}, gradients come back as ${about.gradients}.` : "", isCrowd ? "Squares: the darker, the more traffic; dashed: loading; round: leaving." : ""];
+    nodes.set(nodes.byId("stages-words"), { text: told.join(" ") });
     nodes.keep(nodes.byId("stages"), entries, stages.lane, (lane, stage, key) => stages.fill(doc, lane, stage, key, members.get(key), most, least));
   },
 
@@ -31,9 +33,10 @@ const stages = {
 
   fill(doc, lane, stage, key, here, most, least) {
     const isEmpty = !here.some(([, member]) => member.state === "ready");
-    nodes.set(lane, { "data-slowest": stage.is_slowest ? "true" : null, "data-empty": isEmpty ? "true" : null });
+    const isBegun = doc.phase !== "gathering" && doc.phase !== "standby";
+    nodes.set(lane, { "data-slowest": stage.is_slowest ? "true" : null, "data-empty": isEmpty && isBegun ? "true" : null });
     const [head, crowd] = lane.children, [title, layers, meter, pace] = head.children, [sums, seats, field] = crowd.children;
-    nodes.set(title.lastChild, { hidden: !(stage.is_slowest || isEmpty), text: isEmpty ? "no replica" : "bottleneck", "data-tone": isEmpty ? "bad" : "warn" });
+    nodes.set(title.lastChild, { hidden: !(stage.is_slowest || isEmpty), text: !isEmpty ? "bottleneck" : isBegun ? "no replica" : "no replica yet", "data-tone": isEmpty && isBegun ? "bad" : "warn" });
     nodes.set(layers, { text: `${stage.layers ? `Layers ${stage.layers[0]} to ${stage.layers[1]} · ` : ""}queue ${format.number(stage.queue)}` });
     nodes.set(meter.firstChild, { width: most ? stage.rate / most : 0 });
     const spare = stage.rate && least && stage.rate > least * 1.005 ? `, ${format.percent(stage.rate / least - 1)} to spare` : "";
