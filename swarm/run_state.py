@@ -16,6 +16,9 @@ from .events import Event, Record
 MAX_STEPS = 4096
 """Steps that are kept one by one; beyond, every other one of the older half is let go."""
 
+KEPT_SHARE = 0.8
+"""How much of what a member was given counts on when the next step is closed: about the last five steps are seen."""
+
 MAX_FAULTS, MAX_NOTES, MAX_LINKS, MAX_GONE = 256, 100, 4096, 1024
 
 NOTED = (
@@ -56,7 +59,8 @@ class StepState:
 @dataclass(frozen=True, slots=True)
 class MemberState:
     """One incarnation of a peer under one trainer. `state`: loading, ready, draining or gone; `since` when it began.
-    `counted`: microbatches of it that are in updates; `given`: those of the last closed step."""
+    `counted`: microbatches of it that are in updates; `given`: of the latest closed steps, an older one
+    counting less."""
 
     member: int
     peer: str
@@ -66,7 +70,7 @@ class MemberState:
     since: float
     why: str = ""
     counted: int = 0
-    given: int = 0
+    given: float = 0.0
     ready_at: float | None = None
     pulse: events.MemberPulse | None = None
     behind: int = 0
@@ -387,13 +391,13 @@ def _settled(state: RunState, event: events.Settled, at: float) -> RunState:
     step = state.steps.get(event.step)
     if step is None or event.step < state.closed:
         return state
-    members = {number: replace(member, given=0) for number, member in state.members.items()}
+    members = {number: replace(member, given=KEPT_SHARE * member.given) for number, member in state.members.items()}
     peers = dict(state.peers)
     for number, count in event.counted:
         member = members.get(number)
         if member is None:
             continue
-        members[number] = replace(member, counted=member.counted + count, given=count)
+        members[number] = replace(member, counted=member.counted + count, given=member.given + count)
         peer = peers[member.peer]
         counted = {**peer.counted, member.stage: peer.counted.get(member.stage, 0) + count}
         peers[member.peer] = replace(peer, counted=counted)

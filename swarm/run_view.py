@@ -36,6 +36,7 @@ def view(state: RunState) -> dict[str, Any]:
     """The document."""
     paces = stage_paces(state)
     slowest = bottleneck(paces)
+    given = _given(state)
     return {
         "sequence": state.sequence,
         "at": state.at,
@@ -49,7 +50,11 @@ def view(state: RunState) -> dict[str, Any]:
         },
         "heldout": {str(version): loss for version, loss in sorted(state.heldout.items())},
         "stages": {str(pace.stage): _stage(state, pace, pace.stage == slowest) for pace in paces},
-        "members": {str(member.member): _member(state, member) for member in state.members.values() if member.is_live},
+        "members": {
+            str(member.member): _member(state, member, given[member.stage])
+            for member in state.members.values()
+            if member.is_live
+        },
         "peers": {peer.peer: _peer(state, peer) for peer in state.peers.values()},
         "links": {
             key: {
@@ -81,7 +86,15 @@ def view(state: RunState) -> dict[str, Any]:
             }
             for number, kept in enumerate(state.kept)
         },
-        "notes": {str(note.sequence): {"at": note.at, "text": in_words(state, note.event)} for note in state.notes},
+        "notes": {
+            str(note.sequence): {
+                "at": note.at,
+                "kind": note.event.kind,
+                "peer": getattr(note.event, "peer", None),
+                "text": in_words(state, note.event),
+            }
+            for note in state.notes
+        },
     }
 
 
@@ -231,9 +244,17 @@ def _cost(opened: events.Opened, stage: int) -> float:
     return opened.costs[stage] / total * opened.stages if total else 1.0
 
 
-def _member(state: RunState, member: MemberState) -> dict[str, Any]:
+def _given(state: RunState) -> dict[int, float]:
+    """What the members of each stage were given lately, all together."""
+    found: dict[int, float] = {}
+    for member in state.members.values():
+        if member.is_live:
+            found[member.stage] = found.get(member.stage, 0.0) + member.given
+    return found
+
+
+def _member(state: RunState, member: MemberState, given: float) -> dict[str, Any]:
     pulse = member.pulse
-    given = sum(other.given for other in state.members.values() if other.stage == member.stage)
     found = {
         "peer": member.peer,
         "stage": member.stage,
@@ -279,7 +300,7 @@ def waits(state: RunState, member: MemberState) -> str:
     if pulse.below == pulse.open:
         below = state.peers.get(pulse.waits_for)
         whom = "stage" if below is None else f"{name_of(below)} of stage"
-        return f"waits for {whom} {member.stage + 1} with {pulse.below} visits"
+        return f"waits for {whom} {member.stage + 1} with {pulse.below} {'visit' if pulse.below == 1 else 'visits'}"
     return ""
 
 

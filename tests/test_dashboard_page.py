@@ -1,28 +1,21 @@
 """The dashboard in a real browser, beside a real coordinator and real peers: what a person sees of join, kill and
-recovery, of a coordinator that is killed and comes again, and of the run when it is past.
+recovery, of a coordinator that is killed and comes again, and of the run when it is past (`browser.py`)."""
 
-Needs Chromium and its driver (Debian: `apt install chromium chromium-driver`); skipped where they are not installed.
-`SWARM_PEER_SCREENSHOTS` names a folder for screenshots.
-"""
-
-import os
-import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from swarm_peer.peer.local_swarm import LocalSwarm
 from swarm_peer.swarm.process import SharedFolder
 
+from tests.browser import SECONDS, Page, needs_browser
 from tests.processes import Home, home
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SECONDS = 120.0
-"""Longest that is waited for what must come; nothing depends on how soon it does."""
+pytestmark = needs_browser
 
 MANIFEST = """
 [model]
@@ -42,81 +35,15 @@ standby = true
 min_replicas = 2
 """
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromium-driver are not installed"),
-    # Selenium's, of sockets that it leaves to the interpreter.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-class Page:
-    """A browser, and what a person would find in it."""
-
-    def __init__(self, dark: bool = False) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1240,1500"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.browser = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-        self.browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]},
-        )
-
-    def text(self, selector: str) -> str:
-        """What is written there, whether or not it is in view."""
-        found: str = self.browser.execute_script(
-            "const node = document.querySelector(arguments[0]); return node ? node.textContent : ''", selector
-        )
-        return found
-
-    def texts(self, selector: str) -> list[str]:
-        found: list[str] = self.browser.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector
-        )
-        return found
-
-    def click(self, selector: str) -> None:
-        self.browser.execute_script("document.querySelector(arguments[0]).click()", selector)
-
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        from selenium.common.exceptions import TimeoutException
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        try:
-            return WebDriverWait(self.browser, SECONDS, poll_frequency=0.1).until(lambda _: condition())
-        except TimeoutException:
-            raise AssertionError(f"{what} did not come; the page says: {self.text('#sentence')!r}") from None
-
-    def errors(self) -> list[str]:
-        """What the page's scripts complain of, but for connections that are cut."""
-        log = self.browser.get_log("browser")
-        return [entry["message"] for entry in log if entry["level"] == "SEVERE" and "ERR_" not in entry["message"]]
-
-    def shoot(self, name: str) -> None:
-        folder = os.environ.get("SWARM_PEER_SCREENSHOTS")
-        if folder:
-            self.browser.save_screenshot(str(Path(folder) / f"{name}.png"))
-
-    def be_a_phone(self) -> None:
-        metrics = {"width": 360, "height": 1800, "deviceScaleFactor": 1, "mobile": True}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def width(self) -> int:
-        found: int = self.browser.execute_script("return document.documentElement.scrollWidth")
-        return found
+NAMES = ["attic", "basement", "night owl", "lab 4", "küche", "zoë's (old)"]
+SHOWN = [*NAMES[:-1], "zoës (old)"]
+"""What the trainer lets through of them."""
 
 
 class Run:
-    """A coordinator and six peers, and a thread that hears the coordinator."""
+    """A coordinator, and a thread that hears it."""
 
     def __init__(self, place: Home) -> None:
-        self.place = place
         self.swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -125,8 +52,7 @@ class Run:
         self.listening = threading.Event()
         self.said: dict[str, Any] = {}
         self.swarm.start_coordinator(MANIFEST, "--http", self.http)
-        self._hearing = threading.Thread(target=self._hear, daemon=True)
-        self._hearing.start()
+        threading.Thread(target=self._hear, daemon=True).start()
         assert self.listening.wait(SECONDS), self.swarm.last_words()
 
     def _hear(self) -> None:
@@ -135,13 +61,22 @@ class Run:
                 self.said.update(event)
                 self.listening.set()
 
+    def start_peer(self, number: int) -> None:
+        self.swarm.start_peer(number, self.said["run_id"], self.said["addresses"], "--name", NAMES[number])
+
     def start_again(self) -> None:
         """The coordinator that was killed, by the command that it had printed."""
         self.swarm.start_standby(self.said["run_id"], self.said["addresses"], "--http", self.http, name="coordinator")
 
-    def close(self) -> None:
-        self.swarm.close()
-        self.swarm.folder.leave()
+
+@contextmanager
+def running(place: Home) -> Iterator[Run]:
+    run = Run(place)
+    try:
+        yield run
+    finally:
+        run.swarm.close()
+        run.swarm.folder.leave()
 
 
 @pytest.fixture
@@ -151,151 +86,226 @@ def place() -> Iterator[Home]:
 
 
 def test_what_a_person_sees_of_a_run(place: Home) -> None:
-    run = Run(place)
-    page = Page()
-    try:
-        _watch(run, page)
+    with Page() as page:
+        with running(place) as run:
+            page.open(run.url)
+            _gathers(run, page)
+            _trains(run, page)
+            victim = _loses_a_peer(run, page)
+            _sees_one_peer(page, victim)
+            _loses_its_coordinator(run, page)
+            _is_read_by_everyone(run, page)
+            assert page.errors() == []
+        _is_looked_back_at(place, page)
         assert page.errors() == []
-    finally:
-        page.browser.quit()
-        run.close()
-    _look_back(place)
 
 
-def _watch(run: Run, page: Page) -> None:
-    swarm = run.swarm
-    page.browser.get(run.url)
+def steps_done(page: Page) -> int:
+    return int((page.text("#progress-words").split() or ["Step", "0"])[1].replace(",", ""))
 
-    # Nobody is there yet: the page says what it waits for.
+
+def seats(page: Page) -> list[tuple[str, str]]:
+    """(name, state) of every peer in the stage map, lane by lane."""
+    return list(
+        zip(page.texts("#stages .seat .name > :first-child"), page.texts("#stages .seat .mark-state"), strict=True)
+    )
+
+
+def _gathers(run: Run, page: Page) -> None:
+    """Nobody is there yet: the page says what it waits for, and how to help."""
     page.wait(lambda: "waiting for peers: stage 0 has 0 of 2" in page.text("#sentence"), "the wait for peers")
+    page.wait(lambda: page.text("#connection") == "live", "the feed")
+    assert page.text("#phase") == "gathering"
     assert page.text("#no-peers") == "No peer has joined yet."
-    assert page.text("#connection") == "live"
+    assert page.texts("#stages .tag") == ["no replica yet"] * 3
     assert "--run " + run.said["run_id"] in page.text("#needs code")
+    assert page.text("#spoken").startswith("Gathering: ")
 
-    swarm.start_peers(6, run.said["run_id"], run.said["addresses"])
+
+def _trains(run: Run, page: Page) -> None:
+    for number in range(6):
+        run.start_peer(number)
     page.wait(lambda: page.text("#phase") == "training", "the first step")
-    page.wait(lambda: page.texts("#stages .seat .tag") == ["ready"] * 6, "six peers at work")
+    page.wait(lambda: [state for _, state in seats(page)] == ["ready"] * 6, "six peers at work")
+    assert sorted(name for name, _ in seats(page)) == sorted(SHOWN)
+    assert page.text("#spoken").startswith("Training: ")
+
     assert [text[:7] for text in page.texts("#stages h3")] == ["Stage 0", "Stage 1", "Stage 2"]
-    page.wait(lambda: page.texts("#stages [data-slowest=true]"), "a bottleneck")
-    page.wait(lambda: "stage" in page.text("#needs .need") and "faster" in page.text("#needs dl"), "what is needed")
-    page.wait(lambda: page.texts("#loss .line") and len(page.texts("#loss .point")) == 1, "the loss")
-    page.wait(lambda: "of what ideal links would give" in page.text("#figures"), "the pace beside the ideal one")
-    page.wait(lambda: "0 B" not in page.text("#wire div:nth-child(2) dd"), "bytes saved")
-    assert page.texts("#promise .tag") == ["lost 0", "duplicated 0"]
+    page.wait(lambda: page.texts("#stages [data-slowest] .tag") == ["bottleneck"], "a bottleneck")
+    page.wait(lambda: "faster" in page.text("#needs dl") or "safer" in page.text("#needs dl"), "what is needed")
+    assert page.text("#needs .need").startswith("One more machine at stage ")
+    page.click("#needs .copy")
+    page.wait(lambda: page.text("#needs .copy") in ("Copied", "Selected"), "the command in the clipboard")
+
+    page.wait(lambda: steps_done(page) >= 3, "some steps")
+    assert page.named("image", "Loss over the steps")
+    assert page.named("image", "Tokens a second over the steps")
+    page.wait(
+        lambda: page.run("return document.querySelectorAll('#loss .line.loss, #loss .point').length") == 2, "loss"
+    )
+    assert page.text("#loss-words").startswith("Training loss ")
+    page.wait(lambda: "%" in page.figure("Of ideal links"), "the pace beside the ideal one")
+    assert "tokens learned" in page.figure("Tokens a second")
+    page.wait(lambda: page.figure("Saved by compression", "#wire")[:2] not in ("", "0 "), "bytes saved")
+    assert page.texts("#promise .badge") == ["lost 0", "duplicated 0"]
+    assert "in its update exactly once" in page.text("#promise .told")
     assert page.text("#no-faults").startswith("No peer has been lost")
 
-    # A peer is killed: it is found, its work rerouted, nothing lost.
-    victim = next(child for child in swarm.children.values() if child.peer and page_stage(page, child.peer) == 1)
-    swarm.kill(victim)
-    page.wait(lambda: page.texts("#faults tr"), "the fault")
-    row = page.wait(lambda: [cell for cell in page.texts("#faults td") if " microbatch" in cell], "what is run again")
-    assert row
-    assert victim.peer[-8:] in page.text("#faults")
-    page.wait(lambda: f"{victim.peer[-8:]} of stage 1 is lost" in page.text("#notes"), "the note")
-    page.wait(lambda: page.text("#stages li:nth-child(2) .name").count("ready") == 1, "stage 1 with one replica")
-    page.shoot("fault")
 
-    # It comes again under its identity, and its page tells of both lives.
+def _loses_a_peer(run: Run, page: Page) -> str:
+    """One is killed: it is found, its work rerouted, nothing lost; then it comes again. Its peer id."""
+    link = "#stages > li:nth-child(2) .seat"
+    victim = run.swarm.child_of(str(page.run("return document.querySelector(arguments[0]).hash", link)).split("=")[1])
     number = int(victim.name.removeprefix("peer-"))
-    swarm.start_peer(number, run.said["run_id"], run.said["addresses"])
-    page.wait(lambda: page.texts("#stages .seat .tag") == ["ready"] * 6, "six peers again")
-    page.click(f'#peers a[href="#peer={victim.peer}"]')
-    page.wait(lambda: page.text("#peer-title") == victim.peer[-8:], "the peer's page")
-    assert "lost once" in page.text("#peer-page")
-    page.wait(lambda: page.text("#peer-page dd").split()[0] not in ("", "0"), "work that was accepted")
+    run.swarm.kill(victim)
+    page.wait(lambda: page.texts("#faults th") == [SHOWN[number]], "the fault")
+    page.wait(lambda: page.text("#faults td").endswith("s") or "nothing" in page.text("#faults td"), "the rerouting")
+    page.wait(lambda: f"{SHOWN[number]} of stage 1 is lost" in page.text("#notes"), "the note")
+    page.wait(lambda: len(page.texts("#stages > li:nth-child(2) .seat")) == 1, "stage 1 with one replica")
+    page.wait(lambda: "1 peer was lost on the way" in page.text("#promise"), "the count of losses")
+    assert page.texts("#promise .badge") == ["lost 0", "duplicated 0"]
+    page.shoot("fault")
+    run.start_peer(number)
+    page.wait(lambda: [state for _, state in seats(page)] == ["ready"] * 6, "six peers again")
+    return victim.peer
+
+
+def _sees_one_peer(page: Page, peer: str) -> None:
+    """The board finds it, its page tells of both its lives, and leads back."""
+    page.write("#search", peer[-6:])
+    page.wait(lambda: len(page.texts("#peers tr")) == 1, "the peer that is looked for")
+    page.click(f'#peers a[href="#peer={peer}"]')
+    page.wait(lambda: page.text("#peer-id") == peer, "the peer's page")
+    assert page.text("#peer-title") in SHOWN
+    assert page.run("return document.activeElement.id") == "peer-title"
+    page.wait(lambda: page.figure("Work accepted", "#peer-figures")[:1] not in ("", "0"), "work that was accepted")
+    page.wait(lambda: "visits/s" in page.figure("Throughput", "#peer-figures"), "its throughput")
+    assert "lost once" in page.figure("Online", "#peer-figures")
+    assert "rank " in page.figure("Credit", "#peer-figures")
+    assert page.text("#peer-waits").startswith("It ")
+    assert "is lost at step" in page.text("#peer-notes")
+    assert page.texts("#overview h2") == []
     page.shoot("peer")
+    page.click("#back")
+    page.wait(lambda: page.texts("#overview h2"), "the whole run")
+    page.write("#search", "nobody is called that")
+    page.wait(lambda: page.text("#no-peers").startswith("No peer is called that"), "no peer")
+    page.write("#search", "stage 2")
+    page.wait(lambda: len(page.texts("#peers tr")) == 2, "the peers of a stage")
+    page.write("#search", " ")
+    page.wait(lambda: len(page.texts("#peers tr")) == 6, "all peers")
+    assert page.run("return document.querySelector('#board-head [aria-sort]').textContent") == "Credit↓"
+    page.click("#board-head [data-key=name] button")
+    page.wait(lambda: page.texts("#peers th") == sorted(SHOWN, key=str.lower), "the peers by their names")
+    page.click("#board-head [data-key=credit] button")
 
     # The peers have measured their links by now.
-    page.wait(lambda: "ms" in page.text("#links") and "bit/s" in page.text("#links"), "measured links")
-    assert "direct" in page.text("#links")
+    page.wait(lambda: "ms" in page.text("#cuts") and "bit/s" in page.text("#cuts"), "measured links")
+    assert "direct" in page.text("#cuts")
+    page.click("#links-summary")
+    page.wait(lambda: "bit/s" in page.text("#links"), "every link")
+    page.click("#links-summary")
 
-    # The coordinator is killed and started again: the page comes back by itself, with all that was.
-    steps = int(page.text("#figures dd").split(" ")[0].replace(",", ""))
-    faults = page.text("#faults")
-    swarm.kill(swarm.children["coordinator"])
+
+def _loses_its_coordinator(run: Run, page: Page) -> None:
+    """It is killed and started again: the page comes back by itself, with all that was."""
+    steps, fault = steps_done(page), page.text("#faults")
+    run.swarm.kill(run.swarm.children["coordinator"])
     page.wait(lambda: page.text("#connection").startswith("reconnecting since"), "the loss of the connection")
+    assert page.text("#faults") == fault
     run.start_again()
     page.wait(lambda: page.text("#connection") == "live", "the connection")
     page.wait(lambda: page.text("#phase") == "training", "the run that goes on")
-    page.wait(lambda: int(page.text("#figures dd").split(" ")[0].replace(",", "")) > steps, "a step more")
-    assert faults in page.text("#faults")
-    assert f"{victim.peer[-8:]} of stage 1 is lost" in page.text("#notes")
-    assert page.texts("#promise .tag") == ["lost 0", "duplicated 0"]
+    page.wait(lambda: steps_done(page) > steps, "a step more")
+    assert fault in page.text("#faults")
+    assert "is lost at step" in page.text("#notes")
+    assert page.texts("#promise .badge") == ["lost 0", "duplicated 0"]
 
-    page.browser.get(run.url)
-    page.wait(lambda: page.texts("#loss .line"), "the page")
+
+def _is_read_by_everyone(run: Run, page: Page) -> None:
+    """In both themes, on a phone, by keyboard and by a screen reader."""
+    page.open(run.url)
     page.wait(lambda: "faster" in page.text("#needs dl") or "safer" in page.text("#needs dl"), "what is needed now")
+    page.wait(lambda: "bit/s" in page.text("#cuts"), "links under the new trainer")
     page.shoot("light")
-    page.click("#theme")
-    assert page.browser.execute_script("return document.documentElement.dataset.theme") == "dark"
-    page.shoot("dark")
-    page.be_a_phone()
-    page.wait(lambda: page.width() <= 360, "a page that is no wider than a phone")
-    page.shoot("phone")
-    _is_usable_by_keyboard(page)
-
-
-def page_stage(page: Page, peer: str) -> int:
-    """The stage in whose lane a peer is shown."""
-    stages: int = page.browser.execute_script(
-        "const seat = document.querySelector(`a.seat[href='#peer=${arguments[0]}']`);"
-        "return seat ? [...document.querySelectorAll('#stages > li')].indexOf(seat.closest('li')) : -1",
-        peer,
-    )
-    return stages
-
-
-def _is_usable_by_keyboard(page: Page) -> None:
-    """The first stop of the tabulator leads past the head; everything that can be pressed has a name."""
-    page.browser.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    ActionChains(page.browser).send_keys(Keys.TAB).perform()
-    assert page.browser.execute_script("return document.activeElement.textContent") == "Skip to the run"
-    nameless = page.browser.execute_script(
-        "return [...document.querySelectorAll('button, a, input, select')].filter((node) =>"
-        " !(node.textContent.trim() || node.getAttribute('aria-label') || node.closest('label'))).length"
-    )
-    assert nameless == 0
-    headings = [int(name[1]) for name in page.browser.execute_script(
-        "return [...document.querySelectorAll('h1, h2, h3')].map((node) => node.tagName)"
+    for role, name in (("banner", ""), ("main", ""), ("navigation", "Parts of this page"), ("region", "Stages")):
+        assert len(page.named(role, name)) == 1, (role, name)
+    assert page.named("progressbar", "Steps done")
+    assert page.named("searchbox", "Find a peer")
+    assert {"Peer", "Credit", "Found, rerouted", "Round trip"} <= set(page.named("columnheader"))
+    headings = [int(name[1]) for name in page.run(
+        "return [...document.querySelectorAll('h1, h2, h3')].filter((node) => node.checkVisibility()).map((node) => node.tagName)"
     )]  # fmt: skip
     assert headings[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
+    assert "" not in [*page.named("button"), *page.named("link"), *page.named("combobox"), *page.named("searchbox")]
+
+    page.run("document.activeElement.blur(); scrollTo(0, 0)")
+    page.press("TAB")
+    assert page.run("return document.activeElement.textContent") == "Skip to the run"
+    page.press("ENTER", "TAB")
+    assert page.run("return document.querySelector('main').contains(document.activeElement)")
+
+    assert page.named("button", "Use the dark theme")
+    page.click("#theme")
+    assert page.named("button", "Use the light theme")
+    background = page.run("return getComputedStyle(document.body).backgroundColor")
+    page.open(run.url)
+    assert page.run("return getComputedStyle(document.body).backgroundColor") == background, "the theme is forgotten"
+    page.wait(lambda: page.run("return document.querySelectorAll('#loss .line').length") >= 1, "the page")
+    page.wait(lambda: len(seats(page)) == 6, "its peers")
+    page.shoot("dark")
+
+    page.be_a_phone()
+    page.wait(lambda: page.run("return innerWidth") == 360, "the narrow window")
+    page.wait(lambda: page.width() <= 360, "a page that is no wider than a phone")
+    page.shoot("phone")
+    page.run("location.hash = document.querySelector('#peers a').hash")
+    page.wait(lambda: page.text("#peer-title"), "a peer's page")
+    assert page.width() <= 360
+    page.shoot("phone-peer")
 
 
-def _look_back(place: Home) -> None:
+def _is_looked_back_at(place: Home, page: Page) -> None:
     """The same run when it is past, from its log."""
     log = next((place.folder / "s" / "events").rglob("*.events")).parent
     replaying = place.start("swarm-coordinator", "replay", str(log))
-    page = Page(dark=True)
     try:
         assert replaying.stdout is not None
         url = next(word for word in replaying.stdout.readline().split() if word.startswith("http://"))
-        page.browser.get(url)
+        page.be_a_desktop()
+        page.open(url)
         page.wait(lambda: page.text("#moment"), "the slider")
-        assert page.browser.execute_script("return document.documentElement.dataset.theme") == "dark"
-        assert page.text("#connection") == "replay"
+        assert page.text("#connection") == "a past run"
         assert page.texts("#faults tr")
-        page.browser.execute_script(
-            "const slider = document.querySelector('#slider'); slider.value = 3;"
-            "slider.dispatchEvent(new Event('input'))"
+        assert page.named("slider", "Moment of the run")
+        ended = steps_done(page)
+
+        page.run("document.querySelector('#slider').focus()")
+        page.press("HOME")
+        page.wait(lambda: page.text("#phase") == "gathering" and not page.texts("#faults tr"), "the beginning")
+        page.press("ARROW_RIGHT")
+        page.wait(lambda: not page.text("#moment").split("·")[-1].strip().startswith("0 ms"), "a moment later")
+
+        # From one notable event to the next, until the peer is lost.
+        stops = page.texts("#stops option")
+        lost = next(number for number, text in enumerate(stops) if " is lost " in text)
+        page.run(
+            "const stops = document.querySelector('#stops'); stops.selectedIndex = arguments[0];"
+            "stops.dispatchEvent(new Event('change'))",
+            lost - 1,
         )
-        page.wait(lambda: page.text("#moment").endswith(f"event 3 of {page.text('#moment').split()[-1]}"), "the start")
-        page.wait(lambda: not page.texts("#faults tr"), "a moment before the fault")
-        page.wait(lambda: page.text("#phase") == "gathering", "the beginning")
-        page.browser.execute_script(
-            "const stops = document.querySelector('#stops');"
-            "stops.value = [...stops.options].find((stop) => stop.textContent.includes('is lost')).value;"
-            "stops.dispatchEvent(new Event('change'))"
-        )
+        page.wait(lambda: page.run("return document.querySelector('#stops').selectedIndex") == lost - 1, "the stop")
+        assert not page.texts("#faults tr")
+        page.click("#after")
         page.wait(lambda: page.texts("#faults tr"), "the moment of the fault")
+        assert 0 < steps_done(page) < ended
         page.shoot("replay")
+
+        page.run("document.querySelector('#speed').selectedIndex = 2")
         page.click("#play")
-        page.wait(lambda: page.text("#play") == "Pause", "the run playing")
-        assert page.errors() == []
+        page.wait(lambda: steps_done(page) == ended, "the run played to its end")
+        page.wait(lambda: page.named("button", "Play"), "its end")
     finally:
-        page.browser.quit()
         replaying.terminate()
         replaying.communicate(timeout=60)

@@ -1,53 +1,91 @@
 "use strict";
-/* Puts the parts together: draws the newest document, at most once a frame. */
+/* Puts the parts together: draws what has changed, at most once a frame, and says what must be heard. */
 (() => {
-  let current = null, waiting = false;
+  const PARTS = [
+    [["phase", "sentence", "run", "progress", "ledger", "members", "at"], run.strip],
+    [["steps", "heldout", "faults"], charts.loss],
+    [["steps", "progress", "faults"], charts.pace],
+    [["stages", "members", "peers", "run"], stages.map],
+    [["needs", "phase"], run.needs],
+    [["faults"], faults.list],
+    [["links", "wire", "peers", "run"], links.list],
+    [["notes"], run.notes],
+    [["kept", "live"], run.kept],
+    [["peers", "at"], board.list],
+  ];
+  const SPOKEN_MS = 30000;
+  let current = null, changed = new Set(), isAll = false, isWaiting = false;
 
   const peerInAddress = () => { const found = /^#peer=([0-9A-Za-z]+)$/.exec(location.hash); return found ? found[1] : ""; };
 
   const draw = () => {
-    waiting = false;
+    isWaiting = false;
     if (!current) return;
-    run.strip(current);
-    charts.loss(nodes.byId("loss"), current);
-    run.stages(current);
-    run.needs(current);
-    run.faults(current);
-    run.links(current);
-    run.notes(current);
-    run.kept(current);
-    people.board(current);
-    people.page(current, peerInAddress());
+    const id = peerInAddress();
+    for (const [keys, part] of PARTS) if (isAll || keys.some((key) => changed.has(key))) part(current);
+    person.page(current, id);
+    changed = new Set();
+    isAll = false;
+    const done = (current.progress || {}).step, peer = id && (current.peers || {})[id];
+    document.title = `${peer ? `${peer.name} – ` : ""}${current.phase}${done >= 0 ? `, step ${format.number(done + 1)}` : ""} – swarm-peer`;
+    speak(current);
   };
-  const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw); } };
-  const show = (doc) => { current = doc; redraw(); };
+  const redraw = () => { if (!isWaiting) { isWaiting = true; requestAnimationFrame(draw); } };
+  const redrawAll = () => { isAll = true; redraw(); };
+  const show = (doc, keys) => {
+    current = doc;
+    if (keys) keys.forEach((key) => changed.add(key)); else isAll = true;
+    redraw();
+  };
 
-  const connection = nodes.byId("connection");
+  // The sentence changes with every step: it is read out when the phase does, and otherwise now and then.
+  let spokenPhase = "", spokenAt = 0;
+  const speak = (doc) => {
+    if (doc.phase === spokenPhase && performance.now() - spokenAt < SPOKEN_MS) return;
+    spokenPhase = doc.phase;
+    spokenAt = performance.now();
+    nodes.set(nodes.byId("spoken"), { text: `${format.capital(doc.phase)}: ${doc.sentence}.` });
+  };
+
   let lostAt = null;
+  const connection = (words, tone) => {
+    nodes.set(nodes.byId("connection"), { "data-tone": tone });
+    nodes.set(nodes.byId("connection-words"), { text: words });
+  };
   const connected = (isIt) => {
     lostAt = isIt ? null : lostAt || new Date();
-    nodes.set(connection, isIt ? { text: "live", "data-tone": "good" } : { text: `reconnecting since ${lostAt.toLocaleTimeString("en-GB")}`, "data-tone": "warn" });
+    document.body.classList.toggle("stale", !isIt);
+    if (isIt) connection("live", "good"); else connection(`reconnecting since ${lostAt.toLocaleTimeString("en-GB")}`, "warn");
   };
 
-  const theme = () => document.documentElement.dataset.theme;
-  const setTheme = (name) => { document.documentElement.dataset.theme = name; };
-  const remembered = (() => { try { return localStorage.getItem("theme"); } catch { return null; } })();
-  setTheme(remembered || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
-  nodes.byId("theme").addEventListener("click", () => {
-    setTheme(theme() === "dark" ? "light" : "dark");
-    try { localStorage.setItem("theme", theme()); } catch { /* a private window: not remembered */ }
-  });
+  const toggle = nodes.byId("theme");
+  const name = () => nodes.set(toggle, { "aria-label": `Use the ${theme.now() === "dark" ? "light" : "dark"} theme`, title: `Use the ${theme.now() === "dark" ? "light" : "dark"} theme` });
+  toggle.addEventListener("click", () => { theme.choose(theme.now() === "dark" ? "light" : "dark"); name(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
+  name();
 
-  people.head(redraw);
-  nodes.byId("search").addEventListener("input", redraw);
-  addEventListener("hashchange", () => {
+  board.head(redrawAll);
+  person.begin();
+  addEventListener("more", redrawAll);
+  nodes.byId("links-summary").parentNode.addEventListener("toggle", redrawAll);
+  let cameFrom = 0;
+  addEventListener("hashchange", (event) => {
+    const wasPeer = event.oldURL.includes("#peer="), isPeer = Boolean(peerInAddress());
+    if (isPeer && !wasPeer) cameFrom = scrollY;
     draw();
-    if (peerInAddress()) { nodes.byId("peer").scrollIntoView({ block: "start" }); nodes.byId("peer-title").focus({ preventScroll: true }); }
+    if (isPeer) { scrollTo(0, 0); nodes.byId("peer-title").focus({ preventScroll: true }); }
+    else if (wasPeer && location.hash === "#run") scrollTo(0, cameFrom);
+    else if (wasPeer) { const there = nodes.byId(location.hash.slice(1)); if (there) there.scrollIntoView(); }
   });
 
-  fetch("/api/state").then((answer) => answer.json()).then((doc) => {
-    show(doc);
-    if (doc.live) source.live(show, connected);
-    else { nodes.set(connection, { text: "replay" }); source.replay(show); }
-  }).catch(() => source.live(show, connected));
+  const begin = async () => {
+    let doc = null;
+    try { doc = await (await fetch("/api/state")).json(); } catch { /* the feed tries again and again */ }
+    if (doc) show(doc);
+    if (!doc || doc.live) { source.live(show, connected); return; }
+    nodes.set(nodes.byId("foot-live"), { hidden: true });
+    connection("a past run", "accent");
+    await Replay.open(show);
+  };
+  begin();
 })();
