@@ -90,7 +90,7 @@ def view(state: RunState) -> dict[str, Any]:
             str(note.sequence): {
                 "at": note.at,
                 "kind": note.event.kind,
-                "peer": getattr(note.event, "peer", None),
+                "peer": getattr(note.event, "peer", ""),
                 "text": in_words(state, note.event),
             }
             for note in state.notes

@@ -1,4 +1,4 @@
-"""A browser for tests of the dashboard, and what a person would find in a page: by what is written, by role and by name.
+"""A browser for tests of the dashboard, and what a person would find in a page: by text, by role and by name.
 
 Needs Chromium and its driver (`make browser`; Debian: `apt install chromium chromium-driver`). `SWARM_PEER_SCREENSHOTS`
 names a folder for screenshots.

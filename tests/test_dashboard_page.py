@@ -159,7 +159,8 @@ def _loses_a_peer(run: Run, page: Page) -> str:
     number = int(victim.name.removeprefix("peer-"))
     run.swarm.kill(victim)
     page.wait(lambda: page.texts("#faults th") == [SHOWN[number]], "the fault")
-    page.wait(lambda: page.text("#faults td").endswith("s") or "nothing" in page.text("#faults td"), "the rerouting")
+    assert page.text("#faults td").split(",")[0].startswith(("after ", "at once"))
+    assert "microbatch" in page.text("#faults td:nth-child(3)")
     page.wait(lambda: f"{SHOWN[number]} of stage 1 is lost" in page.text("#notes"), "the note")
     page.wait(lambda: len(page.texts("#stages > li:nth-child(2) .seat")) == 1, "stage 1 with one replica")
     page.wait(lambda: "1 peer was lost on the way" in page.text("#promise"), "the count of losses")
@@ -234,7 +235,8 @@ def _is_read_by_everyone(run: Run, page: Page) -> None:
     assert page.named("searchbox", "Find a peer")
     assert {"Peer", "Credit", "Found, rerouted", "Round trip"} <= set(page.named("columnheader"))
     headings = [int(name[1]) for name in page.run(
-        "return [...document.querySelectorAll('h1, h2, h3')].filter((node) => node.checkVisibility()).map((node) => node.tagName)"
+        "return [...document.querySelectorAll('h1, h2, h3')].filter((node) => node.checkVisibility())"
+        ".map((node) => node.tagName)"
     )]  # fmt: skip
     assert headings[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
@@ -272,7 +274,9 @@ def _is_looked_back_at(place: Home, page: Page) -> None:
     replaying = place.start("swarm-coordinator", "replay", str(log))
     try:
         assert replaying.stdout is not None
-        url = next(word for word in replaying.stdout.readline().split() if word.startswith("http://"))
+        said = replaying.stdout.readline()
+        url = next((word for word in said.split() if word.startswith("http://")), "")
+        assert url, said
         page.be_a_desktop()
         page.open(url)
         page.wait(lambda: page.text("#moment"), "the slider")
@@ -288,7 +292,7 @@ def _is_looked_back_at(place: Home, page: Page) -> None:
         page.wait(lambda: not page.text("#moment").split("·")[-1].strip().startswith("0 ms"), "a moment later")
 
         # From one notable event to the next, until the peer is lost.
-        stops = page.texts("#stops option")
+        stops = page.run("return [...document.querySelector('#stops').options].map((stop) => stop.textContent)")
         lost = next(number for number, text in enumerate(stops) if " is lost " in text)
         page.run(
             "const stops = document.querySelector('#stops'); stops.selectedIndex = arguments[0];"

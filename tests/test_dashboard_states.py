@@ -68,7 +68,7 @@ def test_each_state_of_a_run_has_its_look(page: Page) -> None:
     with shown() as run:
         page.open(run.url)
         page.wait(lambda: "nothing is known of this run yet" in page.text("#sentence"), "a run without an event")
-        assert page.text("#no-stages") and page.text("#no-peers") and page.text("#no-notes") and page.text("#no-kept")
+        assert all(page.text(f"#no-{part}") for part in ("stages", "peers", "notes", "kept"))
         run.emit(*beginning())
         page.wait(lambda: page.text("#phase") == "training", "the run")
         looks = {"training": page.run("return getComputedStyle(document.querySelector('#run')).borderTopColor")}
@@ -132,7 +132,7 @@ def test_names_are_text_wherever_they_stand(page: Page) -> None:
         assert EVIL in page.text("#peer-machine")
         page.click("#back")
         page.wait(lambda: page.text("#faults th") == EVIL, "the fault")
-        assert EVIL in page.text("#faults td.words") and EVIL in page.text("#notes") and EVIL in page.text("#peers")
+        assert all(EVIL in page.text(place) for place in ("#faults td.words", "#notes", "#peers"))
         assert page.run("return document.querySelectorAll('main img, main script').length") == 0
         assert "owned" not in page.run("return document.title")
         page.open(run.url + "#peer=%3Cimg%20src=x%3E")
@@ -141,7 +141,7 @@ def test_names_are_text_wherever_they_stand(page: Page) -> None:
 
 
 def test_a_thousand_peers(page: Page) -> None:
-    """Lanes become fields of squares, tables show their first rows, and news changes what is there instead of drawing it anew."""
+    """Lanes become fields of squares, tables show their first rows, and news changes what is there."""
     number = 1000
     story = beginning()[:3]
     story += [events.Joined(n, f"peer{n}", n % 3, name=f"box {n}") for n in range(1, number + 1)]
