@@ -129,9 +129,7 @@ class Page:
             ActionChains(self.browser).send_keys(getattr(Keys, key)).perform()
 
     def be_a_phone(self) -> None:
-        self._command(
-            "Emulation.setDeviceMetricsOverride", width=360, height=1800, deviceScaleFactor=1, mobile=True
-        )
+        self._command("Emulation.setDeviceMetricsOverride", width=360, height=1800, deviceScaleFactor=1, mobile=True)
 
     def be_a_desktop(self) -> None:
         self._command("Emulation.clearDeviceMetricsOverride")

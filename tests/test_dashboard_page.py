@@ -106,9 +106,11 @@ def steps_done(page: Page) -> int:
 
 def seats(page: Page) -> list[tuple[str, str]]:
     """(name, state) of every peer in the stage map, lane by lane."""
-    return list(
-        zip(page.texts("#stages .seat .name > :first-child"), page.texts("#stages .seat .mark-state"), strict=True)
+    found: list[tuple[str, str]] = page.run(
+        "return [...document.querySelectorAll('#stages .seat .name')].map((node) =>"
+        " [node.firstChild.textContent, node.lastChild.textContent])"
     )
+    return found
 
 
 def _gathers(run: Run, page: Page) -> None:
@@ -140,7 +142,9 @@ def _trains(run: Run, page: Page) -> None:
     page.wait(lambda: steps_done(page) >= 3, "some steps")
     assert page.named("image", "Loss over the steps")
     assert page.named("image", "Tokens a second over the steps")
-    page.wait(lambda: page.run("return document.querySelectorAll('#loss .line.loss, #loss .point').length") == 2, "loss")
+    page.wait(
+        lambda: page.run("return document.querySelectorAll('#loss .line.loss, #loss .point').length") == 2, "loss"
+    )
     assert page.text("#loss-words").startswith("Training loss ")
     page.wait(lambda: "%" in page.figure("Of ideal links"), "the pace beside the ideal one")
     assert "tokens learned" in page.figure("Tokens a second")
@@ -157,7 +161,8 @@ def _loses_a_peer(run: Run, page: Page) -> str:
     number = int(victim.name.removeprefix("peer-"))
     run.swarm.kill(victim)
     page.wait(lambda: page.texts("#faults th") == [SHOWN[number]], "the fault")
-    page.wait(lambda: page.text("#faults td").endswith("s") or "nothing" in page.text("#faults td"), "the rerouting")
+    assert page.text("#faults td").split(",")[0].startswith(("after ", "at once"))
+    assert "microbatch" in page.text("#faults td:nth-child(3)")
     page.wait(lambda: f"{SHOWN[number]} of stage 1 is lost" in page.text("#notes"), "the note")
     page.wait(lambda: len(page.texts("#stages > li:nth-child(2) .seat")) == 1, "stage 1 with one replica")
     page.wait(lambda: "1 peer was lost on the way" in page.text("#promise"), "the count of losses")
@@ -286,7 +291,7 @@ def _is_looked_back_at(place: Home, page: Page) -> None:
         page.wait(lambda: not page.text("#moment").split("·")[-1].strip().startswith("0 ms"), "a moment later")
 
         # From one notable event to the next, until the peer is lost.
-        stops = page.texts("#stops option")
+        stops = page.run("return [...document.querySelector('#stops').options].map((stop) => stop.textContent)")
         lost = next(number for number, text in enumerate(stops) if " is lost " in text)
         page.run(
             "const stops = document.querySelector('#stops'); stops.selectedIndex = arguments[0];"
@@ -300,7 +305,7 @@ def _is_looked_back_at(place: Home, page: Page) -> None:
         assert 0 < steps_done(page) < ended
         page.shoot("replay")
 
-        page.run("document.querySelector('#speed').selectedIndex = 2")
+        page.run("const speed = document.querySelector('#speed'); speed.selectedIndex = speed.options.length - 1")
         page.click("#play")
         page.wait(lambda: steps_done(page) == ended, "the run played to its end")
         page.wait(lambda: page.named("button", "Play"), "its end")
