@@ -106,9 +106,11 @@ def steps_done(page: Page) -> int:
 
 def seats(page: Page) -> list[tuple[str, str]]:
     """(name, state) of every peer in the stage map, lane by lane."""
-    return list(
-        zip(page.texts("#stages .seat .name > :first-child"), page.texts("#stages .seat .mark-state"), strict=True)
+    found: list[tuple[str, str]] = page.run(
+        "return [...document.querySelectorAll('#stages .seat .name')].map((node) =>"
+        " [node.firstChild.textContent, node.lastChild.textContent])"
     )
+    return found
 
 
 def _gathers(run: Run, page: Page) -> None:
@@ -306,7 +308,7 @@ def _is_looked_back_at(place: Home, page: Page) -> None:
         assert 0 < steps_done(page) < ended
         page.shoot("replay")
 
-        page.run("document.querySelector('#speed').selectedIndex = 2")
+        page.run("const speed = document.querySelector('#speed'); speed.selectedIndex = speed.options.length - 1")
         page.click("#play")
         page.wait(lambda: steps_done(page) == ended, "the run played to its end")
         page.wait(lambda: page.named("button", "Play"), "its end")

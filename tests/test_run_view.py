@@ -156,3 +156,24 @@ def test_the_banned_are_known() -> None:
     document = shown(*beginning(), events.Banned("peer2", "it lies"), events.Banned("stranger", ""))
     assert document["peers"]["peer2"]["banned"] == "it lies"
     assert document["peers"]["stranger"]["banned"] == "by the organizer"
+
+
+def test_shares_follow_the_latest_steps_without_jumping() -> None:
+    def share(*more: Event) -> float:
+        found: float = shown(*beginning(), *more)["members"]["1"]["share"]
+        return found
+
+    assert share() == pytest.approx(0.5)
+    elsewhere = events.Settled(1, ((4, 4),), 4, 0, 0, 0, 0)
+    assert 0.1 < share(stepped(1), elsewhere) < 0.5
+    gone = events.Left(4, "peer4", 0, "bed time")
+    assert share(stepped(1), elsewhere, gone) == pytest.approx(1.0)
+
+
+def test_notes_say_whose_they_are_and_downloads_have_the_numbers_that_they_are_asked_for_by() -> None:
+    first = events.Kept("adapter", 1, "/a", (("a", 1, "0" * 64),))
+    second = events.Kept("checkpoint", 2, "/b", (("b", 1, "0" * 64),))
+    document = shown(*beginning(), first, second, first)
+    ready = next(note for note in document["notes"].values() if note["kind"] == "ready")
+    assert (ready["peer"], ready["text"]) == ("peer1", "box 1 is ready at stage 0")
+    assert {number: kept["what"] for number, kept in document["kept"].items()} == {"0": "checkpoint", "1": "adapter"}

@@ -5,7 +5,7 @@
     [["phase", "sentence", "run", "progress", "ledger", "members", "at"], run.strip],
     [["steps", "heldout", "faults"], charts.loss],
     [["steps", "progress", "faults"], charts.pace],
-    [["stages", "members", "peers", "run"], stages.map],
+    [["stages", "members", "peers", "run", "phase"], stages.map],
     [["needs", "phase"], run.needs],
     [["faults"], faults.list],
     [["links", "wire", "peers", "run"], links.list],

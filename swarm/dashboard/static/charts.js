@@ -53,7 +53,7 @@ class Chart {
     });
     const lines = data.lines.map((line) => [line.kind, line]);
     if (data.level) lines.push(["level", { points: [[0, data.level], [data.last, data.level]] }]);
-    nodes.keep(this.lines, lines, (kind) => nodes.svg("polyline", { class: `line ${kind}` }), (node, line) => nodes.set(node, { points: line.points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ") }));
+    nodes.keep(this.lines, lines, (kind) => nodes.svg("polyline", { class: `line ${kind}` }), (node, line) => nodes.set(node, { points: (line.points.length === 1 ? [line.points[0], line.points[0]] : line.points).map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ") }));
     nodes.keep(this.points, data.points.map((point, place) => [place, point]), () => nodes.svg("circle", { class: "point", r: 4 }), (node, point) => nodes.set(node, { cx: x(point[0]).toFixed(1), cy: y(point[1]).toFixed(1) }));
   }
 
@@ -87,10 +87,14 @@ class Chart {
 const charts = {
   stepsOf(doc) { return Object.entries(doc.steps || {}).map(([step, row]) => [Number(step), row]).sort((a, b) => a[0] - b[0]); },
 
-  /* A line that follows the points with a delay of about so many of them. */
-  smoothed(points, over) {
-    let value = points.length ? points[0][1] : 0;
-    return points.map(([x, y]) => [x, (value += (y - value) / over)]);
+  /* The mean of each point and of `reach` neighbours on either side. */
+  smoothed(points, reach) {
+    const sums = [0];
+    for (const [, y] of points) sums.push(sums[sums.length - 1] + y);
+    return points.map(([x], place) => {
+      const near = Math.min(reach, place, points.length - 1 - place);
+      return [x, (sums[place + near + 1] - sums[place - near]) / (2 * near + 1)];
+    });
   },
 
   legend(place, entries) {
@@ -112,7 +116,7 @@ const charts = {
     };
     const isLong = points.length > 120;
     const lines = [{ kind: isLong ? "loss faint" : "loss", points }];
-    if (isLong) lines.push({ kind: "smooth", points: charts.smoothed(points, points.length / 40) });
+    if (isLong) lines.push({ kind: "smooth", points: charts.smoothed(points, Math.round(points.length / 50)) });
     const told = [];
     if (steps.length) told.push(`Training loss ${format.loss(points[0][1])} after the first step, ${format.loss(points[points.length - 1][1])} now (nats a token).`);
     if (heldout.length) told.push(`On the held-out text ${heldout.slice(-3).map(([version, loss]) => `${format.loss(loss)} at version ${format.number(version)}`).join(", ")}.`);

@@ -34,7 +34,7 @@ const format = {
   seconds(value) {
     if (value === null || value === undefined) return NOTHING;
     if (value < 0.9995) return `${Math.round(1000 * value)}\u00a0ms`;
-    if (value < 59.95) return `${value.toFixed(1)}\u00a0s`;
+    if (value < 59.5) return `${value.toFixed(value < 9.95 ? 1 : 0)}\u00a0s`;
     const whole = Math.round(value);
     if (whole < 3600) return `${Math.floor(whole / 60)}\u00a0min ${whole % 60}\u00a0s`;
     const minutes = Math.round(value / 60);

@@ -17,7 +17,7 @@ const run = {
     nodes.set(bar.firstElementChild, { width: share });
     nodes.set(nodes.byId("progress-words"), { text: about.steps ? `Step ${format.number(done)} of ${format.number(about.steps)} · ${format.percent(share)}` : "" });
     const isOver = doc.phase === "finished" || doc.phase === "stopped";
-    const left = isOver ? `ran for ${format.seconds(doc.at - about.began_at)}` : doc.phase === "training" && progress.seconds_left ? `about ${format.seconds(progress.seconds_left)} left` : "";
+    const left = isOver && doc.at > about.began_at ? `ran for ${format.seconds(doc.at - about.began_at)}` : doc.phase === "training" && progress.seconds_left ? `about ${format.seconds(progress.seconds_left)} left` : "";
     nodes.set(nodes.byId("progress-left"), { text: left });
     const ideal = progress.ideal_tokens_per_second ? progress.tokens_per_second / progress.ideal_tokens_per_second : null;
     const states = (name) => members.filter((member) => member.state === name).length;

@@ -32,14 +32,15 @@ const stages = {
   },
 
   fill(doc, lane, stage, key, here, most, least) {
-    const isEmpty = !here.some(([, member]) => member.state === "ready");
-    const isBegun = doc.phase !== "gathering" && doc.phase !== "standby";
-    nodes.set(lane, { "data-slowest": stage.is_slowest ? "true" : null, "data-empty": isEmpty && isBegun ? "true" : null });
+    const isBegun = doc.phase !== "gathering", isOver = ["standby", "finished", "stopped"].includes(doc.phase);
+    const isEmpty = !isOver && !here.some(([, member]) => member.state === "ready");
+    nodes.set(lane, { "data-slowest": stage.is_slowest && !isOver ? "true" : null, "data-empty": isEmpty && isBegun ? "true" : null });
     const [head, crowd] = lane.children, [title, layers, meter, pace] = head.children, [sums, seats, field] = crowd.children;
-    nodes.set(title.lastChild, { hidden: !(stage.is_slowest || isEmpty), text: !isEmpty ? "bottleneck" : isBegun ? "no replica" : "no replica yet", "data-tone": isEmpty && isBegun ? "bad" : "warn" });
+    nodes.set(title.lastChild, { hidden: isOver || !(stage.is_slowest || isEmpty), text: !isEmpty ? "bottleneck" : isBegun ? "no replica" : "no replica yet", "data-tone": isEmpty && isBegun ? "bad" : "warn" });
     nodes.set(layers, { text: `${stage.layers ? `Layers ${stage.layers[0]} to ${stage.layers[1]} · ` : ""}queue ${format.number(stage.queue)}` });
     nodes.set(meter.firstChild, { width: most ? stage.rate / most : 0 });
-    const spare = stage.rate && least && stage.rate > least * 1.005 ? `, ${format.percent(stage.rate / least - 1)} to spare` : "";
+    const times = stage.rate && least ? stage.rate / least : 1;
+    const spare = times >= 3 ? `, ${format.short(times)} times the narrowest` : times > 1.005 ? `, ${format.percent(times - 1)} to spare` : "";
     nodes.set(pace, { text: stage.rate ? `${format.short(stage.rate)} visits a second at most${spare}` : "Pace not known yet" });
     const isCrowd = here.length > stages.CARDS;
     nodes.set(sums, { hidden: !isCrowd && here.length > 0, text: isCrowd ? stages.summed(here) : here.length ? "" : "No peer is here." });
