@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import hashlib
 import ipaddress
 import json
 import threading
@@ -375,14 +376,14 @@ sequence_length = 32
 
 
 def test_an_organizer_steers_a_real_run(tmp_path: Path) -> None:
-    """A real coordinator and five peers: paused, measured, gone on with; a peer leaves, another is banned."""
+    """A real coordinator and five peers: paused, measured, exported, gone on with; a peer leaves, another is banned."""
     from swarm_peer.peer.local_swarm import LocalSwarm
     from swarm_peer.swarm.process import SharedFolder
 
     with home() as place:
         swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
         try:
-            swarm.start_coordinator(MANIFEST, "--http", "off")
+            swarm.start_coordinator(MANIFEST, "--http", "off", "--exports", str(place.folder / "exports"))
             _steer(place, swarm)
         finally:
             swarm.close()
@@ -410,6 +411,7 @@ def _steer(place: Home, swarm: Any) -> None:
             assert "paused by the organizer" in command("pause")
         elif kind == "paused":
             assert "training" not in command("status").splitlines()[0]
+            _export_and_measure(place, next(event for event in seen if event["event"] == "listening"))
             command("resume")
         elif kind == "resumed":
             crowded = [peer for peer in _peers(seen) if len(_of_stage(seen, _peers(seen)[peer])) == 3]
@@ -428,6 +430,27 @@ def _steer(place: Home, swarm: Any) -> None:
     assert [peer["banned"] for peer in status["peers"].values() if peer["banned"]] == ["it lies"]
     code, output = place.run("swarm-coordinator", "drain", "nobody")
     assert (code, "no peer of this run is called" in output) == (2, True)
+
+
+def _export_and_measure(place: Home, listening: dict[str, Any]) -> None:
+    """Also while it is paused: the files are where the coordinator may write, and are what it says they are."""
+    token = (Path(place.environment["SWARM_PEER_STATE"]) / "tokens" / listening["run_id"]).read_text(encoding="ascii")
+    with channel_to(listening["api"]) as channel:
+        ours = Client(SERVICE, channel, token)
+        for number, merge in ((1, False), (2, True)):
+            *lines, last = ours.stream("Export", pb.ExportRequest(merge=merge))
+            assert any("got version" in line.line for line in lines)
+            folder = Path(last.exported.folder)
+            assert folder == place.folder / "exports" / listening["run_id"][:16] / f"{number:04}"
+            told = {file.name: (file.bytes, file.sha256) for file in last.exported.files}
+            assert ("model.safetensors" if merge else "adapter_model.safetensors") in told
+            for path in folder.iterdir():
+                content = path.read_bytes()
+                assert told.pop(path.name) == (len(content), hashlib.sha256(content).hexdigest())
+            assert not told
+        kept = json.loads(ours.call("Status", pb.StatusRequest()).document)["kept"]
+        assert [entry["what"] for entry in kept.values()] == ["adapter", "model"]
+        assert 0 < ours.call("Evaluate", pb.EvaluateRequest()).loss < 20
 
 
 def _peers(seen: list[dict[str, Any]]) -> dict[str, int]:

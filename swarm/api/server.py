@@ -134,6 +134,8 @@ def _streamed(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awa
             async with _told(context), contextlib.aclosing(handler(request, context)) as answers:
                 async for one in answers:
                     await _write(context, one)
+        except _GoneError:
+            return
         except _SlowError:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_SECONDS):
@@ -146,12 +148,18 @@ class _SlowError(Exception):
     """The other side does not take in what it is sent."""
 
 
+class _GoneError(Exception):
+    """The other side has gone."""
+
+
 async def _write(context: grpc.aio.ServicerContext, answer: Any) -> None:
     try:
         async with asyncio.timeout(SLOW_SECONDS):
             await context.write(answer)
     except TimeoutError:
         raise _SlowError from None
+    except grpc.aio.InternalError:
+        raise _GoneError from None
 
 
 _CODES: Mapping[type[SwarmError], grpc.StatusCode] = {
@@ -169,7 +177,7 @@ async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
     except SwarmError as error:
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), grpc.StatusCode.ABORTED)
         await context.abort(code, str(error))
-    except (grpc.aio.AbortError, grpc.RpcError, _SlowError):
+    except (grpc.aio.AbortError, grpc.RpcError, _SlowError, _GoneError):
         raise
     except Exception:
         logger.exception("a call of the API failed")
