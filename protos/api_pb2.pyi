@@ -151,6 +151,14 @@ class File(_message.Message):
     sha256: str
     def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
+class ExportProgress(_message.Message):
+    __slots__ = ("line", "exported")
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_FIELD_NUMBER: _ClassVar[int]
+    line: str
+    exported: Exported
+    def __init__(self, line: _Optional[str] = ..., exported: _Optional[_Union[Exported, _Mapping]] = ...) -> None: ...
+
 class Exported(_message.Message):
     __slots__ = ("folder", "version", "files")
     FOLDER_FIELD_NUMBER: _ClassVar[int]

@@ -70,7 +70,8 @@ class Exported(Event):
 @dataclass(frozen=True, slots=True)
 class Node:
     """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
-    listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end."""
+    listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end;
+    `exports`: where the API may export to, if not the state folder."""
 
     folder: SharedFolder
     listen: Sequence[str]
@@ -79,6 +80,7 @@ class Node:
     give_up: float | None = None
     export: Export | None = None
     places: Places = NOWHERE
+    exports: Path | None = None
 
     @asynccontextmanager
     async def network(
@@ -206,10 +208,15 @@ class _Part:
             state.keep_manifest(self.signed)
             state.keep_delegation(self.delegation)
             succession.highest, succession.remember = state.term(), state.keep_term
-        helm = RunHelm(self.manifest, succession, chronicle, transport, directory)
+        helm = RunHelm(self.manifest, succession, chronicle, transport, directory, node.exports)
         async with shown(chronicle, node.places, helm) as shows:
             run = LocalRun(
-                self.manifest.run_id, self.manifest.settings.model.name, transport.addresses, os.getpid(), shows.api
+                self.manifest.run_id,
+                self.manifest.settings.model.name,
+                transport.addresses,
+                os.getpid(),
+                shows.api,
+                str(node.places.tls[0].absolute()) if node.places.tls else "",
             )
             with advertised(run):
                 node.emit(self._listening(run, shows))
@@ -230,7 +237,7 @@ class _Part:
             if node.export is not None:
                 await asyncio.to_thread(node.export.finish, self.manifest)
                 if not node.export.problem:
-                    node.emit(await asyncio.to_thread(kept_of, node.export))
+                    node.emit(await asyncio.to_thread(kept_of, node.export, self.manifest))
             node.emit(Ended("", report))
             if node.export is not None:
                 node.emit(Exported(str(node.export.folder), node.export.problem))

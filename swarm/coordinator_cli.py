@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--api-cert", type=Path, metavar="FILE", help="with --api-key: have the API use TLS, PEM")
     start.add_argument("--api-key", type=Path, metavar="FILE", help="with --api-cert: its private key, PEM")
+    start.add_argument(
+        "--exports", type=Path, metavar="DIR", help="where the API exports to, a folder each (default: state folder)"
+    )
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
@@ -147,7 +150,7 @@ def _start(options: argparse.Namespace) -> int:
             api=None if options.api == "off" else options.api,
             tls=(options.api_cert, options.api_key) if options.api_cert else None,
         )
-        node = Node(folder, options.listen, emit, options.announce, options.give_up, export, places)
+        node = Node(folder, options.listen, emit, options.announce, options.give_up, export, places, options.exports)
         if settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
         else:

@@ -25,6 +25,7 @@ EVALUATION_SECONDS = 3600.0
 """Longest that somebody waits for an evaluation: it begins after the step that is being issued."""
 
 MAX_WAITING = 16
+OVER = "this coordinator does not lead the run any more"
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Errands:
     """Called when somebody asks."""
 
     waiting: list["asyncio.Future[pb.Evaluated]"] = field(default_factory=list)
+    over: bool = False
 
     async def serve(self, channel: Channel, question: pb.Evaluate) -> None:
         """Answers one who asks, when the trainer has come to it."""
@@ -55,7 +57,10 @@ class Errands:
             await channel.send(pb.Refused(reason=pb.NOT_READY, detail=str(error)))
 
     async def ask(self) -> pb.Evaluated:
-        """The held-out loss, when the trainer has come to it. Raises `UsageError` if too many wait for it."""
+        """The held-out loss, when the trainer has come to it. Raises `UsageError` if too many wait for it, or the
+        trainer stops leading before it comes to it."""
+        if self.over:
+            raise UsageError(OVER)
         if len(self.waiting) >= MAX_WAITING:
             raise UsageError("too many ask for an evaluation")
         answer: asyncio.Future[pb.Evaluated] = asyncio.get_running_loop().create_future()
@@ -66,6 +71,13 @@ class Errands:
         finally:
             if answer in self.waiting:
                 self.waiting.remove(answer)
+
+    def close(self) -> None:
+        """Tells all who wait that the trainer will not come to it."""
+        self.over = True
+        for future in self.waiting:
+            if not future.done():
+                future.set_exception(UsageError(OVER))
 
     async def run(self, version: int) -> None:
         """Does what is waited for, at a version that nobody drops meanwhile."""

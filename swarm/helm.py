@@ -7,10 +7,10 @@ of evaluation and export.
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import StorageError, UsageError
 from .chronicle import Chronicle
 from .directory import Directory
 from .events import Kept
@@ -26,7 +26,7 @@ from .transport import Transport
 
 
 class RunHelm:
-    """The helm of one coordinator's run."""
+    """The helm of one coordinator's run; what is exported goes under `exports` (default: the state folder's)."""
 
     def __init__(
         self,
@@ -35,12 +35,15 @@ class RunHelm:
         chronicle: Chronicle,
         transport: Transport,
         directory: Directory,
+        exports: Path | None = None,
     ) -> None:
         self._manifest = manifest
         self._succession = succession
         self._chronicle = chronicle
         self._transport = transport
         self._directory = directory
+        self._exports = exports or state_folder() / "exports"
+        self._exporting = False
 
     @property
     def run_id(self) -> str:
@@ -49,8 +52,10 @@ class RunHelm:
     @property
     def _trainer(self) -> Trainer:
         trainer = self._succession.trainer
-        if trainer is None or trainer.over:
-            raise UsageError("this coordinator does not lead the run (any more)")
+        if trainer is None:
+            raise UsageError("this coordinator stands by: ask the one that leads the run")
+        if trainer.over:
+            raise UsageError("this coordinator does not lead the run any more")
         return trainer
 
     @property
@@ -88,24 +93,39 @@ class RunHelm:
         found = measures(answer.version, loss, answer.tokens, answer.bytes)
         return {**found, "bits_per_byte": 0.0 if math.isnan(found["bits_per_byte"]) else found["bits_per_byte"]}
 
-    async def export(self, merge: bool) -> Kept:
-        """Writes the newest version into a new folder of this coordinator's state; whoever asks chooses no path."""
-        home = state_folder() / "exports" / self._manifest.run_id[:16]
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        number = sum(1 for _ in home.iterdir()) + 1
-        export = Export(home / f"{number:04}", merge)
-        await export_from_run(export, self._manifest, self._transport, self._directory, lambda line: None)
-        assert export.collected is not None
-        kept = await asyncio.to_thread(kept_of, export)
+    async def export(self, merge: bool, tell: Callable[[str], None]) -> Kept:
+        """Writes the newest version into a new folder of this coordinator's; whoever asks chooses no path. Raises
+        `UsageError` while another export goes on."""
+        if self._exporting:
+            raise UsageError("an export is under way already: ask again when it is done")
+        self._exporting = True
+        try:
+            export = Export(await asyncio.to_thread(self._new_place), merge)
+            tell("fetching the newest version from the replicas")
+            await export_from_run(export, self._manifest, self._transport, self._directory, tell)
+            tell(f"written to {export.folder}; taking digests")
+            kept = await asyncio.to_thread(kept_of, export, self._manifest)
+        finally:
+            self._exporting = False
         self._chronicle.emit(kept)
         return kept
 
+    def _new_place(self) -> Path:
+        """A folder that is not there yet; numbers grow even if older ones are removed. Raises `StorageError`."""
+        home = self._exports / self._manifest.run_id[:16]
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            numbers = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
+        except OSError as error:
+            raise StorageError(f"exports cannot be kept in {home}: {error.strerror or error}") from error
+        return home / f"{max(numbers, default=0) + 1:04}"
 
-def kept_of(export: Export) -> Kept:
+
+def kept_of(export: Export, manifest: Manifest) -> Kept:
     """What was written, with sizes and digests. Blocks."""
     assert export.collected is not None
     files = tuple(_described(path) for path in sorted(export.folder.iterdir()) if path.is_file())
-    what = "model" if export.merge else "adapter"
+    what = "model" if export.merge or manifest.settings.train.mode == "full" else "adapter"
     return Kept(what, export.collected.version, str(export.folder.absolute()), files)
 
 

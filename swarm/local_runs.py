@@ -17,13 +17,15 @@ from .keys import state_folder
 
 @dataclass(frozen=True, slots=True)
 class LocalRun:
-    """`addresses`: the coordinator's multiaddrs; `api`: the HOST:PORT of its API, "" for none."""
+    """`addresses`: the coordinator's multiaddrs; `api`: the HOST:PORT of its API, "" for none; `api_certificate`: the
+    file of its certificate if it uses TLS."""
 
     run_id: str
     model: str
     addresses: tuple[str, ...]
     pid: int
     api: str = ""
+    api_certificate: str = ""
 
 
 def _folder() -> Path:
@@ -57,6 +59,7 @@ def local_runs(model: str) -> list[LocalRun]:
                 tuple(fields["addresses"]),
                 int(fields["pid"]),
                 str(fields.get("api", "")),
+                str(fields.get("api_certificate", "")),
             )
             age = path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):

@@ -198,6 +198,7 @@ class Trainer:
                 await self._say_farewell(f"the run has stopped: {problem}")
         finally:
             self._finishing = True
+            self.errands.close()
             self.admission.close()
             self.pool.close()
         if problem is not None:

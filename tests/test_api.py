@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import datetime
+import hashlib
 import ipaddress
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from swarm_peer.errors import TrustError, UnreachableError, UsageError
 from swarm_peer.protos import api_pb2 as pb
+from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
-from swarm_peer.swarm.api import coordinator_service, token
+from swarm_peer.swarm.api import coordinator_service, server, token, watching
 from swarm_peer.swarm.api.client import Client, channel_to, find_coordinator, token_of
 from swarm_peer.swarm.api.commands import SERVICE
 from swarm_peer.swarm.api.server import MAX_REQUEST_BYTES
@@ -66,8 +68,11 @@ class Helm:
         self.done.append(("evaluate",))
         return {"version": 3, "loss": 4.0, "perplexity": 54.6, "bits_per_byte": 2.0, "tokens": 100}
 
-    async def export(self, merge: bool) -> Kept:
+    async def export(self, merge: bool, tell: Callable[[str], None]) -> Kept:
         self.done.append(("export", merge))
+        if len([done for done in self.done if done[0] == "export"]) > 1:
+            raise UsageError("an export is under way already")
+        tell("got version 3 of 10")
         return Kept("adapter", 3, "/there", (("adapter.safetensors", 7, "00ff"),))
 
 
@@ -96,6 +101,8 @@ class Served:
         self._loop.call_soon_threadsafe(self.chronicle.emit, event)
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(60)
         assert not self._thread.is_alive()
@@ -189,8 +196,12 @@ def test_the_organizer_does_what_he_may(served: Served) -> None:
         ours.call("Drain", pb.DrainRequest(peer="peer2", why="bed time"))
         ours.call("Ban", pb.BanRequest(peer="peer3", why="it lies"))
         assert ours.call("Evaluate", pb.EvaluateRequest()).perplexity == 54.6
-        exported = ours.call("Export", pb.ExportRequest(merge=True))
-        assert [(file.name, file.bytes, file.sha256) for file in exported.files] == [("adapter.safetensors", 7, "00ff")]
+        *lines, last = ours.stream("Export", pb.ExportRequest(merge=True))
+        assert [line.line for line in lines] == ["got version 3 of 10"]
+        files = [(file.name, file.bytes, file.sha256) for file in last.exported.files]
+        assert files == [("adapter.safetensors", 7, "00ff")]
+        with pytest.raises(UsageError, match="under way already"):
+            list(ours.stream("Export", pb.ExportRequest()))
         with pytest.raises(UsageError, match="nobody is not in this run now"):
             ours.call("Drain", pb.DrainRequest(peer="nobody"))
     assert served.helm.done == [
@@ -200,6 +211,7 @@ def test_the_organizer_does_what_he_may(served: Served) -> None:
         ("ban", "peer3", "it lies"),
         ("evaluate",),
         ("export", True),
+        ("export", False),
     ]
     with client(served, "wrong") as wrong, pytest.raises(TrustError, match="not this run's"):
         wrong.call("Pause", pb.PauseRequest())
@@ -216,7 +228,7 @@ def test_the_status_is_what_the_dashboard_shows(served: Served) -> None:
 
 
 def test_who_watches_is_told_what_changes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator_service, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(watching, "TICK_SECONDS", 0.02)
     with client(served) as reading:
         changes = reading.stream("Watch", pb.WatchRequest())
         first = next(changes)
@@ -233,12 +245,57 @@ def test_who_watches_is_told_what_changes(served: Served, monkeypatch: pytest.Mo
 
 
 def test_too_many_watchers_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator_service, "MAX_WATCHERS", 1)
+    monkeypatch.setattr(watching, "MAX_WATCHERS", 1)
     with client(served) as one, client(served) as two:
-        watching = one.stream("Watch", pb.WatchRequest())
-        next(watching)
+        first = one.stream("Watch", pb.WatchRequest())
+        next(first)
         with pytest.raises(UsageError, match="watch already"):
             next(two.stream("Watch", pb.WatchRequest()))
+
+
+def test_who_does_not_take_in_what_is_sent_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is free while it still reads nothing, and others are told all the time."""
+    monkeypatch.setattr(watching, "TICK_SECONDS", 0.005)
+    monkeypatch.setattr(watching, "MAX_WATCHERS", 2)
+    monkeypatch.setattr(server, "SLOW_SECONDS", 0.1)
+    little = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+    with grpc.insecure_channel(served.place, little) as channel, client(served) as reading, client(served) as third:
+        slow = Client(SERVICE, channel).stream("Watch", pb.WatchRequest())
+        assert next(slow).whole
+        for told, _ in enumerate(reading.stream("Watch", pb.WatchRequest()), 1):
+            served.emit(stepped(told))
+            for number in range(20):
+                served.emit(events.Banned(f"peer{number + 1}", f"{told}: " + "x" * 400))
+            if told % 20 == 0:
+                with contextlib.suppress(UsageError):
+                    assert next(third.stream("Watch", pb.WatchRequest())).whole
+                    break
+            assert told < 5000
+        with pytest.raises(UsageError, match="do not take in"):
+            list(slow)
+
+
+def test_a_tick_is_made_once_for_all_who_watch(state: Path) -> None:
+    async def main() -> None:
+        chronicle = told(*beginning())
+        ticks = watching.Ticks(chronicle)
+        making = asyncio.create_task(ticks.run())
+        async with contextlib.aclosing(ticks.watch()) as one, contextlib.aclosing(ticks.watch()) as two:
+            assert (await anext(one)).document == (await anext(two)).document
+            for step in (1, 2):
+                chronicle.emit(stepped(step))
+                assert await anext(one) is await anext(two)
+            # One that has missed a tick is told the difference to the newest, which is another one's two.
+            document = json.loads(watching.to_json(ticks.document()))
+            for step in (3, 4):
+                chronicle.emit(stepped(step))
+                await anext(one)
+            document = apply(document, json.loads((await anext(two)).document))
+            assert apply({}, document) == apply({}, json.loads(watching.to_json(ticks.document())))
+        assert ticks.watchers == 0
+        making.cancel()
+
+    run(main())
 
 
 def test_it_says_that_it_is_well(served: Served) -> None:
@@ -319,14 +376,14 @@ sequence_length = 32
 
 
 def test_an_organizer_steers_a_real_run(tmp_path: Path) -> None:
-    """A real coordinator and five peers: paused, measured, gone on with; a peer leaves, another is banned."""
+    """A real coordinator and five peers: paused, measured, exported, gone on with; a peer leaves, another is banned."""
     from swarm_peer.peer.local_swarm import LocalSwarm
     from swarm_peer.swarm.process import SharedFolder
 
     with home() as place:
         swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
         try:
-            swarm.start_coordinator(MANIFEST, "--http", "off")
+            swarm.start_coordinator(MANIFEST, "--http", "off", "--exports", str(place.folder / "exports"))
             _steer(place, swarm)
         finally:
             swarm.close()
@@ -354,6 +411,7 @@ def _steer(place: Home, swarm: Any) -> None:
             assert "paused by the organizer" in command("pause")
         elif kind == "paused":
             assert "training" not in command("status").splitlines()[0]
+            _export_and_measure(place, next(event for event in seen if event["event"] == "listening"))
             command("resume")
         elif kind == "resumed":
             crowded = [peer for peer in _peers(seen) if len(_of_stage(seen, _peers(seen)[peer])) == 3]
@@ -372,6 +430,27 @@ def _steer(place: Home, swarm: Any) -> None:
     assert [peer["banned"] for peer in status["peers"].values() if peer["banned"]] == ["it lies"]
     code, output = place.run("swarm-coordinator", "drain", "nobody")
     assert (code, "no peer of this run is called" in output) == (2, True)
+
+
+def _export_and_measure(place: Home, listening: dict[str, Any]) -> None:
+    """Also while it is paused: the files are where the coordinator may write, and are what it says they are."""
+    token = (Path(place.environment["SWARM_PEER_STATE"]) / "tokens" / listening["run_id"]).read_text(encoding="ascii")
+    with channel_to(listening["api"]) as channel:
+        ours = Client(SERVICE, channel, token)
+        for number, merge in ((1, False), (2, True)):
+            *lines, last = ours.stream("Export", pb.ExportRequest(merge=merge))
+            assert any("got version" in line.line for line in lines)
+            folder = Path(last.exported.folder)
+            assert folder == place.folder / "exports" / listening["run_id"][:16] / f"{number:04}"
+            told = {file.name: (file.bytes, file.sha256) for file in last.exported.files}
+            assert ("model.safetensors" if merge else "adapter_model.safetensors") in told
+            for path in folder.iterdir():
+                content = path.read_bytes()
+                assert told.pop(path.name) == (len(content), hashlib.sha256(content).hexdigest())
+            assert not told
+        kept = json.loads(ours.call("Status", pb.StatusRequest()).document)["kept"]
+        assert [entry["what"] for entry in kept.values()] == ["adapter", "model"]
+        assert 0 < ours.call("Evaluate", pb.EvaluateRequest()).loss < 20
 
 
 def _peers(seen: list[dict[str, Any]]) -> dict[str, int]:

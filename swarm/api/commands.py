@@ -4,35 +4,51 @@ All through the API of its coordinator, on this machine unless `--api` names ano
 """
 
 import argparse
+import contextlib
 import json
+import os
+import select
 import sys
-from collections.abc import Iterator
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from ...errors import ProtocolError, UnreachableError
 from ...protos import api_pb2 as pb
+from ..merge_patch import apply
 from .client import Client, channel_to, find_coordinator, token_of
+from .screen import screen
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Coordinator"]
-TONES = {"ready": "green", "loading": "yellow", "draining": "yellow", "training": "green", "finished": "green"}
+REQUESTS: dict[str, Any] = {
+    "pause": pb.PauseRequest,
+    "resume": pb.ResumeRequest,
+    "drain": pb.DrainRequest,
+    "ban": pb.BanRequest,
+}
+LEAVE = Text("q leaves", "dim")
 
 
 def add_parsers(commands: Any) -> None:
     """The commands' flags."""
     for name, what in (
         ("status", "how a run is doing"),
-        ("top", "the same, live, until Ctrl-C"),
-        ("watch", "what happens, as JSON, one change a line"),
+        ("top", "the same, live, until q or Ctrl-C"),
+        ("watch", "what happens, as JSON lines: the whole document, then a merge patch (RFC 7396) each"),
     ):
         parser = commands.add_parser(name, help=what)
         _add_place(parser)
         if name == "status":
             parser.add_argument("--json", action="store_true", help="everything, as JSON")
+        elif name == "watch":
+            parser.add_argument("--json", action="store_true", help="as JSON: it is always")
     for name, what in (("pause", "begin no further step"), ("resume", "go on")):
         parser = commands.add_parser(name, help=f"have a run {what}")
         _add_place(parser)
@@ -60,9 +76,10 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Does what the command line says."""
-    place, run_id = find_coordinator(options.api, options.run)
-    token = token_of(options.token, run_id) if hasattr(options, "token") else ""
-    with channel_to(place, options.api_cert) as channel:
+    changes = hasattr(options, "token")
+    place = find_coordinator(options.api, options.run, changes=changes)
+    token = token_of(options.token, place.run_id) if changes else ""
+    with channel_to(place.address, options.api_cert or place.certificate) as channel:
         client = Client(SERVICE, channel, token)
         name = options.command
         if name == "status":
@@ -71,73 +88,82 @@ def run_command(options: argparse.Namespace) -> int:
             for change in client.stream("Watch", pb.WatchRequest()):
                 print(change.document, flush=True)
         elif name == "top":
-            _top(change.status for change in client.stream("Watch", pb.WatchRequest()))
+            _top(client)
         else:
-            request = {
-                "pause": pb.PauseRequest,
-                "resume": pb.ResumeRequest,
-                "drain": pb.DrainRequest,
-                "ban": pb.BanRequest,
-            }[name]
             said = {"peer": options.peer, "why": options.why} if name in ("drain", "ban") else {}
-            print(client.call(name.capitalize(), request(**said)).sentence)
+            print(client.call(name.capitalize(), REQUESTS[name](**said)).sentence)
     return 0
 
 
 def _show_status(status: pb.RunStatus, as_json: bool) -> None:
+    document = _patched({}, status.document)
     if as_json:
-        print(json.dumps(json.loads(status.document), indent=2))
+        print(json.dumps(document, indent=2))
     else:
-        Console().print(screen(status))
+        Console(soft_wrap=not sys.stdout.isatty()).print(screen(document))
 
 
-def _top(statuses: Iterator[pb.RunStatus]) -> None:
+def _top(client: Client) -> None:
     console = Console()
-    if not console.is_terminal:
-        for status in statuses:
-            print(f"{status.phase}: {status.sentence}", flush=True)
+    document: dict[str, Any] = {}
+    try:
+        with client.open("Watch", pb.WatchRequest()) as call:
+            if not console.is_terminal:
+                for change in call:
+                    document = _patched(document, change.document)
+                    print(f"{document['phase']}: {document['sentence']}", flush=True)
+                return
+            with keys(call.cancel), Live(Text("connecting"), console=console, screen=True, auto_refresh=False) as live:
+                for change in call:
+                    document = _patched(document, change.document)
+                    live.update(Group(screen(document, console.height - 1), LEAVE), refresh=True)
+    except UnreachableError:
+        # A coordinator goes when its run is over.
+        if document.get("phase") not in ("finished", "stopped"):
+            raise
+    if document and console.is_terminal:
+        print(f"{document['phase']}: {document['sentence']}")
+
+
+def _patched(document: Mapping[str, Any], patch: str) -> dict[str, Any]:
+    """The document after a patch. Raises `ProtocolError` if it has not what is shown here."""
+    try:
+        found = apply(document, json.loads(patch))
+        screen(found)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"the coordinator's document is not this version's: {error!r}") from error
+    return found
+
+
+@contextlib.contextmanager
+def keys(leave: Callable[[], object]) -> Iterator[None]:
+    """Calls `leave` when q is typed, in a thread of its own, while the block lasts; the terminal is then as it was."""
+    if not sys.stdin.isatty():
+        yield
         return
-    with Live(Text("connecting"), console=console, screen=True, auto_refresh=False) as live:
-        try:
-            for status in statuses:
-                live.update(screen(status), refresh=True)
-        except KeyboardInterrupt:
-            sys.exit(130)
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    done, over = os.pipe()
 
+    def listen() -> None:
+        while True:
+            ready, _, _ = select.select([terminal, done], [], [])
+            if done in ready:
+                return
+            typed = os.read(terminal, 64)
+            if not typed or b"q" in typed.lower():
+                leave()
+                return
 
-def screen(status: pb.RunStatus) -> Group:
-    """A run as a terminal shows it."""
-    head = Text.assemble((f" {status.phase} ", f"reverse {TONES.get(status.phase, 'yellow')}"), f" {status.sentence}")
-    share = ""
-    if status.ideal_tokens_per_second and status.tokens_per_second <= status.ideal_tokens_per_second:
-        share = f" ({100 * status.tokens_per_second / status.ideal_tokens_per_second:.0f} % of ideal links)"
-    loss = f"{status.loss:.4f}" if status.HasField("loss") else "none yet"
-    held = f", held out {status.heldout:.4f}" if status.HasField("heldout") else ""
-    left = f", {status.seconds_left / 60:.0f} min left" if status.HasField("seconds_left") else ""
-    facts = Text(
-        f"step {status.step} of {status.steps}{left}\nloss {loss}{held}\n"
-        f"{status.tokens_per_second:.0f} tokens/s{share}\n"
-        f"{status.microbatches} microbatches: lost {status.lost}, duplicated {status.duplicated}; "
-        f"{status.faults} peers lost"
-    )
-    stages = _table("stage", "replicas", "visits/s", "queue", "")
-    for stage in status.stages:
-        rate = f"{stage.rate:.2f}" if stage.rate else "?"
-        mark = (
-            Text("bottleneck", "yellow") if stage.slowest else Text("no replica", "red") if not stage.replicas else ""
-        )
-        stages.add_row(str(stage.stage), str(stage.replicas), rate, str(stage.queue), mark)
-    members = _table("peer", "stage", "state", "counted", "credit", "")
-    for member in sorted(status.members, key=lambda member: (member.stage, -member.credit)):
-        state = Text(member.state, TONES.get(member.state, "red"))
-        waits = Text(member.waits, overflow="ellipsis", no_wrap=True)
-        members.add_row(Text(member.name), str(member.stage), state, str(member.counted), f"{member.credit:.1f}", waits)
-    return Group(head, facts, stages, members)
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
-    for name in names[:-1]:
-        table.add_column(name, header_style="dim", no_wrap=True)
-    table.add_column(names[-1], ratio=1, no_wrap=True, overflow="ellipsis")
-    return table
+    thread = threading.Thread(target=listen, name="keys")
+    # What was typed while this program loaded counts.
+    tty.setcbreak(terminal, termios.TCSADRAIN)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.write(over, b"x")
+        thread.join()
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        os.close(done)
+        os.close(over)

@@ -1,30 +1,24 @@
 """The coordinator's service: its run as the dashboard shows it, and what the organizer may do to it.
 
-Reads from the chronicle; acts through `Helm`, which the coordinator gives. Errors: `UsageError` for what cannot be
-done, `TrustError` for who may not do it.
+Reads from the chronicle (`watching.py`); acts through `Helm`, which the coordinator gives. Errors: `UsageError` for
+what cannot be done, `TrustError` for who may not do it.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 
-from ...errors import RefusedError
 from ...protos import api_pb2 as pb
 from ..chronicle import Chronicle
-from ..dashboard.server import parse_place
+from ..dashboard.server import parse_place, reachable
 from ..events import Kept
-from ..merge_patch import difference
-from ..run_view import view
 from .server import serving, tls
 from .token import Doorkeeper, load_or_create
-
-WATCH_SECONDS = 1.0
-MAX_WATCHERS = 64
+from .watching import Ticks, status_of, to_json
 
 
 class Helm(Protocol):
@@ -43,17 +37,16 @@ class Helm(Protocol):
 
     async def evaluate(self) -> Mapping[str, float]: ...
 
-    async def export(self, merge: bool) -> Kept: ...
+    async def export(self, merge: bool, tell: Callable[[str], None]) -> Kept: ...
 
 
 class CoordinatorService:
     """The handlers, by the names of the methods."""
 
-    def __init__(self, chronicle: Chronicle, helm: Helm, doorkeeper: Doorkeeper) -> None:
-        self._chronicle = chronicle
+    def __init__(self, ticks: Ticks, helm: Helm, doorkeeper: Doorkeeper) -> None:
+        self._ticks = ticks
         self._helm = helm
         self._doorkeeper = doorkeeper
-        self._watchers = 0
 
     def handlers(self) -> dict[str, Any]:
         return {
@@ -71,28 +64,15 @@ class CoordinatorService:
         return self._now()
 
     def _now(self) -> pb.RunStatus:
-        document = view(self._chronicle.state)
+        document = self._ticks.document()
         status = status_of(document)
-        status.document = json.dumps(document, default=str)
+        status.document = to_json(document)
         return status
 
     async def _watch(self, request: pb.WatchRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.Change]:
-        if self._watchers >= MAX_WATCHERS:
-            raise RefusedError("BUSY", f"{MAX_WATCHERS} watch already; the dashboard is for more", "this coordinator")
-        self._watchers += 1
-        try:
-            told = view(self._chronicle.state)
-            yield pb.Change(status=status_of(told), document=json.dumps(told, default=str), whole=True)
-            while True:
-                sequence = self._chronicle.state.sequence
-                await asyncio.sleep(WATCH_SECONDS)
-                await self._chronicle.changed.wait_for(lambda: self._chronicle.state.sequence != sequence)  # noqa: B023
-                document = view(self._chronicle.state)
-                patch = difference(told, document)
-                told = document
-                yield pb.Change(status=status_of(document), document=json.dumps(patch, default=str))
-        finally:
-            self._watchers -= 1
+        async with aclosing(self._ticks.watch()) as changes:
+            async for change in changes:
+                yield change
 
     # ---- what needs the token
 
@@ -121,11 +101,21 @@ class CoordinatorService:
         found: dict[str, Any] = dict(await self._helm.evaluate())
         return pb.Evaluation(**found)
 
-    async def _export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext) -> pb.Exported:
+    async def _export(
+        self, request: pb.ExportRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ExportProgress]:
         await self._doorkeeper.check(context.invocation_metadata() or ())
-        kept = await self._helm.export(request.merge)
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        export = asyncio.create_task(self._helm.export(request.merge, lines.put_nowait))
+        export.add_done_callback(lambda task: lines.put_nowait(None))
+        try:
+            while (line := await lines.get()) is not None:
+                yield pb.ExportProgress(line=line)
+            kept = await export
+        finally:
+            export.cancel()
         files = [pb.File(name=name, bytes=size, sha256=digest) for name, size, digest in kept.files]
-        return pb.Exported(folder=kept.folder, version=kept.version, files=files)
+        yield pb.ExportProgress(exported=pb.Exported(folder=kept.folder, version=kept.version, files=files))
 
 
 @asynccontextmanager
@@ -134,51 +124,12 @@ async def serve_api(
 ) -> AsyncIterator[str]:
     """Serves the API of a run for as long as the block lasts; its HOST:PORT. `certified`: certificate and key."""
     host, _ = parse_place(place)
-    doorkeeper = Doorkeeper(load_or_create(helm.run_id))
-    handlers = CoordinatorService(chronicle, helm, doorkeeper).handlers()
+    ticks = Ticks(chronicle)
+    handlers = CoordinatorService(ticks, helm, Doorkeeper(load_or_create(helm.run_id))).handlers()
     credentials = None if certified is None else tls(*certified)
-    async with serving(pb.DESCRIPTOR.services_by_name["Coordinator"], handlers, place, credentials) as port:
-        yield f"{host}:{port}"
-
-
-def status_of(document: Mapping[str, Any]) -> pb.RunStatus:
-    """The document's heart, typed."""
-    progress, ledger, peers = document["progress"], document["ledger"], document["peers"]
-    return pb.RunStatus(
-        run=document["run"]["run_id"],
-        phase=document["phase"],
-        sentence=document["sentence"],
-        step=progress["step"] + 1,
-        steps=document["run"].get("steps", 0),
-        loss=progress["loss"],
-        heldout=progress["heldout"],
-        tokens_per_second=progress["tokens_per_second"],
-        ideal_tokens_per_second=progress["ideal_tokens_per_second"],
-        seconds_left=progress["seconds_left"],
-        microbatches=ledger["microbatches"],
-        lost=ledger["lost"],
-        duplicated=ledger["duplicated"],
-        faults=ledger["faults"],
-        stages=[
-            pb.Stage(
-                stage=int(stage),
-                replicas=found["replicas"],
-                rate=found["rate"],
-                queue=found["queue"],
-                slowest=found["is_slowest"],
-            )
-            for stage, found in document["stages"].items()
-        ],
-        members=[
-            pb.Member(
-                peer=member["peer"],
-                name=peers[member["peer"]]["name"],
-                stage=member["stage"],
-                state=member["state"],
-                counted=member["counted"],
-                credit=peers[member["peer"]]["credit"],
-                waits=member["waits"],
-            )
-            for member in document["members"].values()
-        ],
-    )
+    making = asyncio.create_task(ticks.run())
+    try:
+        async with serving(pb.DESCRIPTOR.services_by_name["Coordinator"], handlers, place, credentials) as port:
+            yield reachable(host, port)
+    finally:
+        making.cancel()

@@ -1,11 +1,13 @@
 """A gRPC server of ours: bounded, with health and reflection, on the loop that everything else runs on.
 
 Services are registered by their descriptors, so that no generated stubs are needed. What a handler raises becomes a
-status with its message; what is unexpected is logged and told as INTERNAL, without its text.
+status with its message; what is unexpected is logged and told as INTERNAL, without its text. Who does not take in what
+he is sent is dropped, never waited for.
 
 Errors: `UnreachableError` if it cannot listen, `UsageError` for a certificate that cannot be used.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,9 +34,16 @@ OPTIONS = (
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 64),
     ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
 )
+
+SLOW_SECONDS = 10.0
+"""How long one answer of a stream may take to be taken in: gRPC's own buffers have room for some."""
+
+FAREWELL_SECONDS = 1.0
 
 Handler = Callable[[Any, grpc.aio.ServicerContext], Any]
 """(request, context) -> the answer, or an asynchronous iterator of them."""
@@ -118,14 +127,39 @@ def _answered(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awa
     return answer
 
 
-def _streamed(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], AsyncIterator[Any]]:
-    async def answers(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+def _streamed(handler: Handler) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]:
+    async def answer(request: Any, context: grpc.aio.ServicerContext) -> None:
         await _check(request, context)
-        async with _told(context):
-            async for answer in handler(request, context):
-                yield answer
+        try:
+            async with _told(context), contextlib.aclosing(handler(request, context)) as answers:
+                async for one in answers:
+                    await _write(context, one)
+        except _GoneError:
+            return
+        except _SlowError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "you do not take in what is sent")
 
-    return answers
+    return answer
+
+
+class _SlowError(Exception):
+    """The other side does not take in what it is sent."""
+
+
+class _GoneError(Exception):
+    """The other side has gone."""
+
+
+async def _write(context: grpc.aio.ServicerContext, answer: Any) -> None:
+    try:
+        async with asyncio.timeout(SLOW_SECONDS):
+            await context.write(answer)
+    except TimeoutError:
+        raise _SlowError from None
+    except grpc.aio.InternalError:
+        raise _GoneError from None
 
 
 _CODES: Mapping[type[SwarmError], grpc.StatusCode] = {
@@ -143,7 +177,7 @@ async def _told(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
     except SwarmError as error:
         code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), grpc.StatusCode.ABORTED)
         await context.abort(code, str(error))
-    except (grpc.aio.AbortError, grpc.RpcError):
+    except (grpc.aio.AbortError, grpc.RpcError, _SlowError, _GoneError):
         raise
     except Exception:
         logger.exception("a call of the API failed")

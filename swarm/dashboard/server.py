@@ -46,10 +46,15 @@ def parse_place(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def reachable(host: str, port: int) -> str:
+    """HOST:PORT of what listens there, as somebody on this machine reaches it."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{shown}:{port}"
+
+
 def url_of(host: str, port: int) -> str:
     """The page's address, as somebody on this machine would type it."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}/"
+    return f"http://{reachable(host, port)}/"
 
 
 @contextlib.asynccontextmanager
