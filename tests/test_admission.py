@@ -27,6 +27,9 @@ class Quiet:
     def closed_marker(self) -> int:
         return 0
 
+    def refusal(self, peer: str) -> str:
+        return ""
+
     def lost(self, member: Member, why: str) -> None:
         pass
 

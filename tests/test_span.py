@@ -65,9 +65,10 @@ def test_a_run_that_goes_on_is_exported_and_evaluated(tmp_path: Path) -> None:
         wait_for(coordinator, "step 1")
         code, said = place.run("swarm-coordinator", "export", str(tmp_path / "adapter"))
         measured = place.run("swarm-coordinator", "evaluate", "--json")
-        for process in (machine, coordinator):
-            process.terminate()
-            process.communicate(timeout=LIMIT_SECONDS)
+        assert place.run("swarm-peer", "leave", "--now")[0] == 0  # asked politely, the only replica would stay
+        machine.communicate(timeout=LIMIT_SECONDS)
+        coordinator.terminate()
+        coordinator.communicate(timeout=LIMIT_SECONDS)
         assert code == 0, said
         assert f"written: {tmp_path / 'adapter'}" in said
         assert (tmp_path / "adapter/adapter_model.safetensors").is_file()

@@ -33,7 +33,7 @@ from swarm_peer.swarm.process import SharedFolder
 STAGES, REPLICAS = 3, 3
 BATCH = 64
 STEPS_A_MINUTE = 12
-LEAST_STEPS = 10
+LEAST_STEPS = 8
 """A microbatch that crosses links of `DELAY_SECONDS` takes over a second and 19 may be in flight, so a step takes about
 five seconds on any machine that computes faster than that. Long steps, because few can be compared: the reference
 itself, its learning rate changed by 3e-7, is 6e-6 away from itself in loss after 60 steps and 3e-3 after 92."""
