@@ -1,5 +1,15 @@
-"""One compute thread a test process: there are as many of them as cores, and small tensors gain nothing from more."""
+"""One compute thread a test process: there are as many of them as cores, and small tensors gain nothing from more.
+
+Examples are the same in every run, so that a change is judged by what it changes and not by luck;
+`HYPOTHESIS_PROFILE=search` draws new ones.
+"""
 
 import os
 
+from hypothesis import settings
+
 os.environ["OMP_NUM_THREADS"] = "1"
+
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
