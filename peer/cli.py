@@ -1,5 +1,4 @@
-"""`swarm-peer`: the volunteer's program. Exit codes: 0 done, 1 an error that the message names, 2 a wrong command line,
-3 the run stopped and cannot go on, 130 interrupted."""
+"""`swarm-peer`: the volunteer's program. Its exit codes are those of `flags.py`."""
 
 import argparse
 import json
@@ -7,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import StoppedError, SwarmError, UsageError
+from ..swarm.flags import EXIT_INTERRUPTED, Program
+from ..swarm.logs import add_log_level, heed_logs, level_of
 from .control_commands import COMMANDS as CONTROL_COMMANDS
 from .control_commands import add_parsers as add_control_parsers
 from .control_commands import run_command as run_control
@@ -15,31 +15,15 @@ from .lending import add_lending_flags
 from .probe_command import add_probe_parser
 from .settings import MODEL_HELP, add_run_flags
 
-EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
     asking = dict.fromkeys(CONTROL_COMMANDS, run_control)
     commands = {**asking, "demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch, "probe": _probe}
-    try:
-        return commands[options.command](options)
-    except UsageError as error:
-        print(f"swarm-peer: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except StoppedError as error:
-        print(f"swarm-peer: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except SwarmError as error:
-        print(f"swarm-peer: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return _program().run(commands, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="swarm-peer", description="Train one language model with many volunteers.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def _program() -> Program:
+    commands = Program("swarm-peer", "Train one language model with many volunteers.")
 
     demo = commands.add_parser("demo", help="a whole swarm of processes on this machine")
     add_run_flags(demo)
@@ -70,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--name", default="", help="what the dashboard calls this peer (default: the end of its id)")
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
     add_lending_flags(join)
+    join.add_argument("--json", action="store_true", help="tell everything as JSON, one event a line")
+    add_log_level(join)
     join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
     join.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     join.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
@@ -85,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="fetch models and texts into the cache")
     fetch.add_argument("names", nargs="+")
-    return parser
+    return commands
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -97,26 +83,25 @@ def _demo(options: argparse.Namespace) -> int:
 def _join(options: argparse.Namespace) -> int:
     from ..swarm.process import Interrupted, run_process
     from .control import Control
-    from .join import join, shared_folder
+    from .join import join, say, shared_folder
+    from .reporting import report_of
 
     folder = shared_folder(options.folder)
-
     control = Control()
-
-    def tell(line: str) -> None:
-        control.tell(line)
-        print(line, flush=True)
+    report = report_of(as_json=options.json, level=level_of(options.log_level))
 
     def asked() -> bool:
         """The first Ctrl-C has it leave politely, the second goes at once."""
         if not control.leave("its owner ends it"):
             return False
-        tell("leaving: what is open is finished first (Ctrl-C again goes at once)")
+        say(report, control, "leaving: what is open is finished first (Ctrl-C again goes at once)")
         return True
 
+    heed_logs(options.log_level, report.say)
     try:
-        work = join(options, folder, tell, control)
-        tell(run_process(work, watch_parent=options.watch_parent, asked=asked))
+        with report:
+            work = join(options, folder, report, control)
+            report.end(run_process(work, watch_parent=options.watch_parent, asked=asked))
     except Interrupted:
         return EXIT_INTERRUPTED
     finally:

@@ -8,11 +8,13 @@ Errors: `UsageError` for a limit that cannot be, or a socket that cannot be made
 """
 
 import asyncio
+import logging
 import os
 import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,10 +22,14 @@ import grpc
 from ..errors import UnreachableError, UsageError
 from ..protos import api_pb2 as pb
 from ..swarm.api.server import serving
+from ..swarm.work import stage_worth
 from .control_commands import sockets
 
 if TYPE_CHECKING:
+    from ..swarm.host import Moment
     from ..swarm.peer import Peer
+
+logger = logging.getLogger(__name__)
 
 KEPT_LINES = 1000
 WATCH_SECONDS = 1.0
@@ -37,6 +43,7 @@ class Control:
     def __init__(self) -> None:
         self.peers: list[Peer] = []
         self.why = ""
+        self._visits = 0
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._told = 0
         self._news = asyncio.Event()
@@ -44,8 +51,13 @@ class Control:
     def add(self, peer: "Peer") -> None:
         """One member more; it leaves at once if the others are leaving."""
         self.peers.append(peer)
+        peer.observe = self._saw
         if self.why:
             peer.leave(self.why)
+
+    def _saw(self, moment: "Moment") -> None:
+        self._visits += moment.name == "held"
+        logger.debug("%s: stage %d, step %d, microbatch %d", moment.name, moment.stage, moment.step, moment.index)
 
     def tell(self, line: str) -> None:
         """Keeps a line for `logs`."""
@@ -66,8 +78,12 @@ class Control:
 
     def status(self) -> pb.PeerStatus:
         """Of the first member what there is one of; sums over all."""
-        found = pb.PeerStatus(state="finding the run", leaving=self.why)
+        found = pb.PeerStatus(state="finding the run", leaving=self.why, visits=self._visits)
         refused: Counter[str] = Counter()
+        links = [link for peer in self.peers for link in peer.links()]
+        if links:
+            found.link_rate = median(link.rate for link in links)
+            found.round_trip = median(link.round_trip_us for link in links) / 1e6
         for number, peer in enumerate(self.peers):
             host = peer.host
             found.sent += peer.meter.sent
@@ -80,10 +96,15 @@ class Control:
             found.busy += host.busy
             found.visits_per_second += host.pace.throughput
             refused.update(host.refused)
+            found.hosted.append(host.stage)
+            found.counted += host.counted
+            found.credit += host.counted * stage_worth(host.manifest, host.stage)
             if number == 0:
                 found.peer, found.run = host.peer_id, host.authority.run_id
                 found.stage, found.stages = host.stage, host.manifest.stages
                 found.version, found.slots = host.versions.latest, host.visits.slots
+                if isinstance(host.loss, float):
+                    found.loss = host.loss
                 found.state = "working" if host.versions.latest >= 0 else "loading"
                 if below and below == host.visits.open:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"

@@ -1,8 +1,10 @@
 """`swarm-peer join`: one volunteer's peer, from finding the run to its end."""
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from .hosting import Hosting
 from .lending import said_by
 from .loading import Loading
 from .probe import usable_cores
+from .reporting import Report, keep_showing
 from .span import AS_MANY_AS_FIT, Place, host_stages, nth_address, nth_key
 
 
@@ -28,8 +31,25 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None], control: Control) -> str:
+async def join(options: argparse.Namespace, folder: SharedFolder, report: Report, control: Control) -> str:
     """Serves stages until the run ends; the trainer's last word. Raises what `Peer.run` does."""
+    showing = asyncio.ensure_future(keep_showing(report, control.status))
+    try:
+        return await _join(options, folder, partial(say, report, control), report, control)
+    finally:
+        showing.cancel()
+        await showing
+
+
+def say(report: Report, control: Control, line: str) -> None:
+    """A line to whoever watches now, and whoever asks for it later."""
+    control.tell(line)
+    report.say(line)
+
+
+async def _join(
+    options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None], report: Report, control: Control
+) -> str:
     run = meet(options.run, options.initial_peers or (), options.model or "")
     if not options.initial_peers:
         tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
@@ -37,7 +57,7 @@ async def join(options: argparse.Namespace, folder: SharedFolder, tell: Callable
     torch.set_num_threads(options.threads or usable_cores())
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
-    loading = Loading(tell)
+    loading = Loading(report.loading)
     hosting = Hosting(options.model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
     parts = hosting.parts()
     up, down = said.bandwidth or (0.0, 0.0)

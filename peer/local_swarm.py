@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from ..swarm.flags import without_flags
 from ..swarm.keys import Identity
 from ..swarm.process import SharedFolder
 
@@ -104,7 +105,7 @@ class LocalSwarm:
                 # Ctrl-C is ours alone: the children end because we close their pipes.
                 start_new_session=True,
                 env={
-                    **os.environ,
+                    **without_flags(os.environ),
                     **KEEP_MEMORY,
                     "OMP_NUM_THREADS": str(threads),
                     "HIVEMIND_LOGLEVEL": "ERROR",

@@ -170,7 +170,7 @@ class Exported(_message.Message):
     def __init__(self, folder: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving")
+    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving", "visits", "loss", "counted", "credit", "link_rate", "round_trip", "hosted")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +194,13 @@ class PeerStatus(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    VISITS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    LINK_RATE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    HOSTED_FIELD_NUMBER: _ClassVar[int]
     peer: str
     run: str
     state: str
@@ -210,7 +217,14 @@ class PeerStatus(_message.Message):
     busy: int
     refused: _containers.ScalarMap[str, int]
     leaving: str
-    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ...) -> None: ...
+    visits: int
+    loss: float
+    counted: int
+    credit: float
+    link_rate: float
+    round_trip: float
+    hosted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., visits: _Optional[int] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., credit: _Optional[float] = ..., link_rate: _Optional[float] = ..., round_trip: _Optional[float] = ..., hosted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("why", "now")

@@ -1,62 +1,41 @@
 """`swarm-coordinator`: lead a run, stand by in one or plan one; take what one has trained, or measure it.
 
-Exit codes: 0 finished, 1 an error that the message names, 2 a wrong command line, 3 the run stopped and cannot go on,
-130 interrupted.
+Its exit codes are those of `flags.py`.
 """
 
 import argparse
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoppedError, StorageError, SwarmError, UsageError
+from ..errors import StorageError, UsageError
 from .events import Event
+from .flags import EXIT_INTERRUPTED, Program
 from .keys import Identity, state_folder
+from .logs import add_log_level, heed_logs, level_of
 from .manifest import load_settings
 from .plan_command import add_plan_parser, run_plan
 
 if TYPE_CHECKING:
     from .exporting import Export
 
-EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_HTTP = "127.0.0.1:0"
 COMMANDS = ("status", "top", "watch", "pause", "resume", "drain", "ban")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command == "start":
-        if bool(options.api_cert) != bool(options.api_key):
-            parser.error("--api-cert and --api-key belong together")
-        if options.standby and (options.manifest or not options.run or not options.initial_peers):
-            parser.error("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
-        if not options.standby and (not options.manifest or options.run or options.initial_peers):
-            parser.error("start takes a manifest, or --standby with --run and --initial-peers")
     commands = dict.fromkeys(COMMANDS, _command)
     commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan, "replay": _replay}
-    try:
-        return commands[options.command](options)
-    except UsageError as error:
-        print(f"swarm-coordinator: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except StoppedError as error:
-        print(f"swarm-coordinator: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except SwarmError as error:
-        print(f"swarm-coordinator: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return _program().run(commands, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="swarm-coordinator", description="Lead a training run of volunteers.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def _program() -> Program:
+    commands = Program("swarm-coordinator", "Lead a training run of volunteers.")
     start = commands.add_parser("start", help="start a run from a manifest, or stand by in one that has begun")
     start.add_argument("manifest", type=Path, nargs="?", help="settings of the run, TOML")
     start.add_argument("--standby", action="store_true", help="follow a run's trainer; lead when nobody does")
@@ -92,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
+    add_log_level(start)
     start.add_argument("--give-up", type=float, metavar="SECONDS", help="end if a stage has no peer for this long")
     start.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     start.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
@@ -115,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     from .api.commands import add_parsers
 
     add_parsers(commands)
-    return parser
+    return commands
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +108,18 @@ def _add_meeting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--initial-peers", nargs="+", default=[], metavar="MULTIADDR", help="addresses in the run")
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Whether the flags of `start` belong together. Raises `UsageError`."""
+    if bool(options.api_cert) != bool(options.api_key):
+        raise UsageError("--api-cert and --api-key belong together")
+    if options.standby and (options.manifest or not options.run or not options.initial_peers):
+        raise UsageError("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
+    if not options.standby and (not options.manifest or options.run or options.initial_peers):
+        raise UsageError("start takes a manifest, or --standby with --run and --initial-peers")
+
+
 def _start(options: argparse.Namespace) -> int:
+    _check(options)
     key = options.organizer_key or state_folder() / "organizer.key"
     settings = None if options.standby else load_settings(options.manifest)
     # Imported here: torch and hivemind take seconds, and a wrong command line or manifest should not.
@@ -139,8 +130,12 @@ def _start(options: argparse.Namespace) -> int:
 
     def emit(event: Event) -> None:
         text = json.dumps(event.to_json()) if options.json else line_of(event)
-        if text is not None:
+        if text is not None and (options.json or level <= logging.INFO):
             print(text, flush=True)
+
+    # Standard output is the events' alone.
+    level = level_of(options.log_level)
+    heed_logs(options.log_level, lambda line, _: print(line, file=sys.stderr, flush=True))
 
     export = _export_of(options) if options.export else None
     folder = SharedFolder(options.folder) if options.folder else SharedFolder.temporary()

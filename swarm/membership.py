@@ -231,6 +231,9 @@ class Membership:
         made = await host.device.run(BACKGROUND, lambda: host.backend.apply(state, parts, update))
         digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(made))
         host.versions.put(commit.step + 1, made, digest)
+        host.counted += self.reducer.contributed(commit, choices[0])
+        if commit.HasField("past"):
+            host.loss = from_scalar(commit.past.loss, "loss", "the trainer")
         host.observe(Moment("applied", host.stage, commit.step))
         return True
 

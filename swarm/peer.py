@@ -8,7 +8,7 @@ integers).
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +122,10 @@ class Peer:
         """Has it leave the run politely: `run` returns when the trainer lets it go, at once if it has no part yet."""
         self.leaving = self.leaving or why or "its owner wants it back"
         self._wants_out.set()
+
+    def links(self) -> Sequence[pb.LinkReport]:
+        """The links that were measured last."""
+        return () if self.host is None else self._survey.reports()
 
     async def _see_to_leaving(self) -> None:
         """Tells the trainer; one that comes later is told by the new membership itself."""

@@ -114,6 +114,7 @@ class Reducer:
         self._opened = asyncio.Event()
         self._newest: dict[tuple[int, int], tuple[int, int]] = {}
         self._kept: dict[AttemptKey, Reduction] = {}
+        self._contributed: dict[AttemptKey, int] = {}
 
     @property
     def kept(self) -> list[AttemptKey]:
@@ -134,6 +135,7 @@ class Reducer:
         host.observe(Moment("reduce", host.stage, reduce.step))
         if frozen.lacking:
             return self._failure(key, frozen, taken_back, "credited with what is not held")
+        self._contributed[key] = len(indices)
         reduction: dict[str, GroupReduction] = {}
         problem = ""
         attempt = _Attempt(key, reduce.roster)
@@ -332,6 +334,10 @@ class Reducer:
             self._kept[key] = kept
         return {name: made.parts for name, made in kept.items()}
 
+    def contributed(self, commit: pb.Commit, choice: pb.Choice) -> int:
+        """How many microbatches of this member's are in the reduction that a Commit names."""
+        return self._contributed.get(AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt), 0)
+
     async def _pull(self, key: AttemptKey, choice: pb.Choice) -> Reduction:
         problems: list[str] = []
         for holder in choice.holders:
@@ -371,6 +377,8 @@ class Reducer:
         oldest = closed - self._host.manifest.settings.pipeline.staleness
         for key in [key for key in self._kept if key.step < oldest]:
             del self._kept[key]
+        for key in [key for key in self._contributed if key.step < oldest]:
+            del self._contributed[key]
         for entry in [entry for entry in self._newest if entry[1] < closed]:
             del self._newest[entry]
         self._opened.set()

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import events
 from .run_state import FaultState, MemberState, PeerState, RunState
+from .work import worth
 
 RECENT_STEPS = 8
 """Over how many steps the pace is taken."""
@@ -234,14 +235,8 @@ def _stage(state: RunState, pace: StagePace, is_slowest: bool) -> dict[str, Any]
         "queue": pace.queue,
         "is_slowest": is_slowest,
         "memory": opened.memory[pace.stage] if opened.memory else 0,
-        "cost": _cost(opened, pace.stage),
+        "cost": worth(opened.costs, pace.stage),
     }
-
-
-def _cost(opened: events.Opened, stage: int) -> float:
-    """What one microbatch of a stage is worth: its share of the model's work, times the number of stages."""
-    total = sum(opened.costs)
-    return opened.costs[stage] / total * opened.stages if total else 1.0
 
 
 def _given(state: RunState) -> dict[int, float]:
@@ -314,7 +309,9 @@ def _peer(state: RunState, peer: PeerState) -> dict[str, Any]:
     live = member is not None and member.is_live
     opened = state.opened
     counted = sum(peer.counted.values())
-    credit = sum(count * (1.0 if opened is None else _cost(opened, stage)) for stage, count in peer.counted.items())
+    credit = sum(
+        count * (1.0 if opened is None else worth(opened.costs, stage)) for stage, count in peer.counted.items()
+    )
     return {
         "name": name_of(peer),
         "member": peer.member if live else None,

@@ -6,12 +6,24 @@ quantized base is in the measured rate of a device, not in the work. A device co
 slower of the two sets the pace. Pure.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .machine import Link
 from .manifest import Manifest
 from .model.names import block_linears
 from .sizes import traffic, visit_tokens
+
+
+def worth(costs: Sequence[float], stage: int) -> float:
+    """What one microbatch of a stage is credited with: the stage's share of the model's work (`costs`: operations of
+    each stage's visit), times the number of stages."""
+    total = sum(costs)
+    return costs[stage] / total * len(costs) if total else 1.0
+
+
+def stage_worth(manifest: Manifest, stage: int) -> float:
+    return worth([forward_flops(manifest, range(at, at + 1)) for at in range(manifest.stages)], stage)
 
 
 def forward_flops(manifest: Manifest, stages: range) -> float:
