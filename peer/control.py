@@ -44,6 +44,7 @@ class Control:
         self.peers: list[Peer] = []
         self.why = ""
         self._visits = 0
+        self._last: pb.PeerStatus | None = None
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._told = 0
         self._news = asyncio.Event()
@@ -77,7 +78,18 @@ class Control:
     # ---- what is asked
 
     def status(self) -> pb.PeerStatus:
-        """Of the first member what there is one of; sums over all."""
+        """Of the first member what there is one of; sums over all. When all have ended: how it was."""
+        found = self._status_now()
+        if found.hosted:
+            self._last = found
+        elif self._last is not None:
+            state = found.state
+            found = pb.PeerStatus()
+            found.CopyFrom(self._last)
+            found.state, found.leaving, found.open, found.below, found.waits = state, self.why, 0, 0, ""
+        return found
+
+    def _status_now(self) -> pb.PeerStatus:
         found = pb.PeerStatus(state="finding the run", leaving=self.why, visits=self._visits)
         refused: Counter[str] = Counter()
         links = [link for peer in self.peers for link in peer.links()]
@@ -109,7 +121,7 @@ class Control:
                 if below and below == host.visits.open:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
         if self.peers and self.peers[0].host is None:
-            found.state = "joining"
+            found.state = "joining" if self._last is None else "ended"
         if self.why:
             found.state = "leaving"
         found.refused.update(refused)

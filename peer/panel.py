@@ -16,6 +16,7 @@ from ..protos import api_pb2 as pb
 WINDOW_SECONDS = 30.0
 """Over which visits and bytes a second are taken."""
 
+LABEL_WIDTH = 8
 HINT = "Ctrl-C leaves when what is open is done; again: at once"
 
 
@@ -52,9 +53,9 @@ class Rates:
 
 def panel(status: pb.PeerStatus, rates: Rates, loading: tuple[int, int] | None = None) -> RenderableType:
     """`loading`: bytes of the weights that are read, and of all."""
-    rows = Table.grid(padding=(0, 2, 0, 0))
-    rows.add_column(style="dim", justify="right")
-    rows.add_column(overflow="ellipsis", no_wrap=True)
+    rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    rows.add_column(style="dim", justify="right", no_wrap=True, min_width=LABEL_WIDTH)
+    rows.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     rows.add_row("state", _state(status))
     if loading is not None:
         bar = Table.grid(padding=(0, 1, 0, 0))
@@ -77,7 +78,7 @@ def panel(status: pb.PeerStatus, rates: Rates, loading: tuple[int, int] | None =
 
 
 def _title(status: pb.PeerStatus) -> Text:
-    title = Text("swarm-peer", "bold")
+    title = Text("swarm-peer", "bold", no_wrap=True, overflow="ellipsis")
     if status.HasField("stage"):
         stages = list(status.hosted) or [status.stage]
         which = f"stage {stages[0]}" if len(stages) == 1 else "stages " + ", ".join(map(str, stages))

@@ -183,7 +183,7 @@ def report_of(*, as_json: bool, level: int) -> Report:
 
 
 async def keep_showing(report: Report, status: Callable[[], pb.PeerStatus]) -> None:
-    """Shows the status again and again. Ends only when it is cancelled."""
+    """Shows the status again and again. Ends when it is cancelled, with a last look."""
     with suppress(asyncio.CancelledError):
         while True:
             report.show(status())

@@ -135,6 +135,8 @@ class Program:
             "config": partial(run_config, self.parser),
             "completion": partial(run_completion, self.parser),
         }
+        # No forked child goes on with gRPC, which would say so at every fork. It looks when it is imported.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         try:
             _said(self.parser)  # a file that is not TOML is named before any flag
             options = self.parser.parse_args(arguments)

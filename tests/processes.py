@@ -1,19 +1,28 @@
 """Real processes for tests: the programs as a user runs them, in a home of their own, and what they leave behind."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.tiny import HELDOUT, TEXT
+
+MODULES = {"swarm-peer": "swarm_peer.peer.cli", "swarm-coordinator": "swarm_peer.swarm.coordinator_cli"}
 
 LIMIT_SECONDS = 300.0
 """Longest a program may take before the test fails; no test depends on how fast it is."""
@@ -41,9 +50,8 @@ class Home:
         }
 
     def start(self, program: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        module = {"swarm-peer": "swarm_peer.peer.cli", "swarm-coordinator": "swarm_peer.swarm.coordinator_cli"}[program]
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", MODULES[program], *arguments],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,6 +100,60 @@ class Home:
         while (left := self.remains()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return left
+
+
+class Terminal:
+    """A window with a program in it, which is read all the time, as a real one is."""
+
+    def __init__(
+        self, rows: int, columns: int, program: str, *arguments: str, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self._theirs = theirs
+        self.settings = termios.tcgetattr(theirs)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULES[program], *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**environment, "TERM": "xterm"},
+        )
+        self.written = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while data := os.read(self._ours, 65536):
+                self.written += data.decode(errors="replace")
+
+    def until(self, text: str) -> str:
+        """All that was written, once this is in it; colours and moves of the cursor left out."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while text not in (plain := re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.written)):
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{plain}"
+            time.sleep(0.05)
+        return plain
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does in the terminal that a program belongs to; this one belongs to none."""
+        self._process.send_signal(signal.SIGINT)
+
+    def close(self) -> tuple[int, bool]:
+        """(exit code, whether the terminal is as it was)."""
+        try:
+            code = self._process.wait(LIMIT_SECONDS)
+        finally:
+            self._process.kill()
+        same = termios.tcgetattr(self._theirs) == self.settings
+        os.close(self._theirs)
+        self._reader.join(LIMIT_SECONDS)
+        os.close(self._ours)
+        return code, same
 
 
 @contextmanager

@@ -1,16 +1,9 @@
 """`swarm-coordinator status`, `top` and `watch` as a person and a script see them, and which coordinator they ask."""
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
-import re
-import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +17,7 @@ from swarm_peer.swarm.keys import state_folder
 from swarm_peer.swarm.local_runs import LocalRun, advertised
 from swarm_peer.swarm.run_view import view
 
+from tests.processes import Terminal
 from tests.test_api import RUN, Helm, Served
 from tests.watched_run import beginning, stepped, told
 
@@ -51,51 +45,6 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-class Terminal:
-    """A window with a program in it."""
-
-    def __init__(self, rows: int, columns: int, *arguments: str) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self._theirs = theirs
-        self.settings = termios.tcgetattr(theirs)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "swarm_peer.swarm.coordinator_cli", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "xterm"},
-        )
-        self.written = ""
-
-    def until(self, text: str) -> str:
-        """All that was written, once this is in it; colours and moves of the cursor left out."""
-        while text not in (plain := re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.written)):
-            self.written += os.read(self._ours, 65536).decode(errors="replace")
-        return plain
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def interrupt(self) -> None:
-        """What Ctrl-C does in the terminal that a program belongs to; this one belongs to none."""
-        self._process.send_signal(signal.SIGINT)
-
-    def close(self) -> tuple[int, bool]:
-        """(exit code, whether the terminal is as it was)."""
-        os.set_blocking(self._ours, False)
-        try:
-            code = self._process.wait(LIMIT_SECONDS)
-        finally:
-            self._process.kill()
-        with contextlib.suppress(BlockingIOError):
-            self.written += os.read(self._ours, 1 << 20).decode(errors="replace")
-        same = termios.tcgetattr(self._theirs) == self.settings
-        os.close(self._ours)
-        os.close(self._theirs)
-        return code, same
-
-
 def test_status_for_people_and_scripts(served: Served) -> None:
     code, output = command("status")
     assert code == 0
@@ -109,7 +58,7 @@ def test_status_for_people_and_scripts(served: Served) -> None:
 
 
 def test_top_is_live_until_q_and_leaves_the_terminal_as_it_was(served: Served) -> None:
-    window = Terminal(30, 100, "top")
+    window = Terminal(30, 100, "swarm-coordinator", "top")
     window.until("bottleneck")
     served.emit(events.Paused())
     window.until("paused by the organizer")
@@ -119,11 +68,11 @@ def test_top_is_live_until_q_and_leaves_the_terminal_as_it_was(served: Served) -
 
 
 def test_top_ends_at_ctrl_c_and_with_its_run(served: Served) -> None:
-    window = Terminal(30, 100, "top")
+    window = Terminal(30, 100, "swarm-coordinator", "top")
     window.until("q leaves")
     window.interrupt()
     assert window.close() == (130, True)
-    window = Terminal(30, 100, "top")
+    window = Terminal(30, 100, "swarm-coordinator", "top")
     window.until("q leaves")
     served.emit(events.Concluded(""))
     window.until("all 10 steps are done")

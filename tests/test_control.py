@@ -1,9 +1,10 @@
 """A real peer asked at its local socket, and leaving its run politely."""
 
-import os
-import signal
+import json
+import re
 import stat
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from swarm_peer.errors import UsageError
 from swarm_peer.peer.control import Control
 from swarm_peer.peer.control_commands import in_words
-from swarm_peer.peer.local_swarm import LocalSwarm
+from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
 from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.swarm.process import SharedFolder
 
-from tests.processes import Home, home
+from tests.processes import Home, Terminal, home
 from tests.test_api import MANIFEST
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Peer"]
@@ -45,47 +46,85 @@ def test_nobody_is_there_to_ask(place: Home) -> None:
         assert (code, "no peer of yours runs on this machine" in output) == (2, True), output
 
 
-def test_a_peer_is_asked_and_leaves(place: Home) -> None:
+def test_peers_are_watched_asked_and_leave(place: Home) -> None:
+    """One of them tells all in JSON, one stands in a terminal; both leave politely, and nothing is lost."""
     swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
     try:
-        swarm.start_coordinator(MANIFEST, "--http", "off", "--api", "off")
-        _ask_and_let_go(place, swarm)
+        swarm.start_coordinator(MANIFEST.replace("batch = 2", "batch = 8"), "--http", "off", "--api", "off")
+        _watch_and_let_go(place, swarm)
     finally:
         swarm.close()
         swarm.folder.leave()
 
 
-def _ask_and_let_go(place: Home, swarm: LocalSwarm) -> None:
+def _watch_and_let_go(place: Home, swarm: LocalSwarm) -> None:
     left: list[dict[str, Any]] = []
-    ready: list[dict[str, Any]] = []
-    first = second = None
+    teller: Child | None = None
+    window: Terminal | None = None
+    steps_since_ready = -1
     for event in swarm.events(lambda: None):
         if event["event"] == "listening":
-            swarm.start_peers(4, event["run_id"], event["addresses"])
-        elif event["event"] == "stepped" and event["step"] >= 3 and first is None:
-            stages = {entry["peer"]: entry["stage"] for entry in ready}
-            first = swarm.children["peer-0"]
-            second = next(c for c in swarm.children.values() if c.peer and stages[c.peer] != stages[first.peer])
-            _ask(place, first.process.pid)
-            code, output = place.run("swarm-peer", "leave", "--pid", str(first.process.pid), "--why", "bed time")
-            assert (code, "leaving" in output) == (0, True), output
+            run, addresses = event["run_id"], event["addresses"]
+            for number in (0, 1):
+                swarm.start_peer(number, run, addresses, "--stage", str(number))
+            teller = swarm.start_peer(2, run, addresses, "--stage", "0", "--json", "--log-level", "debug")
+            join = ("join", "--model", "tiny", "--run", run, "--initial-peers", *addresses, "--stages", "1")
+            flags = ("--stage", "1", "--listen", LISTEN, "--folder", str(swarm.folder.path))
+            window = Terminal(30, 110, "swarm-peer", *join, *flags, environment=place.environment)
         elif event["event"] == "ready":
-            ready.append(event)
+            assert teller is not None
+            steps_since_ready = 0 if event["peer"] == teller.peer else steps_since_ready
+        elif event["event"] == "stepped" and steps_since_ready >= 0:
+            steps_since_ready += 1
+            if steps_since_ready != 4:
+                continue
+            assert teller is not None
+            _ask(place, teller.process.pid)
+            code, output = place.run("swarm-peer", "leave", "--pid", str(teller.process.pid), "--why", "bed time")
+            assert (code, "leaving" in output) == (0, True), output
         elif event["event"] == "left":
             left.append(event)
-            if len(left) == 1:
-                assert second is not None
-                os.kill(second.process.pid, signal.SIGINT)
-            else:
+            if len(left) == 2:
                 break
+            assert window is not None
+            _look(window.until(" · loss "))
+            window.interrupt()
+            window.until("Ctrl-C again goes at once")
         assert event["event"] != "lost", event
-    assert first is not None
-    assert second is not None
-    assert [event["peer"] for event in left] == [first.peer, second.peer]
+    assert teller is not None
+    assert window is not None
     assert [event["why"] for event in left] == ["bed time", "its owner ends it"]
-    assert (first.process.wait(60), second.process.wait(60)) == (0, 0)
-    assert "left the run: bed time" in swarm.last_words("peer-0")
-    assert "Ctrl-C again goes at once" in swarm.last_words(second.name)
+    assert left[0]["peer"] == teller.peer
+    assert teller.process.wait(60) == 0
+    assert window.close() == (0, True)
+    assert "left the run: its owner ends it" in window.until("left the run")
+    _read([json.loads(line) for line in teller.log.read_text(encoding="utf-8").splitlines()])
+
+
+def _look(written: str) -> None:
+    """What a terminal showed of a peer at work."""
+    assert "found run" not in written
+    assert "stage 1 of 2" in written
+    assert " state  working" in written
+    assert "microbatches that counted" in written
+    assert written.index("ready") < written.index(" · loss ")
+
+
+def _read(told: list[dict[str, Any]]) -> None:
+    """What a script was told of a peer's whole life."""
+    said = [event["text"] for event in told if event["event"] == "said"]
+    assert any(text.startswith("hosting stage 0 of 2") for text in said)
+    assert any(re.search(r": held: stage 0, step \d+, microbatch \d+$", text) for text in said)
+    statuses = [event for event in told if event["event"] == "status"]
+    assert [key for key, _ in groupby(status["state"] for status in statuses)][-2:] == ["working", "leaving"]
+    last = statuses[-1]
+    assert last["leaving"] == "bed time"
+    assert last["version"] >= 3
+    assert last["loss"] > 0
+    assert 0 < last["counted"] <= last["visits"]
+    assert last["credit"] > 0
+    assert told[-1]["event"] == "ended"
+    assert "left the run: bed time" in told[-1]["text"]
 
 
 def _ask(place: Home, pid: int) -> None:

@@ -107,6 +107,22 @@ def test_each_state_of_a_run_has_its_look(page: Page) -> None:
         assert page.errors() == []
 
 
+def test_a_loss_as_it_happens(page: Page) -> None:
+    """What comes after the page is open comes as patches, which cannot say that something is null."""
+    idle = events.Lost(1, "peer1", 0, 1, "gone", 10.0)
+    busy = events.Lost(2, "peer2", 1, 1, "silent", 11.0, silent=2.0, rerun=3)
+    with shown(*beginning()) as run:
+        page.open(run.url)
+        page.wait(lambda: page.text("#phase") == "training", "the run")
+        run.emit(idle)
+        page.wait(lambda: "at once, nothing was open" in page.text("#faults"), "a loss without work")
+        run.emit(busy)
+        page.wait(lambda: "after 2.0 s, not yet" in page.text("#faults"), "a loss whose work is to be run again")
+        run.emit(events.Rerouted(2, "peer2", 1, 0, 11.5))
+        page.wait(lambda: "after 2.0 s, in 500 ms" in page.text("#faults"), "its work, run again")
+        assert page.errors() == []
+
+
 def test_what_is_lost_is_said_outright(page: Page) -> None:
     with shown(*beginning(), stepped(1), events.Settled(1, ((1, 2),), 4, 1, 2, 0, 0)) as run:
         page.open(run.url)
