@@ -109,21 +109,25 @@ class Control:
             found.visits_per_second += host.pace.throughput
             refused.update(host.refused)
             found.hosted.append(host.stage)
+            found.slots += host.visits.slots
             found.counted += host.counted
             found.credit += host.counted * stage_worth(host.manifest, host.stage)
             if number == 0:
                 found.peer, found.run = host.peer_id, host.authority.run_id
                 found.stage, found.stages = host.stage, host.manifest.stages
-                found.version, found.slots = host.versions.latest, host.visits.slots
+                found.version = host.versions.latest
                 if isinstance(host.loss, float):
                     found.loss = host.loss
                 found.state = "working" if host.versions.latest >= 0 else "loading"
                 if below and below == host.visits.open:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
-        if self.peers and self.peers[0].host is None:
-            found.state = "joining" if self._last is None else "ended"
-        if self.why:
+        loaded = bool(self.peers) and self.peers[0].host is not None
+        if self.peers and not loaded and self._last is not None:
+            found.state = "ended"
+        elif self.why:
             found.state = "leaving"
+        elif self.peers and not loaded:
+            found.state = "joining"
         found.refused.update(refused)
         return found
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from ..protos import api_pb2 as pb
+from ..swarm.api.screen import count
 
 WINDOW_SECONDS = 30.0
 """Over which visits and bytes a second are taken."""
 
 LABEL_WIDTH = 8
 HINT = "Ctrl-C leaves when what is open is done; again: at once"
+LEAVING_HINT = "Ctrl-C leaves at once"
 
 
 @dataclass
@@ -67,18 +70,23 @@ def panel(status: pb.PeerStatus, rates: Rates, loading: tuple[int, int] | None =
         rows.add_row("visits", _visits(status, rates))
         rows.add_row("queue", f"{status.open} of {status.slots} open, {status.below} of them at later stages")
         rows.add_row("waits", Text(status.waits or "for nobody", "yellow" if status.waits else ""))
-        rows.add_row("credit", f"{status.credit:,.1f} for {status.counted:,} microbatches that counted")
+        rows.add_row(
+            "credit", f"{status.credit:,.1f} for {count(status.counted, 'microbatch', 'microbatches')} that counted"
+        )
     if status.peer:
         rows.add_row("link", _link(status, rates))
-    refused = ", ".join(f"{count} {reason.lower()}" for reason, count in sorted(status.refused.items()))
+    refused = ", ".join(f"{times} {reason.lower()}" for reason, times in sorted(status.refused.items()))
     if refused or status.busy:
-        told = [f"busy {status.busy:,} times"] if status.busy else []
+        told = [f"busy {count(status.busy, 'time', 'times')}"] if status.busy else []
         rows.add_row("refused", Text(", ".join([*told, *([refused] if refused else [])])))
-    return Group(_title(status), rows, Text(HINT if not status.leaving else "Ctrl-C: leaves at once", "dim"))
+    title = Rule(_title(status), align="left", style="dim")
+    if status.state == "ended":
+        return Group(title, rows)
+    return Group(title, rows, Text(LEAVING_HINT if status.leaving else HINT, "dim"))
 
 
 def _title(status: pb.PeerStatus) -> Text:
-    title = Text("swarm-peer", "bold", no_wrap=True, overflow="ellipsis")
+    title = Text("swarm-peer", "bold")
     if status.HasField("stage"):
         stages = list(status.hosted) or [status.stage]
         which = f"stage {stages[0]}" if len(stages) == 1 else "stages " + ", ".join(map(str, stages))

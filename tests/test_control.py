@@ -116,7 +116,8 @@ def _read(told: list[dict[str, Any]]) -> None:
     assert any(text.startswith("hosting stage 0 of 2") for text in said)
     assert any(re.search(r": held: stage 0, step \d+, microbatch \d+$", text) for text in said)
     statuses = [event for event in told if event["event"] == "status"]
-    assert [key for key, _ in groupby(status["state"] for status in statuses)][-2:] == ["working", "leaving"]
+    states = [state for state, _ in groupby(status["state"] for status in statuses)]
+    assert [state for state in states if state != "leaving"][-2:] == ["working", "ended"]
     last = statuses[-1]
     assert last["leaving"] == "bed time"
     assert last["version"] >= 3
