@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Proves that protos/swarm_pb2.py, as it is checked in, works on every protobuf runtime that pyproject.toml allows.
-# Each runtime gets a throwaway virtual environment with nothing else in it; protobuf_round_trip.py loads the file by its
-# path, so that neither the package nor torch is imported. $PYTHON (default: python3) makes the environments; arguments
+# Proves that the code in protos/, as it is checked in, works on every protobuf runtime that pyproject.toml allows.
+# Each runtime gets a throwaway virtual environment with nothing else in it; protobuf_round_trip.py loads the files by their
+# paths, so that neither the package nor torch is imported. $PYTHON (default: python3) makes the environments; arguments
 # replace the list of releases.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

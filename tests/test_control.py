@@ -90,6 +90,11 @@ def _watch_and_let_go(place: Home, swarm: LocalSwarm) -> None:
             _look(window.until(" · loss "))
             window.interrupt()
             window.until("Ctrl-C again goes at once")
+        if event["event"] == "lost":
+            import time
+
+            time.sleep(2)
+            open("/tmp/lost.txt", "w").write(repr(event) + window.written)
         assert event["event"] != "lost", event
     assert teller is not None
     assert window is not None
