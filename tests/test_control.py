@@ -22,6 +22,9 @@ from swarm_peer.swarm.process import SharedFolder
 from tests.processes import Home, Terminal, home
 from tests.test_api import MANIFEST
 
+FOR_FOUR = MANIFEST.replace("batch = 2", "batch = 8") + "[pipeline]\nmin_replicas = 2\n"
+"""Begins with two peers a stage: who came later might be sent away and come again, where a run is too fast for it."""
+
 SERVICE = pb.DESCRIPTOR.services_by_name["Peer"]
 
 
@@ -50,7 +53,7 @@ def test_peers_are_watched_asked_and_leave(place: Home) -> None:
     """One of them tells all in JSON, one stands in a terminal; both leave politely, and nothing is lost."""
     swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
     try:
-        swarm.start_coordinator(MANIFEST.replace("batch = 2", "batch = 8"), "--http", "off", "--api", "off")
+        swarm.start_coordinator(FOR_FOUR, "--http", "off", "--api", "off")
         _watch_and_let_go(place, swarm)
     finally:
         swarm.close()
@@ -90,11 +93,6 @@ def _watch_and_let_go(place: Home, swarm: LocalSwarm) -> None:
             _look(window.until(" · loss "))
             window.interrupt()
             window.until("Ctrl-C again goes at once")
-        if event["event"] == "lost":
-            import time
-
-            time.sleep(2)
-            open("/tmp/lost.txt", "w").write(repr(event) + window.written)
         assert event["event"] != "lost", event
     assert teller is not None
     assert window is not None

@@ -4,11 +4,13 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import pytest
+from swarm_peer.peer.cli import main
 
 from tests.processes import LIMIT_SECONDS, Home, home
 from tests.test_agreement import assert_agree, assert_clean
@@ -118,9 +120,22 @@ def test_a_volunteer_without_a_run_is_told_what_to_pass(place: Home) -> None:
         (("demo", "--model", "tiny", "--steps", "0"), "train.steps"),
     ],
 )
-def test_a_demo_that_cannot_be_is_refused_at_the_start(place: Home, arguments: tuple[str, ...], said: str) -> None:
-    code, output = place.run("swarm-peer", *arguments)
-    assert code in (1, 2)
-    assert said in output
-    assert "Traceback" not in output
+def test_a_demo_that_cannot_be_is_refused_at_the_start(
+    place: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    for name in ("SWARM_PEER_HOME", "SWARM_PEER_STATE", "TMPDIR"):
+        monkeypatch.setenv(name, place.environment[name])
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it remembers the folder
+    assert main(arguments) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert place.remains() == []
+
+
+def test_a_refusal_is_one_line(place: Home) -> None:
+    code, output = place.run("swarm-peer", "demo", "--model", "tiny", "--kill", "7@1")
+    assert (code, output.count("\n")) == (2, 1), output
     assert place.remains() == []
