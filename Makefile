@@ -22,7 +22,7 @@ LIMIT ?= 400
 TYPED := .mypy_cache/package
 MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
-.PHONY: install browser demo test test-slow test-gpu check bench bench-gpu
+.PHONY: install browser demo test test-images test-slow test-gpu check bench bench-gpu
 
 install: $(STAMP)
 
@@ -46,6 +46,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet smollm2-135m >/dev/null
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --timeout=$(LIMIT) $(ARGS)
+
+# What the images' RUN lines do, in a clean prefix.
+test-images: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow tests/test_docker.py
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) tests/chaos/test_schedules.py $(ARGS)
