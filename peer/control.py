@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ..protos import api_pb2 as pb
 from ..swarm.api.server import serving
 from ..swarm.work import stage_worth
 from .control_commands import sockets
+from .probe import usable_cores
 
 if TYPE_CHECKING:
     from ..swarm.host import Moment
@@ -38,9 +39,12 @@ MAX_SOCKET_PATH = 100
 
 
 class Control:
-    """The members of one process, and the lines that it has told."""
+    """The members of one process, and the lines that it has told. `threads`: with how many they compute;
+    `set_threads` has them compute with so many."""
 
     def __init__(self) -> None:
+        self.threads = 0
+        self.set_threads: Callable[[int], None] = lambda count: None
         self.peers: list[Peer] = []
         self.why = ""
         self._visits = 0
@@ -90,7 +94,7 @@ class Control:
         return found
 
     def _status_now(self) -> pb.PeerStatus:
-        found = pb.PeerStatus(state="finding the run", leaving=self.why, visits=self._visits)
+        found = pb.PeerStatus(state="finding the run", leaving=self.why, visits=self._visits, threads=self.threads)
         refused: Counter[str] = Counter()
         links = [link for peer in self.peers for link in peer.links()]
         if links:
@@ -116,7 +120,7 @@ class Control:
                 found.peer, found.run = host.peer_id, host.authority.run_id
                 found.stage, found.stages = host.stage, host.manifest.stages
                 found.version = host.versions.latest
-                if isinstance(host.loss, float):
+                if host.loss is not None:
                     found.loss = host.loss
                 found.state = "working" if host.versions.latest >= 0 else "loading"
                 if below and below == host.visits.open:
@@ -131,16 +135,24 @@ class Control:
         found.refused.update(refused)
         return found
 
-    def limit(self, slots: int) -> None:
-        """Bounds the open visits of every stage, from now on. Raises `UsageError`."""
+    def limit(self, *, slots: int | None = None, threads: int | None = None) -> None:
+        """Bounds, from now on, the open visits of every stage and the threads that compute them. Raises `UsageError`
+        before anything is changed."""
         hosts = [peer.host for peer in self.peers if peer.host is not None]
         if not hosts:
             raise UsageError("this peer hosts no stage yet")
         most = hosts[0].manifest.settings.pipeline.slots
-        if not 1 <= slots <= most:
+        if slots is not None and not 1 <= slots <= most:
             raise UsageError(f"{slots} visits at once: this run allows 1 to {most}")
-        for host in hosts:
-            host.visits.slots = slots
+        cores = usable_cores()
+        if threads is not None and not 1 <= threads <= cores:
+            raise UsageError(f"{threads} threads: this machine has 1 to {cores}")
+        if slots is not None:
+            for host in hosts:
+                host.visits.slots = slots
+        if threads is not None:
+            self.threads = threads
+            self.set_threads(threads)
 
     # ---- the calls
 
@@ -169,8 +181,10 @@ class Control:
         return self.status()
 
     async def _limit(self, request: pb.LimitRequest, context: grpc.aio.ServicerContext) -> pb.PeerStatus:
-        if request.HasField("slots"):
-            self.limit(request.slots)
+        self.limit(
+            slots=request.slots if request.HasField("slots") else None,
+            threads=request.threads if request.HasField("threads") else None,
+        )
         return self.status()
 
     async def _logs(self, request: pb.LogsRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LogLine]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..swarm.api.screen import count
 from ..swarm.keys import state_folder
 from ..swarm.local_runs import is_alive
 
 COMMANDS = ("status", "leave", "limit", "logs")
+LIMITS = ("slots", "threads")
 
 
 def add_parsers(commands: Any) -> None:
@@ -23,7 +25,8 @@ def add_parsers(commands: Any) -> None:
     leave.add_argument("--now", action="store_true", help="at once; others do its work again")
     leave.add_argument("--why", default="", help="told to the organizer and on the dashboard")
     limit = commands.add_parser("limit", help="change what it lends, while it runs")
-    limit.add_argument("--slots", type=int, required=True, metavar="N", help="visits that may be open at once")
+    limit.add_argument("--slots", type=int, metavar="N", help="visits that may be open at once, in each stage")
+    limit.add_argument("--threads", type=int, metavar="N", help="compute threads")
     logs = commands.add_parser("logs", help="what it has said")
     logs.add_argument("-n", "--lines", type=int, default=20, help="how many lines (default: 20)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
@@ -49,9 +52,10 @@ def run_command(options: argparse.Namespace) -> int:
         if options.command == "leave":
             status = client.call("Leave", pb.LeaveRequest(why=options.why, now=options.now))
         elif options.command == "limit":
-            if options.slots < 0:
-                raise UsageError(f"{options.slots} visits at once: expected a number above 0")
-            status = client.call("Limit", pb.LimitRequest(slots=options.slots))
+            given = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+            if not given or min(given.values()) < 1:
+                raise UsageError(f"limit takes {' and '.join(f'--{name}' for name in LIMITS)}, numbers above 0")
+            status = client.call("Limit", pb.LimitRequest(**given))
         else:
             status = client.call("Status", pb.StatusRequest())
     if options.command == "status" and options.json:
@@ -65,13 +69,13 @@ def in_words(status: Any) -> str:
     """A `PeerStatus` in a few lines for people."""
     if not status.peer:
         return f"{status.state}: {status.leaving}" if status.leaving else str(status.state)
-    refused = ", ".join(f"{count} {reason.lower()}" for reason, count in sorted(status.refused.items())) or "none"
+    refused = ", ".join(f"{times} {reason.lower()}" for reason, times in sorted(status.refused.items())) or "none"
     leaving = f" ({status.leaving})" if status.leaving else ""
     waits = f", waits {status.waits}" if status.waits else ""
     return (
         f"{status.state}{leaving}: stage {status.stage} of {status.stages}, version {status.version}\n"
         f"{status.open} of {status.slots} visits open, {status.below} below{waits}; "
-        f"up to {status.visits_per_second:.2f} visits/s\n"
+        f"up to {status.visits_per_second:.2f} visits/s on {count(status.threads, 'thread', 'threads')}\n"
         f"sent {status.sent / 1e6:.1f} MB, received {status.received / 1e6:.1f} MB; "
         f"busy {status.busy} times, refused: {refused}\n"
         f"peer {status.peer} in run {status.run[:12]}"

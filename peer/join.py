@@ -54,9 +54,11 @@ async def _join(
     if not options.initial_peers:
         tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
     said = said_by(options)
-    torch.set_num_threads(options.threads or usable_cores())
+    control.threads = options.threads or usable_cores()
+    torch.set_num_threads(control.threads)
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
+    control.set_threads = lambda count: device.on_both(partial(torch.set_num_threads, count))
     loading = Loading(report.loading)
     hosting = Hosting(options.model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
     parts = hosting.parts()

@@ -11,18 +11,19 @@ least every 10 s), `ended` (`text`).
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from ..protos import api_pb2 as pb
+from ..swarm.apart import Apart, standard_output
 from .panel import Rates, panel
 
 SHOW_SECONDS = 0.5
@@ -50,9 +51,10 @@ class Report(Protocol):
 class _Bare:
     """What all reports have."""
 
-    def __init__(self, level: int, clock: Clock) -> None:
+    def __init__(self, level: int, clock: Clock, file: TextIO | None = None) -> None:
         self.level = level
         self.clock = clock
+        self._file = file
         self._last: dict[str, float] = {}
 
     def _is_time(self, what: str, seconds: float) -> bool:
@@ -72,8 +74,8 @@ class _Bare:
 class Lines(_Bare):
     """Lines for people and for logs: what is said, and now and then how it goes."""
 
-    def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic) -> None:
-        super().__init__(level, clock)
+    def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic, file: TextIO | None = None) -> None:
+        super().__init__(level, clock, file)
         self._is_time("loading", 0.0)
         self._is_time("status", 0.0)
 
@@ -82,7 +84,7 @@ class Lines(_Bare):
 
     def say(self, line: str, level: int = logging.INFO) -> None:
         if level >= self.level:
-            print(line, flush=True)
+            print(line, file=self._file, flush=True)
 
     def loading(self, done: int, total: int) -> None:
         if self._is_time("loading", LOADING_LINE_SECONDS):
@@ -103,8 +105,8 @@ class Lines(_Bare):
 class JsonLines(_Bare):
     """Events for scripts, as the module says."""
 
-    def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic) -> None:
-        super().__init__(level, clock)
+    def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic, file: TextIO | None = None) -> None:
+        super().__init__(level, clock, file)
         self._shown: tuple[object, ...] = ()
 
     def __enter__(self) -> "JsonLines":
@@ -129,7 +131,7 @@ class JsonLines(_Bare):
         self._emit("ended", text=line)
 
     def _emit(self, event: str, **facts: Any) -> None:
-        print(json.dumps({"event": event, "at": round(time.time(), 3), **facts}), flush=True)
+        print(json.dumps({"event": event, "at": round(time.time(), 3), **facts}), file=self._file, flush=True)
 
 
 class Panel(_Bare):
@@ -175,11 +177,53 @@ class Panel(_Bare):
         return panel(self._status, self._rates, self._loading)
 
 
+class Detached:
+    """Another report, in a thread of its own (`apart.py`): whatever becomes of the terminal, the peer works on. A
+    status that was not shown before the next one came is not shown."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._apart = Apart()
+        self._status: pb.PeerStatus | None = None
+
+    def __enter__(self) -> "Detached":
+        self._apart.__enter__()
+        self._apart.call(self._report.__enter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._apart.call(partial(self._report.__exit__, None, None, None))
+        self._apart.__exit__()
+
+    def say(self, line: str, level: int = logging.INFO) -> None:
+        self._apart.call(partial(self._report.say, line, level))
+
+    def loading(self, done: int, total: int) -> None:
+        self._apart.call(partial(self._report.loading, done, total))
+
+    def show(self, status: pb.PeerStatus) -> None:
+        waiting, self._status = self._status, status
+        if waiting is None:
+            self._apart.call(self._show)
+
+    def _show(self) -> None:
+        status, self._status = self._status, None
+        if status is not None:
+            self._report.show(status)
+
+    def end(self, line: str) -> None:
+        self._apart.call(partial(self._report.end, line))
+
+
 def report_of(*, as_json: bool, level: int) -> Report:
     """The one that suits where the output goes."""
+    output = standard_output()
+    console = Console(file=output)
     if as_json:
-        return JsonLines(level)
-    return Panel(level) if sys.stdout.isatty() and Console().is_terminal else Lines(level)
+        return Detached(JsonLines(level, file=output))
+    return Detached(Panel(level, console) if console.is_terminal else Lines(level, file=output))
 
 
 async def keep_showing(report: Report, status: Callable[[], pb.PeerStatus]) -> None:

@@ -170,7 +170,7 @@ class Exported(_message.Message):
     def __init__(self, folder: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving", "visits", "loss", "counted", "credit", "link_rate", "round_trip", "hosted")
+    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving", "visits", "loss", "counted", "credit", "link_rate", "round_trip", "hosted", "threads")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,7 @@ class PeerStatus(_message.Message):
     LINK_RATE_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     HOSTED_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
     peer: str
     run: str
     state: str
@@ -224,7 +225,8 @@ class PeerStatus(_message.Message):
     link_rate: float
     round_trip: float
     hosted: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., visits: _Optional[int] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., credit: _Optional[float] = ..., link_rate: _Optional[float] = ..., round_trip: _Optional[float] = ..., hosted: _Optional[_Iterable[int]] = ...) -> None: ...
+    threads: int
+    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., visits: _Optional[int] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., credit: _Optional[float] = ..., link_rate: _Optional[float] = ..., round_trip: _Optional[float] = ..., hosted: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("why", "now")
@@ -235,10 +237,12 @@ class LeaveRequest(_message.Message):
     def __init__(self, why: _Optional[str] = ..., now: bool = ...) -> None: ...
 
 class LimitRequest(_message.Message):
-    __slots__ = ("slots",)
+    __slots__ = ("slots", "threads")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
     slots: int
-    def __init__(self, slots: _Optional[int] = ...) -> None: ...
+    threads: int
+    def __init__(self, slots: _Optional[int] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class LogsRequest(_message.Message):
     __slots__ = ("lines", "follow")

@@ -36,6 +36,11 @@ class ThreadDevice:
         pool = self._background if phase == BACKGROUND else self._visits
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
+    def on_both(self, work: Callable[[], None]) -> None:
+        """Runs `work` on each of its threads, when they have done what they are at; returns at once."""
+        self._visits.submit(work)
+        self._background.submit(work)
+
     def close(self) -> None:
         """Waits for what is running; drops what is queued."""
         self._visits.shutdown(cancel_futures=True)

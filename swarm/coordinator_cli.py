@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ def _start(options: argparse.Namespace) -> int:
     key = options.organizer_key or state_folder() / "organizer.key"
     settings = None if options.standby else load_settings(options.manifest)
     # Imported here: torch and hivemind take seconds, and a wrong command line or manifest should not.
+    from .apart import Apart, standard_output
     from .coordinator import Node, coordinate, stand_by
     from .process import Interrupted, SharedFolder, run_process
     from .show import line_of
@@ -131,10 +133,10 @@ def _start(options: argparse.Namespace) -> int:
     def emit(event: Event) -> None:
         text = json.dumps(event.to_json()) if options.json else line_of(event)
         if text is not None and (options.json or level <= logging.INFO):
-            print(text, flush=True)
+            apart.call(partial(print, text, file=output, flush=True))
 
     # Standard output is the events' alone.
-    level = level_of(options.log_level)
+    level, output, apart = level_of(options.log_level), standard_output(), Apart()
     heed_logs(options.log_level, lambda line, _: print(line, file=sys.stderr, flush=True))
 
     export = _export_of(options) if options.export else None
@@ -152,7 +154,8 @@ def _start(options: argparse.Namespace) -> int:
             # A key made now would be nobody's: a standby brings the organizer's, or none and has been here before.
             organizer = Identity.load_or_create(key) if key.exists() else None
             work = stand_by(options.run, organizer=organizer, initial_peers=options.initial_peers, node=node)
-        report = run_process(work, watch_parent=options.watch_parent)
+        with apart:
+            report = run_process(work, watch_parent=options.watch_parent)
     except Interrupted:
         return EXIT_INTERRUPTED
     finally:

@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_refused
-from .backend import BackwardResult, Context, ForwardResult, Scalar, StageBackend, StageInput, State
+from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
 from .catching_up import Snapshots
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
@@ -114,8 +114,8 @@ class StageHost:
         self.counted = 0
         """Microbatches of committed steps with this peer's work in them."""
 
-        self.loss: Scalar | None = None
-        """Of the last step that was committed here."""
+        self.loss: float | None = None
+        """Of the last step that was committed here, for people to read."""
 
     # ---- its place in the run
 

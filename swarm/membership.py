@@ -232,8 +232,8 @@ class Membership:
         digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(made))
         host.versions.put(commit.step + 1, made, digest)
         host.counted += self.reducer.contributed(commit, choices[0])
-        if commit.HasField("past"):
-            host.loss = from_scalar(commit.past.loss, "loss", "the trainer")
+        if commit.past.loss.WhichOneof("value") == "real":
+            host.loss = commit.past.loss.real
         host.observe(Moment("applied", host.stage, commit.step))
         return True
 

@@ -1,15 +1,18 @@
 """A real peer asked at its local socket, and leaving its run politely."""
 
+import asyncio
 import json
 import re
 import stat
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import torch
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from swarm_peer.errors import UsageError
@@ -17,6 +20,7 @@ from swarm_peer.peer.control import Control
 from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
 from swarm_peer.protos import api_pb2 as pb
+from swarm_peer.swarm.compute import BACKGROUND, FORWARD, ThreadDevice
 from swarm_peer.swarm.process import SharedFolder
 
 from tests.processes import Home, Terminal, home
@@ -38,9 +42,21 @@ def test_before_it_hosts_anything(tmp_path: Path) -> None:
     control = Control()
     assert in_words(control.status()) == "finding the run"
     with pytest.raises(UsageError, match="hosts no stage yet"):
-        control.limit(3)
+        control.limit(slots=3)
     assert not control.leave("bed time")
     assert in_words(control.status()) == "leaving: bed time"
+
+
+def test_limits_hold_where_it_computes() -> None:
+    before = torch.get_num_threads()
+    device = ThreadDevice()
+    try:
+        device.on_both(partial(torch.set_num_threads, before + 1))
+        for phase in (FORWARD, BACKGROUND):
+            assert asyncio.run(device.run(phase, torch.get_num_threads)) == before + 1
+    finally:
+        torch.set_num_threads(before)
+        device.close()
 
 
 def test_nobody_is_there_to_ask(place: Home) -> None:
@@ -142,7 +158,9 @@ def _ask(place: Home, pid: int) -> None:
     code, output = place.run("swarm-peer", "status", "--pid", str(pid))
     assert (code, output.startswith("working: stage ")) == (0, True), output
     code, output = place.run("swarm-peer", "limit", "--slots", "3", "--pid", str(pid))
-    assert (code, "of 3 visits open" in output) == (0, True), output
+    assert (code, "of 3 visits open" in output, "on 1 thread" in output) == (0, True, True), output
+    code, output = place.run("swarm-peer", "limit", "--threads", "999", "--pid", str(pid))
+    assert (code, "999 threads: this machine has" in output) == (1, True), output
     code, output = place.run("swarm-peer", "logs", "--pid", str(pid))
     assert (code, "hosting stage" in output) == (0, True), output
 
