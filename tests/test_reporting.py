@@ -3,11 +3,12 @@
 import io
 import json
 import logging
+import threading
 
 import pytest
 from rich.console import Console
 from swarm_peer.peer.panel import Rates, panel
-from swarm_peer.peer.reporting import JsonLines, Lines, Panel
+from swarm_peer.peer.reporting import Detached, JsonLines, Lines, Panel
 from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.swarm.logs import heed_logs
 
@@ -167,6 +168,33 @@ def test_events_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert events[3]["loss"] is None
     assert events[3]["hosted"] == [1]
     assert all(event["at"] > 1e9 for event in events)
+
+
+# ---- whatever becomes of the terminal
+
+
+def test_a_terminal_that_was_held_up_goes_on_with_what_is_new() -> None:
+    go_on = threading.Event()
+    seen: list[object] = []
+
+    class Slow(Lines):
+        def show(self, status: pb.PeerStatus) -> None:
+            go_on.wait(60.0)
+            seen.append(status.version)
+
+        def say(self, line: str, level: int = logging.INFO) -> None:
+            seen.append(line)
+
+    with Detached(Slow()) as report:
+        report.show(status(version=0))
+        for version in range(1, 10):
+            report.show(status(version=version))
+            report.say(f"line {version}")
+        go_on.set()
+        report.end("the end")
+    assert [entry for entry in seen if isinstance(entry, str)] == [f"line {n}" for n in range(1, 10)] + ["the end"]
+    versions = [entry for entry in seen if isinstance(entry, int)]
+    assert versions in ([0, 9], [9])
 
 
 # ---- logs
