@@ -38,7 +38,8 @@ async def join(options: argparse.Namespace, folder: SharedFolder, report: Report
         return await _join(options, folder, partial(say, report, control), report, control)
     finally:
         showing.cancel()
-        await showing
+        await asyncio.wait((showing,))
+        report.show(control.status())
 
 
 def say(report: Report, control: Control, line: str) -> None:

@@ -13,7 +13,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -227,12 +226,10 @@ def report_of(*, as_json: bool, level: int) -> Report:
 
 
 async def keep_showing(report: Report, status: Callable[[], pb.PeerStatus]) -> None:
-    """Shows the status again and again. Ends when it is cancelled, with a last look."""
-    with suppress(asyncio.CancelledError):
-        while True:
-            report.show(status())
-            await asyncio.sleep(SHOW_SECONDS)
-    report.show(status())
+    """Shows the status again and again, until it is cancelled."""
+    while True:
+        report.show(status())
+        await asyncio.sleep(SHOW_SECONDS)
 
 
 def status_fields(status: pb.PeerStatus) -> dict[str, Any]:
