@@ -45,7 +45,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet smollm2-135m >/dev/null
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --dist worksteal --timeout=$(LIMIT) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --timeout=$(LIMIT) $(ARGS)
 
 # What the images' RUN lines do, in a clean prefix.
 test-images: $(STAMP)
