@@ -82,7 +82,7 @@ class Control:
     # ---- what is asked
 
     def status(self) -> pb.PeerStatus:
-        """Of the first member what there is one of; sums over all. When all have ended: how it was."""
+        """Of the first member with a stage what there is one of; sums over all. When all have ended: how it was."""
         found = self._status_now()
         if found.hosted:
             self._last = found
@@ -100,7 +100,7 @@ class Control:
         if links:
             found.link_rate = median(link.rate for link in links)
             found.round_trip = median(link.round_trip_us for link in links) / 1e6
-        for number, peer in enumerate(self.peers):
+        for peer in self.peers:
             host = peer.host
             found.sent += peer.meter.sent
             found.received += peer.meter.received
@@ -112,11 +112,10 @@ class Control:
             found.busy += host.busy
             found.visits_per_second += host.pace.throughput
             refused.update(host.refused)
-            found.hosted.append(host.stage)
             found.slots += host.visits.slots
             found.counted += host.counted
             found.credit += host.counted * stage_worth(host.manifest, host.stage)
-            if number == 0:
+            if not found.hosted:
                 found.peer, found.run = host.peer_id, host.authority.run_id
                 found.stage, found.stages = host.stage, host.manifest.stages
                 found.version = host.versions.latest
@@ -125,12 +124,12 @@ class Control:
                 found.state = "working" if host.versions.latest >= 0 else "loading"
                 if below and below == host.visits.open:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
-        loaded = bool(self.peers) and self.peers[0].host is not None
-        if self.peers and not loaded and self._last is not None:
+            found.hosted.append(host.stage)
+        if not found.hosted and self._last is not None:
             found.state = "ended"
         elif self.why:
             found.state = "leaving"
-        elif self.peers and not loaded:
+        elif self.peers and not found.hosted:
             found.state = "joining"
         found.refused.update(refused)
         return found

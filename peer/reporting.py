@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -64,6 +64,9 @@ class _Bare:
         self._last[what] = now
         return True
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -77,9 +80,6 @@ class Lines(_Bare):
         super().__init__(level, clock, file)
         self._is_time("loading", 0.0)
         self._is_time("status", 0.0)
-
-    def __enter__(self) -> "Lines":
-        return self
 
     def say(self, line: str, level: int = logging.INFO) -> None:
         if level >= self.level:
@@ -107,9 +107,6 @@ class JsonLines(_Bare):
     def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic, file: TextIO | None = None) -> None:
         super().__init__(level, clock, file)
         self._shown: tuple[object, ...] = ()
-
-    def __enter__(self) -> "JsonLines":
-        return self
 
     def say(self, line: str, level: int = logging.INFO) -> None:
         if level >= self.level:
@@ -147,7 +144,7 @@ class Panel(_Bare):
         # Drawn when `show` is called, not by a thread of its own.
         self._live = Live(self._drawn(), console=self._console, auto_refresh=False)
 
-    def __enter__(self) -> "Panel":
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
@@ -185,7 +182,7 @@ class Detached:
         self._apart = Apart()
         self._status: pb.PeerStatus | None = None
 
-    def __enter__(self) -> "Detached":
+    def __enter__(self) -> Self:
         self._apart.__enter__()
         self._apart.call(self._report.__enter__)
         return self

@@ -72,7 +72,7 @@ def without_flags(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "SWARM_PEER_CONFIG": ""}
 
 
-class Parser(configargparse.ArgumentParser):  # type: ignore[misc]
+class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # the library has no types
     """A program, or with `command` one of its commands, which reads the environment and the file."""
 
     def __init__(self, *, program: str = "", command: str = "", **other: Any) -> None:

@@ -231,7 +231,7 @@ class Membership:
         made = await host.device.run(BACKGROUND, lambda: host.backend.apply(state, parts, update))
         digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(made))
         host.versions.put(commit.step + 1, made, digest)
-        host.counted += self.reducer.contributed(commit, choices[0])
+        host.counted += self.reducer.take_contributed(commit, choices[0])
         if commit.past.loss.WhichOneof("value") == "real":
             host.loss = commit.past.loss.real
         host.observe(Moment("applied", host.stage, commit.step))

@@ -334,9 +334,10 @@ class Reducer:
             self._kept[key] = kept
         return {name: made.parts for name, made in kept.items()}
 
-    def contributed(self, commit: pb.Commit, choice: pb.Choice) -> int:
-        """How many microbatches of this member's are in the reduction that a Commit names."""
-        return self._contributed.get(AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt), 0)
+    def take_contributed(self, commit: pb.Commit, choice: pb.Choice) -> int:
+        """How many microbatches of this member's are in the reduction that a Commit names; 0 when asked again, for a
+        step that is applied once more after the state was dropped counts once."""
+        return self._contributed.pop(AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt), 0)
 
     async def _pull(self, key: AttemptKey, choice: pb.Choice) -> Reduction:
         problems: list[str] = []

@@ -20,9 +20,13 @@ from swarm_peer.peer.control import Control
 from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
 from swarm_peer.protos import api_pb2 as pb
+from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, FORWARD, ThreadDevice
+from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.process import SharedFolder
 
+from tests.exact import exact_manifest, exact_swarm
 from tests.processes import Home, Terminal, home
 from tests.test_api import MANIFEST
 
@@ -45,6 +49,37 @@ def test_before_it_hosts_anything(tmp_path: Path) -> None:
         control.limit(slots=3)
     assert not control.leave("bed time")
     assert in_words(control.status()) == "leaving: bed time"
+
+
+def test_what_peers_count_is_what_the_run_counts_also_when_the_first_has_ended() -> None:
+    """Of two peers of one machine the first leaves: the other's state is shown. All counts together are the run's."""
+    manifest = exact_manifest(steps=9)
+    control = Control()
+    counted: dict[str, tuple[int, int]] = {}
+    states: list[str] = []
+
+    def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+        if not control.peers:
+            control.peers += [swarm.peers[swarm.live_at(0)[0]], swarm.peers[swarm.live_at(1)[0]]]
+        if moment.name == "forward" and moment.step == 3:
+            control.peers[0].leave("enough")
+        host = swarm.peers[peer].host
+        if moment.name == "applied" and host is not None:
+            counted[peer] = host.stage, host.counted
+            if control.peers[0].host is None and control.peers[1].host is not None:
+                found = control.status()
+                states.append(found.state)
+                assert (found.stage, list(found.hosted), found.version) == (
+                    1,
+                    [1],
+                    control.peers[1].host.versions.latest,
+                )
+
+    run(exact_swarm(manifest, watch=watch).run(), limit=300.0)
+    assert set(states) == {"working"}
+    for stage in range(3):
+        assert sum(count for at, count in counted.values() if at == stage) == 9 * 4
+    assert control.status().state == "ended"
 
 
 def test_limits_hold_where_it_computes() -> None:
