@@ -123,6 +123,17 @@ def test_a_loss_as_it_happens(page: Page) -> None:
         assert page.errors() == []
 
 
+def test_an_ideal_below_the_pace_is_not_shown(page: Page) -> None:
+    """Right after a loss, or when peers turn slow, the pace is still that of before."""
+    with shown(*beginning(), stepped(1)) as run:
+        page.open(run.url)
+        page.wait(lambda: "on ideal links" in page.text("#pace-legend"), "the ideal beside the pace")
+        run.emit(events.Pulse(tuple(pulse(number, seconds=20.0) for number in range(1, 7)), (), 0, 3, 12, 5000))
+        page.wait(lambda: "on ideal links" not in page.text("#pace-legend"), "the pace alone")
+        assert page.figure("Of ideal links").startswith("–")
+        assert page.errors() == []
+
+
 def test_what_is_lost_is_said_outright(page: Page) -> None:
     with shown(*beginning(), stepped(1), events.Settled(1, ((1, 2),), 4, 1, 2, 0, 0)) as run:
         page.open(run.url)

@@ -145,7 +145,9 @@ const charts = {
     }
     const byStep = new Map(points);
     charts.paceRead = (at) => [`Step ${format.number(at)}`, `${format.number(byStep.get(at))} tokens/s`];
-    const ideal = progress.ideal_tokens_per_second || 0, now = progress.tokens_per_second;
+    const now = progress.tokens_per_second;
+    // As in the run strip: right after a loss the pace of before stands beside the ideal of now, which says nothing.
+    const ideal = progress.ideal_tokens_per_second >= now ? progress.ideal_tokens_per_second : 0;
     const words = points.length ? `${format.number(now)} tokens a second now${ideal ? `; the same peers on ideal links would make about ${format.number(ideal)}` : ""}.` : "Not known before the second step.";
     charts.paceChart.show({ title: "Tokens a second over the steps", words, lines: points.length ? [{ kind: "pace", points }] : [], points: [], marks: Object.values(doc.faults || {}).map((fault) => fault.at_step), level: points.length ? ideal : 0, fromZero: true,
       last: Math.max(1, ...points.map((point) => point[0])), label: (value) => (value ? format.short(value) : "0"), left: 48 });
