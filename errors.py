@@ -15,7 +15,9 @@
     ├── FailedError              a stage further down failed: Failed{stage, reason}
     ├── StoppedError             the run cannot go on: what stopped it, and what to do
     │   └── FencedError          another trainer leads the run: this one has nothing more to say
+    │   └── GoingBackError       a stage has lost its state: the run goes back to its last checkpoint
     ├── StorageError             what was to be kept on disk cannot be written or read back
+    │   └── CheckpointError      what is to be resumed from is no checkpoint of this run, or is damaged
     ├── FittingError             a machine is too small for what it is to host: what is missing, what would fit
     ├── StuckError               a simulation in which nothing can happen any more
     ├── ConservationError        a simulation in which a microbatch is nowhere
@@ -101,8 +103,16 @@ class FencedError(StoppedError):
     """A trainer of a higher term leads the run."""
 
 
+class GoingBackError(StoppedError):
+    """A stage's state is nowhere any more: this term is over, and the next one begins at the last checkpoint."""
+
+
 class StorageError(SwarmError):
     """A disk is full or fails: what was to be kept there is not."""
+
+
+class CheckpointError(StorageError):
+    """What is to be resumed from is no checkpoint, one of another run, or damaged."""
 
 
 class FittingError(SwarmError):

@@ -80,7 +80,7 @@ TOO_OLD: Reason
 CUT_OFF: Reason
 
 class Envelope(_message.Message):
-    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "drain", "ready", "reduced", "reduce_failed", "applied", "held", "leave", "heartbeat")
+    __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "drain", "move", "ready", "reduced", "reduce_failed", "applied", "held", "leave", "loaded", "heartbeat")
     RUN_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
@@ -105,12 +105,14 @@ class Envelope(_message.Message):
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     REDUCED_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FAILED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     run: Run
     fetch: Fetch
@@ -136,14 +138,16 @@ class Envelope(_message.Message):
     closed: Closed
     finish: Finish
     drain: Drain
+    move: Move
     ready: Ready
     reduced: Reduced
     reduce_failed: ReduceFailed
     applied: Applied
     held: Held
     leave: Leave
+    loaded: Loaded
     heartbeat: Heartbeat
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., watch: _Optional[_Union[Watch, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., busy: _Optional[_Union[Busy, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., part_result: _Optional[_Union[PartResult, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reduce: _Optional[_Union[Reduce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., reduced: _Optional[_Union[Reduced, _Mapping]] = ..., reduce_failed: _Optional[_Union[ReduceFailed, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Term(_message.Message):
     __slots__ = ("number", "trainer", "delegation", "signature")
@@ -156,6 +160,16 @@ class Term(_message.Message):
     delegation: bytes
     signature: bytes
     def __init__(self, number: _Optional[int] = ..., trainer: _Optional[str] = ..., delegation: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Epoch(_message.Message):
+    __slots__ = ("term", "first", "signature")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    term: Term
+    first: int
+    signature: bytes
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., first: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ("real", "residue")
@@ -338,16 +352,18 @@ class Fetch(_message.Message):
     def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ...) -> None: ...
 
 class Fetched(_message.Message):
-    __slots__ = ("payload", "version", "parts", "size")
+    __slots__ = ("payload", "version", "parts", "size", "epoch")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     payload: int
     version: int
     parts: int
     size: int
-    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ()
@@ -384,7 +400,7 @@ class PartResult(_message.Message):
     def __init__(self, squared_norm: _Optional[_Union[Scalar, _Mapping]] = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides", "about")
+    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides", "about", "epochs", "replaces")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WANTED_STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -393,6 +409,8 @@ class Hello(_message.Message):
     RETURNING_FIELD_NUMBER: _ClassVar[int]
     BESIDES_FIELD_NUMBER: _ClassVar[int]
     ABOUT_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     run: str
     protocol: int
     wanted_stage: int
@@ -401,7 +419,9 @@ class Hello(_message.Message):
     returning: bool
     besides: _containers.RepeatedScalarFieldContainer[int]
     about: About
-    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ..., about: _Optional[_Union[About, _Mapping]] = ...) -> None: ...
+    epochs: _containers.RepeatedCompositeFieldContainer[Epoch]
+    replaces: int
+    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ..., about: _Optional[_Union[About, _Mapping]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ..., replaces: _Optional[int] = ...) -> None: ...
 
 class About(_message.Message):
     __slots__ = ("name", "version", "device", "memory", "up", "down")
@@ -440,7 +460,7 @@ class Evaluated(_message.Message):
     def __init__(self, version: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors")
+    __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors", "epochs")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
@@ -448,6 +468,7 @@ class Welcome(_message.Message):
     STAGE_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     DONORS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     signature: bytes
     term: Term
@@ -455,7 +476,8 @@ class Welcome(_message.Message):
     stage: int
     closed: int
     donors: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    epochs: _containers.RepeatedCompositeFieldContainer[Epoch]
+    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("digest", "version", "kernels")
@@ -523,7 +545,7 @@ class Follow(_message.Message):
     def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., led: _Optional[_Union[Term, _Mapping]] = ...) -> None: ...
 
 class Past(_message.Message):
-    __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout", "heldout_after", "replicas")
+    __slots__ = ("step", "loss", "grad_norm", "tokens", "seconds", "totals", "heldout", "heldout_after", "replicas", "epoch")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
@@ -533,6 +555,7 @@ class Past(_message.Message):
     HELDOUT_FIELD_NUMBER: _ClassVar[int]
     HELDOUT_AFTER_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     step: int
     loss: Scalar
     grad_norm: Scalar
@@ -542,7 +565,8 @@ class Past(_message.Message):
     heldout: Scalar
     heldout_after: Scalar
     replicas: str
-    def __init__(self, step: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., grad_norm: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., heldout: _Optional[_Union[Scalar, _Mapping]] = ..., heldout_after: _Optional[_Union[Scalar, _Mapping]] = ..., replicas: _Optional[str] = ...) -> None: ...
+    epoch: int
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., grad_norm: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., heldout: _Optional[_Union[Scalar, _Mapping]] = ..., heldout_after: _Optional[_Union[Scalar, _Mapping]] = ..., replicas: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("member", "peer", "addresses")
@@ -729,6 +753,16 @@ class Drain(_message.Message):
     off: bool
     until: int
     def __init__(self, off: bool = ..., until: _Optional[int] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("stage",)
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    def __init__(self, stage: _Optional[int] = ...) -> None: ...
+
+class Loaded(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("detail",)

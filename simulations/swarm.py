@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import SwarmError
 from ..swarm import events
+from ..swarm.checkpoint import Checkpoint, Checkpoints
 from ..swarm.departures import FAREWELL_SECONDS
 from ..swarm.driving import Samples
 from ..swarm.host import Moment
@@ -50,6 +51,8 @@ class SimulatedSwarm:
     emit: Callable[[events.Event], None] = field(default=lambda event: None)
     give_up: float | None = 60.0
     keep: Callable[[Trainer], Awaitable[None]] | None = None
+    checkpoints: Checkpoints | None = None
+    origin: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         self.network = MemoryNetwork(self.seed, self.latency)
@@ -104,6 +107,9 @@ class SimulatedSwarm:
             emit=self.emit,
             give_up=self.give_up,
             keep=self.keep,
+            checkpoints=self.checkpoints,
+            origin=self.origin if lead else None,
+            device=SimulatedDevice(random.Random(f"{self.seed}/{identity.peer_id}")),
             highest=self._terms.get(identity.peer_id, 0),
             remember=lambda term: self._terms.update({identity.peer_id: term}),
         )

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import TrustError, UnreachableError, WireError
+from ..errors import ProtocolError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
 from .conditions import Signal
+from .epochs import Lineage, read_lineage
 from .errands import Errands
-from .exchange import Channel, Meter
+from .exchange import Channel, Incoming, Meter, serve_exchanges, serve_watch
 from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, check_indices, check_past
@@ -60,6 +61,25 @@ class Listener(Protocol):
     def fenced(self, term: pb.Term) -> None: ...
 
     def closed_marker(self) -> int: ...
+
+    @property
+    def lineage(self) -> Lineage: ...
+
+    def tells_of(self, lineage: Lineage) -> None:
+        """A peer has followed a trainer of these epochs."""
+        ...
+
+    def donors(self, stage: int) -> list[pb.Member]:
+        """Who can give the state of a stage."""
+        ...
+
+    def loaded(self, member: Member) -> None:
+        """A newcomer to whom nobody gives the state of its stage has the rest of it."""
+        ...
+
+    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
+        """Gives what a checkpoint holds."""
+        ...
 
     def settled(self) -> int:
         """The step below which nothing changes any more of what a standby is told."""
@@ -124,6 +144,9 @@ class Admission:
             if isinstance(hello, pb.Evaluate):
                 await self.errands.serve(channel, hello)
                 return
+            if isinstance(hello, pb.Fetch | pb.Watch):
+                await serve_exchanges(stream, self.meter, lambda: 0, self._give, first=hello)
+                return
             refusal = self._refusal(hello, channel.peer)
             if refusal is not None:
                 await channel.send(refusal)
@@ -148,6 +171,15 @@ class Admission:
                 self._channels.pop(member.number, None)
                 self.listener.lost(member, why)
 
+    async def _give(self, incoming: Incoming, body: Body, payload: bytes) -> None:
+        """Answers those who restore a checkpoint from here."""
+        if isinstance(body, pb.Watch):
+            await serve_watch(incoming, pb.Heartbeat)
+        elif isinstance(body, pb.Fetch):
+            await self.listener.serve_fetch(incoming, body)
+        else:
+            raise ProtocolError(f"{incoming.peer} sent {body.DESCRIPTOR.name} where a trainer gives only what it has")
+
     def _refusal(self, hello: Body, peer: str) -> pb.Refused | None:
         if not isinstance(hello, pb.Hello):
             return pb.Refused(reason=pb.MALFORMED, detail=f"expected Hello, got {hello.DESCRIPTOR.name}")
@@ -170,6 +202,10 @@ class Admission:
             return pb.Refused(reason=pb.UNTRUSTED, detail=unwanted)
         if self._over.is_set():
             return pb.Refused(reason=pb.CLOSED, detail="the run is finished")
+        try:
+            self.listener.tells_of(read_lineage(hello.epochs, self._proven, self.manifest.run_id, peer))
+        except (TrustError, WireError) as error:
+            return pb.Refused(reason=pb.UNTRUSTED, detail=str(error))
         if hello.HasField("term") and (self.proves_higher(hello.term) or self._shares_number(hello.term)):
             self.listener.fenced(hello.term)
             return pb.Refused(reason=pb.FENCED, detail="a higher term leads", proof=hello.term)
@@ -191,7 +227,14 @@ class Admission:
             detail = f"this is run {self.manifest.run_id}, not {follow.run[:64]!r}"
             await channel.send(pb.Refused(reason=pb.WRONG_RUN, detail=detail))
             return
-        await channel.send(pb.Welcome(manifest=self.manifest.canonical(), signature=self.signature, term=self.term))
+        await channel.send(
+            pb.Welcome(
+                manifest=self.manifest.canonical(),
+                signature=self.signature,
+                term=self.term,
+                epochs=self.listener.lineage.epochs,
+            )
+        )
         hearing = asyncio.create_task(self._hear_past(channel)) if self._has_led(channel, follow) else None
         try:
             await self._tell_past(channel, follow.step)
@@ -260,7 +303,9 @@ class Admission:
             self.listener.lost(earlier, "it came again as a new incarnation")
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
-        member.returning, member.about = hello.returning, hello.about
+        number = hello.epochs[-1].term.number if hello.epochs else 0
+        member.returning = hello.returning and number == self.listener.lineage.number
+        member.about, member.replaces = hello.about, hello.replaces
         member.heard = asyncio.get_running_loop().time()
         self._channels[member.number] = channel
         self.joined(member)
@@ -272,7 +317,8 @@ class Admission:
                 member=member.number,
                 stage=member.stage,
                 closed=self.listener.closed_marker(),
-                donors=[donor.to_message() for donor in self.roster.ready(member.stage)],
+                donors=self.listener.donors(member.stage),
+                epochs=self.listener.lineage.epochs,
             )
         )
         return member
@@ -294,6 +340,8 @@ class Admission:
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)
                 self.listener.reduced(member, body)
+            elif isinstance(body, pb.Loaded):
+                self.listener.loaded(member)
             elif isinstance(body, pb.Leave):
                 self.listener.leaves(member, body.why, idle=body.idle)
             elif isinstance(body, pb.Applied):

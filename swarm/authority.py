@@ -41,6 +41,9 @@ class Authority:
         self.founders = 0
         """How many members the run began with; 0 if no trainer has told."""
 
+        self.epoch = 0
+        """Of which what this peer holds is."""
+
         self.highest = pb.Term()
         self._loyal = manifest.settings.pipeline.silence if manifest.settings.pipeline.standby else 0.0
         self._peer_id = peer_id
@@ -75,6 +78,10 @@ class Authority:
                 raise RefusedError("TRAINER_ALIVE", f"the trainer of term {followed[0]} is heard", self._peer_id)
             self.highest = message
         return term
+
+    def enter(self, epoch: int) -> None:
+        """What this peer does from now on is of another epoch."""
+        self.epoch, self.closed = epoch, 0
 
     def advance(self, closed: int) -> bool:
         """Moves the closed marker forward; says whether it moved."""

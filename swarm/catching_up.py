@@ -10,10 +10,11 @@ Errors: `UnreachableError` when no donor gave a whole state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..errors import ProtocolError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
-from .backend import StageBackend
+from .backend import State
 from .compute import BACKGROUND, Device
 from .exchange import Incoming, Pool
 from .fetching import fetch
@@ -32,21 +33,30 @@ class Snapshot:
 
 
 async def fetch_snapshot(
-    pool: Pool, donors: Sequence[pb.Member], run_id: str, stage: int, max_payload: int, version: int | None = None
+    pool: Pool,
+    donors: Sequence[pb.Member],
+    run_id: str,
+    stage: int,
+    max_payload: int,
+    version: int | None = None,
+    *,
+    epoch: int = 0,
 ) -> Snapshot:
     """The oldest version that one of `donors` keeps, or this one; they are asked in turn. Raises `UnreachableError`."""
     problems: list[str] = []
     for donor in donors:
         pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
         try:
-            return await _from_one(pool, donor.peer, run_id, stage, max_payload, version)
+            return await _from_one(pool, donor.peer, run_id, stage, max_payload, version, epoch)
         except (UnreachableError, RefusedError, WireError) as error:
             problems.append(str(error))
     raise UnreachableError(f"nobody gives the state of stage {stage}: {'; '.join(problems) or 'no replica is ready'}")
 
 
-async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload: int, version: int | None) -> Snapshot:
-    question = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage, version=version)
+async def _from_one(
+    pool: Pool, donor: str, run_id: str, stage: int, max_payload: int, version: int | None, epoch: int
+) -> Snapshot:
+    question = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage, version=version, epoch=epoch)
     first, data = await fetch(pool, donor, question, max_payload)
     if version not in (None, first.version):
         raise WireError(f"{donor} was asked for version {version} and gave {first.version}")
@@ -63,13 +73,17 @@ async def _from_one(pool: Pool, donor: str, run_id: str, stage: int, max_payload
     return Snapshot(first.version, b"".join(parts))
 
 
+class Exporter(Protocol):
+    def export(self, state: State) -> bytes: ...
+
+
 @dataclass
 class Snapshots:
     """A donor's end: gives its state in parts of no more than `max_payload` bytes, and keeps the last export."""
 
     run_id: str
     stage: int
-    backend: StageBackend
+    backend: Exporter
     device: Device
     max_payload: int
     _exported: tuple[int, bytes] = (-1, b"")

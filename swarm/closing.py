@@ -69,6 +69,10 @@ class Closing:
     lose: Callable[[Member, str], None]
     bench: Callable[[Member, str], None]
     leave_behind: Callable[[Member, str], None]
+    epoch: Callable[[], int]
+    restores: Callable[[int], list[pb.Member]] = field(default=lambda step: [])
+    """Who can give the reduction of a step besides replicas: a trainer that has it in a checkpoint."""
+
     closed: int = 0
     committed: int = 0
     commits: dict[int, pb.Commit] = field(default_factory=dict)
@@ -79,7 +83,7 @@ class Closing:
     _attempts: dict[tuple[int, Unit], int] = field(default_factory=dict)
 
     def take_outcome(self, member: Member, outcome: Outcome, step: Step | None) -> None:
-        if outcome.term != self.term.number or step is None:
+        if (outcome.term, outcome.epoch) != (self.term.number, self.epoch()) or step is None:
             return
         self._outcomes[outcome.step, outcome.attempt, member.number] = outcome
         if isinstance(outcome, pb.Reduced):
@@ -178,6 +182,7 @@ class Closing:
                 member,
                 pb.Reduce(
                     term=self.term,
+                    epoch=self.epoch(),
                     step=step.number,
                     attempt=attempt,
                     groups=groups,
@@ -263,6 +268,7 @@ class Closing:
         step.grad_norm = self.arithmetic.norm(squared_norm, step.tokens)
         return pb.Commit(
             term=self.term,
+            epoch=self.epoch(),
             step=step.number,
             choices=choices,
             factor=to_scalar(update.factor),
@@ -341,10 +347,12 @@ class Closing:
             holders = [member for member in replicas if member.holds(commit.step, choice.term, choice.attempt)]
             choice.ClearField("holders")
             choice.holders.extend(holder.to_message() for holder in holders)
+            choice.holders.extend(self.restores(commit.step))
         return fresh
 
-    async def settle(self, step: Step, commit: pb.Commit, units: Sequence[Unit]) -> None:
+    async def settle(self, step: Step, commit: pb.Commit, units: Sequence[Unit]) -> pb.Commit:
         """Waits until every live replica has applied an announced Commit; then moves the closed marker beyond the step.
+        The Commit that was applied.
 
         If the reduction of a unit is gone everywhere before anyone applied it, that unit alone is reduced anew.
         """
@@ -368,8 +376,9 @@ class Closing:
         for key in [key for key in self._outcomes if key[0] <= step.number]:
             del self._outcomes[key]
         for member in self.roster.live():
-            await self.tell(member, pb.Closed(term=self.term, closed=self.closed))
+            await self.tell(member, pb.Closed(term=self.term, epoch=self.epoch(), closed=self.closed))
         self.signal.notify()
+        return commit
 
     def _applied(self, version: int, units: Sequence[Unit]) -> bool:
         """Whether every stage has replicas, and all have a version: those that are catching up too."""
@@ -389,6 +398,29 @@ class Closing:
             if choice.stage in unit.stages and replicas and not holding:
                 return True
         return False
+
+    def lost_stage(self) -> int | None:
+        """The lowest stage that is lost."""
+        present = {member.stage for member in self.roster.live() if member.version >= self.closed}
+        others = [stage for stage in range(self.roster.stages) if stage not in present]
+        return next((stage for stage in others if self.is_lost(stage)), None)
+
+    def is_lost(self, stage: int) -> bool:
+        """Whether nobody live has the state of a stage, or one that what is held can still bring up to date."""
+        replicas = [member for member in self.roster.following() if member.stage == stage]
+        return not any(
+            all(self._is_held(step, stage) for step in range(member.version, self.closed)) for member in replicas
+        )
+
+    def _is_held(self, step: int, stage: int) -> bool:
+        """Whether the reduction by which a closed step was committed is to be had."""
+        choices = self.commits[step].choices if step in self.commits else ()
+        return any(
+            bool(self.restores(step))
+            or any(member.holds(step, choice.term, choice.attempt) for member in self.roster.live(stage))
+            for choice in choices
+            if choice.stage == stage
+        )
 
     async def _redo(self, step: Step, commit: pb.Commit, unit: Unit) -> pb.Commit:
         """The same Commit with a new reduction of one unit; the factor that was sent stays."""

@@ -26,6 +26,12 @@ class Signal:
             self._waiters.remove(waiter)
 
 
+def innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that ended a task group, for a caller who expects a typed one."""
+    first = problems.exceptions[0]
+    return innermost(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 def heed_cancellation() -> None:
     """Raises `CancelledError` if the running task has been cancelled, for loops that go on after an error.
 

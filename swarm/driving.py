@@ -75,6 +75,7 @@ class Driver:
     signal: Signal
     emit: Callable[[events.Event], None]
     closed: Callable[[], int]
+    epoch: Callable[[], int]
     fenced: Callable[[pb.Term], None] = field(default=lambda term: None)
     in_flight: int = 0
     _paths: dict[tuple[int, int], dict[int, pb.PathEntry]] = field(default_factory=dict)
@@ -178,6 +179,7 @@ class Driver:
         return pb.Run(
             run=self.roster.run_id,
             term=self.term,
+            epoch=self.epoch(),
             mode=mode,
             step=step,
             index=index,

@@ -102,10 +102,38 @@ class Follows(Event):
 
 @dataclass(frozen=True, slots=True)
 class Waiting(Event):
-    """A stage has no replica; the run waits."""
+    """A stage has no replica; the run waits for one that returns, or for a newcomer: then it goes back to `step`."""
 
     kind: ClassVar[str] = "waiting"
     stage: int
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack(Event):
+    """A term begins an epoch, with `step`, from a checkpoint or anew; `lost` steps had been committed beyond it."""
+
+    kind: ClassVar[str] = "went-back"
+    step: int
+    lost: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed(Event):
+    """All steps below `step` can be resumed from."""
+
+    kind: ClassVar[str] = "checkpointed"
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed(Event):
+    """The checkpoint of all steps below `step` could not be taken or kept; the one before it stands."""
+
+    kind: ClassVar[str] = "checkpoint-failed"
+    step: int
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,14 +275,20 @@ async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> N
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]
 
 
-async def serve_exchanges(stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch) -> None:
+async def _given(body: Body) -> tuple[Body, bytes]:
+    return body, b""
+
+
+async def serve_exchanges(
+    stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch, first: Body | None = None
+) -> None:
     """Answers exchanges on one incoming stream until the other side closes it or breaks the protocol.
 
     `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is
-    asked anew for each.
+    asked anew for each. `first`: a question that has been read already.
     """
     channel = Channel(stream, meter)
-    following = asyncio.ensure_future(channel.receive(max_payload()))
+    following = asyncio.ensure_future(_given(first) if first is not None else channel.receive(max_payload()))
     try:
         while True:
             try:

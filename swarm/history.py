@@ -10,11 +10,13 @@ from typing import Any
 
 from ..protos import swarm_pb2 as pb
 from .backend import Scalar
+from .epochs import Lineage
 from .manifest import Manifest
 from .messages import from_scalar, to_scalar
 from .report import parse_replicas
 from .steps import Step
 
+EPOCH_0 = Lineage()
 ANOTHER = "the trainer before"
 
 
@@ -28,11 +30,13 @@ class History:
         steps: dict[int, Step],
         known: Iterable[pb.Past],
         recalled: Callable[[Step], None] = lambda step: None,
+        lineage: Lineage = EPOCH_0,
     ) -> None:
         self._manifest = manifest
         self._steps = steps
         self._recalled = recalled
-        self.told = {past.step: past for past in known}
+        self.lineage = lineage
+        self.told = {past.step: past for past in known if self._is_part(past)}
         self.heldout: dict[str, Scalar | None] = {"before": None, "after": None}
         self.replicas: list[Any] = []
         """At the end of the run, as a trainer before this one saw it."""
@@ -43,9 +47,23 @@ class History:
         steps = range(self._manifest.settings.train.steps)
         return all(step in self.told for step in steps) and self.told[steps[-1]].HasField("heldout_after")
 
+    def _is_part(self, past: pb.Past) -> bool:
+        return self.lineage.holds(past.epoch, past.step)
+
+    def follow(self, lineage: Lineage) -> None:
+        """The run is in another epoch than was known: what was told of steps that are no part of it is forgotten."""
+        self.lineage = lineage
+        self.told = {step: past for step, past in self.told.items() if self._is_part(past)}
+
+    def learn(self, past: pb.Past) -> None:
+        """What a trainer before this one knows of a step."""
+        if self._is_part(past):
+            self.told[past.step] = past
+
     def hear(self, past: pb.Past) -> None:
         """What a peer knows of a step; what a coordinator has told is better known."""
-        self.told.setdefault(past.step, past)
+        if self._is_part(past):
+            self.told.setdefault(past.step, past)
 
     def recall(self, closed: int) -> None:
         """Takes up what was told of the steps below `closed`."""
@@ -55,9 +73,10 @@ class History:
 
     def remember(self, past: pb.Past) -> None:
         """Takes up a step that was closed before this trainer's term, unless it is known."""
-        if past.step in self._steps:
+        if past.step in self._steps or not self._is_part(past):
             return
         step = Step(past.step, tokens=past.tokens, seconds=past.seconds, committed=True, final=past.totals)
+        step.epoch = past.epoch
         step.loss = from_scalar(past.loss, "loss", ANOTHER)
         step.grad_norm = from_scalar(past.grad_norm, "gradient norm", ANOTHER)
         self._steps[past.step] = step
@@ -85,6 +104,7 @@ class History:
             tokens=step.tokens,
             seconds=step.seconds,
             totals=step.totals(self._manifest.stages, self._manifest.microbatches),
+            epoch=step.epoch if step.epoch is not None else self.lineage.number,
         )
         if self.heldout["before"] is not None:
             past.heldout.CopyFrom(to_scalar(self.heldout["before"]))

@@ -30,6 +30,7 @@ from .backend import BackwardResult, Context, ForwardResult, StageBackend, Stage
 from .catching_up import Snapshots
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
+from .epochs import Lineage
 from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import GradientStore
@@ -40,6 +41,7 @@ from .loads import to_message as to_load
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import PLACES, Neighbours
+from .recollection import Recollection
 from .routing import Place
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
@@ -48,9 +50,6 @@ VERSION_PAUSE_SECONDS = 0.2
 """How long a Run waits for a version that is about to be made, before Busy{version}."""
 
 BUSY_RETRY_MS, MAX_BUSY_RETRY_MS = 50, 1000
-
-KEPT_PAST = 4096
-"""Committed steps of which a peer can tell a new trainer: about 100 bytes each, so that all go into one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ class StageHost:
         self.pace = Pace()
         self.queue = ComputeQueue(self.device, self._measured)
         self.hop = Hop(self.pool, self.neighbours, settings.limits.payload_bytes)
-        self.commits: dict[int, pb.Commit] = {}
-        self._past: dict[int, pb.Past] = {}
+        self.recollection = Recollection()
+        self.lineage = Lineage()
         self._last_stage = self.stage == self.manifest.stages - 1
         limit = settings.limits.payload_bytes
         self.snapshots = Snapshots(self.authority.run_id, self.stage, self.backend, self.device, limit)
@@ -131,16 +130,26 @@ class StageHost:
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
         self.kept.clear()
         self.versions = VersionStore()
-        self.commits.clear()
+        self.recollection.commits.clear()
         self.snapshots.clear()
+
+    def enter(self, lineage: Lineage) -> None:
+        """The run has gone back to a checkpoint: what this peer holds of the steps since then is no part of it."""
+        self.drop_state()
+        self.recollection.go_back(lineage.first)
+        self.lineage = lineage
+        self.authority.enter(lineage.number)
 
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
         message = pb.Held(closed=self.authority.closed, members=self.authority.founders)
-        message.commits.extend(self.commits[step] for step in sorted(self.commits))
-        message.past.extend(self._past.values())
+        commits = self.recollection.commits
+        message.commits.extend(commits[step] for step in sorted(commits))
+        message.past.extend(self.recollection.past.values())
         message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)
         for (epoch, step), indices in self.gradients.held().items():
+            if epoch != self.authority.epoch:
+                continue
             entry = pb.Held.Open(epoch=epoch, step=step, indices=indices)
             entry.taken_back = self.gradients.taken_back(epoch, step)
             for index in indices:
@@ -167,14 +176,6 @@ class StageHost:
 
     def _measured(self, phase: str, seconds: float) -> None:
         self.pace = self.pace.measured(phase, seconds)
-
-    def take_commit(self, commit: pb.Commit) -> None:
-        """Keeps a Commit until its step is closed, and what the report shows of it for longer."""
-        self.commits[commit.step] = commit
-        if commit.past.step == commit.step:
-            self._past[commit.step] = commit.past
-            for old in [step for step in self._past if step <= commit.step - KEPT_PAST]:
-                del self._past[old]
 
     # ---- the door
 
@@ -232,8 +233,9 @@ class StageHost:
             raise self._refuse("WRONG_RUN", f"this peer serves run {self.authority.run_id[:12]}", sender)
         if run.first != self.stage:
             raise self._refuse("WRONG_STAGE", f"this peer serves stage {self.stage}, not {run.first}", sender)
-        if run.epoch != 0:
-            raise self._refuse("WRONG_EPOCH", f"the run is in epoch 0, not {run.epoch}", sender)
+        if run.epoch != self.authority.epoch:
+            detail = f"this peer is in epoch {self.authority.epoch}, not {run.epoch}"
+            raise self._refuse("WRONG_EPOCH", detail, sender)
         self.authority.admit(run.term, sender)
         self.close(run.closed)
         key = key_of(run)
@@ -343,7 +345,10 @@ class StageHost:
 
     def _is_asked_for(self, visit: Visit) -> bool:
         """Whether anybody may ask for what a visit has done: not of an evaluation, nor of a step that is closed."""
-        return visit.key.mode == pb.TRAIN and visit.key.step >= self.authority.closed
+        return visit.key.mode == pb.TRAIN and self._is_open(visit.key)
+
+    def _is_open(self, key: VisitKey) -> bool:
+        return (key.epoch, key.step) >= (self.authority.epoch, self.authority.closed)
 
     async def _ask_again(self, visit: Visit) -> None:
         """Has stages below done again whose holders are gone; what this one did stands."""
@@ -388,7 +393,7 @@ class StageHost:
         if backward is None:
             return
         visit.input_gradient = backward.input_gradient
-        if key.step >= self.authority.closed:
+        if self._is_open(key):
             self.gradients.add(key.epoch, key.step, key.index, backward.gradient)
         self._enter(visit, pb.HELD, "held")
 
@@ -488,10 +493,10 @@ class StageHost:
         if not self.authority.advance(closed):
             return
         self.ended.notify()
-        self.visits.close(0, closed)
-        self.kept.close(0, closed)
-        self.gradients.close(0, closed)
+        epoch = self.authority.epoch
+        self.visits.close(epoch, closed)
+        self.kept.close(epoch, closed)
+        self.gradients.close(epoch, closed)
         staleness = self.manifest.settings.pipeline.staleness
         self.versions.drop_below(min(self.versions.latest, max(0, closed - staleness)))
-        for step in [step for step in self.commits if step < closed - 1]:
-            del self.commits[step]
+        self.recollection.close(closed)

@@ -31,6 +31,7 @@ MANIFEST_DOMAIN = "manifest"
 DELEGATION_DOMAIN = "delegation"
 TERM_DOMAIN = "term"
 ERRAND_DOMAIN = "errand"
+EPOCH_DOMAIN = "epoch"
 
 _PUBLIC_HEX = re.compile(r"[0-9a-f]{64}")
 _PEER_ID_CHARACTERS = 52
@@ -236,6 +237,20 @@ def check_term(manifest: Manifest, term: SignedTerm) -> None:
     run_id = manifest.run_id
     check_delegation(manifest, Delegation(run_id, term.trainer, term.delegation))
     verify(term.trainer, TERM_DOMAIN, _numbered(run_id, term.number), term.signature)
+
+
+def _begun(run_id: str, number: int, first: int) -> bytes:
+    return f"{run_id}/{number}/{first}".encode()
+
+
+def sign_epoch(trainer: Identity, run_id: str, number: int, first: int) -> bytes:
+    """A trainer's word that its term `number` began an epoch, with step `first`."""
+    return trainer.sign(EPOCH_DOMAIN, _begun(run_id, number, first))
+
+
+def check_epoch(run_id: str, trainer: str, number: int, first: int, signature: bytes) -> None:
+    """Raises `TrustError` unless this trainer (public key, hex) signed it."""
+    verify(trainer, EPOCH_DOMAIN, _begun(run_id, number, first), signature)
 
 
 class ProvenTerms:

@@ -17,9 +17,11 @@ from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_term
 from .backend import Update
 from .compute import BACKGROUND
+from .conditions import innermost
+from .epochs import Lineage, read_lineage
 from .exchange import Channel, Meter
 from .host import Moment, StageHost
-from .keys import check_signed_manifest, check_term, public_key_of
+from .keys import ProvenTerms, check_signed_manifest, check_term, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, from_scalar
 from .reduction import Reducer
@@ -37,15 +39,18 @@ async def say_hello(
     followed: pb.Term | None = None,
     besides: Collection[int] = (),
     about: pb.About | None = None,
-) -> tuple[Manifest, pb.Welcome]:
-    """Asks the trainer for a place in the run: the checked manifest and the Welcome.
+    returning: bool = False,
+    lineage: Lineage | None = None,
+    replaces: int = 0,
+) -> tuple[Manifest, pb.Welcome, Lineage]:
+    """Asks the trainer for a place in the run: the checked manifest, the Welcome and the run's epochs.
 
-    `followed`: the highest term that this peer has followed, if it has had a place in the run before. `besides`: the
-    stages that this machine hosts as other members; `about`: what this peer says of itself. Raises
+    `followed`: the highest term that this peer has followed, if it has had a place in the run before; `returning`:
+    whether it holds a state from then, of `lineage`. `besides`: the stages that this machine hosts as other members;
+    `replaces`: the one of them that leaves when this one is ready. `about`: what this peer says of itself. Raises
     `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
-    returning = followed is not None
     hello = pb.Hello(
         run=run_id,
         protocol=PROTOCOL_VERSION,
@@ -55,6 +60,8 @@ async def say_hello(
         returning=returning,
         besides=besides,
         about=about,
+        epochs=() if lineage is None else lineage.epochs,
+        replaces=replaces,
     )
     try:
         async with asyncio.timeout(JOIN_SECONDS):
@@ -69,11 +76,12 @@ async def say_hello(
     manifest = check_signed_manifest(reply.manifest, reply.signature, run_id)
     term = to_term(reply.term)
     check_term(manifest, term)
+    lineage = read_lineage(reply.epochs, ProvenTerms(manifest), run_id, channel.peer)
     if term.trainer != public_key_of(channel.peer):
         raise TrustError(f"{channel.peer} shows the term of another trainer")
     if reply.stage >= manifest.stages:
         raise ProtocolError(f"the trainer assigns stage {reply.stage} of {manifest.stages}")
-    return manifest, reply
+    return manifest, reply, lineage
 
 
 @dataclass
@@ -116,7 +124,7 @@ class Membership:
                     for task in (*helpers, *self._attempts.values(), *self._idling):
                         task.cancel()
         except* SwarmError as problems:
-            raise _innermost(problems) from None
+            raise innermost(problems) from None
         finally:
             self.authority.lost()
         return detail
@@ -151,6 +159,8 @@ class Membership:
                 return body.detail
             if isinstance(body, pb.Refused):
                 raise RefusedError(pb.Reason.Name(body.reason), body.detail, "the trainer")
+            if isinstance(body, pb.Reduce | pb.Commit) and body.epoch != self.authority.epoch:
+                raise ProtocolError(f"the trainer speaks of epoch {body.epoch} in epoch {self.authority.epoch}")
             if isinstance(body, pb.Reduce):
                 self._lead(body.term, body.closed)
                 earlier = self._attempts.pop(body.step, None)
@@ -196,7 +206,7 @@ class Membership:
         if not 0 <= commit.step - self.host.versions.latest < MAX_COMMITS_AHEAD:
             raise ProtocolError(f"the trainer commits step {commit.step}; this peer is at {self.host.versions.latest}")
         self._commits[commit.step] = commit
-        self.host.take_commit(commit)
+        self.host.recollection.take(commit)
         self._wake.set()
 
     async def _apply_commits(self) -> None:
@@ -265,8 +275,3 @@ class Membership:
     async def _say(self, body: Body) -> None:
         async with self._sending:
             await self.channel.send(body)
-
-
-def _innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = problems.exceptions[0]
-    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first

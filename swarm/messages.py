@@ -47,6 +47,8 @@ Body: TypeAlias = (
     | pb.Heartbeat
     | pb.Leave
     | pb.Drain
+    | pb.Move
+    | pb.Loaded
 )
 
 _FIELD_OF_TYPE = {

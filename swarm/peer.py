@@ -13,13 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError, WireError
+from ..errors import ProtocolError, RefusedError, SilentError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
 from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
-from .conditions import heed_cancellation
+from .conditions import heed_cancellation, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .host import Observe, StageHost
@@ -112,7 +112,7 @@ class Peer:
         except* _Finished as finished:
             last_word = str(finished.exceptions[0])
         except* Exception as problems:
-            raise _innermost(problems) from None
+            raise innermost(problems) from None
         finally:
             self.host = self._reducer = None
             self.pool.close()
@@ -174,20 +174,31 @@ class Peer:
         host = self.host
         try:
             if host is None:
-                manifest, welcome = await say_hello(
+                manifest, welcome, lineage = await say_hello(
                     channel, run_id, stage, self.transport.addresses, besides=self.besides(), about=self.about
                 )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:
-                manifest, welcome = await say_hello(
-                    channel, run_id, host.stage, self.transport.addresses, host.authority.highest, about=self.about
+                manifest, welcome, lineage = await say_hello(
+                    channel,
+                    run_id,
+                    host.stage,
+                    self.transport.addresses,
+                    host.authority.highest,
+                    about=self.about,
+                    returning=host.versions.latest >= 0,
+                    lineage=host.lineage,
                 )
                 host.authority.admit(welcome.term, trainer.peer)
                 if welcome.stage != host.stage:
                     raise ProtocolError(f"{trainer.peer} moves this peer to stage {welcome.stage}")
                 host.rebadge(welcome.member)
+            if lineage.number != host.lineage.number:
+                host.enter(lineage)
+                if self._reducer is not None:
+                    self._reducer.clear()
             self.tell(f"hosting stage {host.stage} of {manifest.stages} as member {host.member}")
-            await self._catch_up(host, welcome)
+            await self._catch_up(host, welcome, channel)
             assert self._reducer is not None
             self.tell("ready")
             self._membership = Membership(
@@ -198,7 +209,7 @@ class Peer:
             self._membership = None
             channel.close()
 
-    async def _catch_up(self, host: StageHost, welcome: pb.Welcome) -> None:
+    async def _catch_up(self, host: StageHost, welcome: pb.Welcome, channel: Channel) -> None:
         """Sees to it that this peer holds a version from which it can be brought up to date by kept reductions."""
         host.close(welcome.closed)
         assert self._reducer is not None
@@ -210,12 +221,36 @@ class Peer:
             version, state = 0, await host.device.run(BACKGROUND, host.backend.initial_state)
         else:
             host.drop_state()
+            if not welcome.donors:
+                await self._wait_for_donors(channel)
             limit = host.manifest.settings.limits.payload_bytes
-            snapshot = await fetch_snapshot(self.pool, welcome.donors, host.authority.run_id, host.stage, limit)
+            snapshot = await fetch_snapshot(
+                self.pool, welcome.donors, host.authority.run_id, host.stage, limit, epoch=host.authority.epoch
+            )
             version, data = snapshot.version, snapshot.data
             state = await host.device.run(BACKGROUND, lambda: host.backend.load(data))
         digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(state))
         host.versions.put(version, state, digest)
+
+    async def _wait_for_donors(self, channel: Channel) -> None:
+        """Nobody has the state of this stage: the trainer waits for one who has, or goes back to a checkpoint. Either
+        way it ends this membership. Raises `RefusedError`, `UnreachableError`."""
+        self.tell("nobody has the state of this stage: the run waits for one who has, or goes back to a checkpoint")
+        await channel.send(pb.Loaded())
+        assert self.host is not None
+        silence = self.host.manifest.settings.pipeline.silence
+        while True:
+            try:
+                async with asyncio.timeout(silence):
+                    body, _ = await channel.receive(0)
+            except TimeoutError as error:
+                raise SilentError(f"the trainer has been silent for {silence} s") from error
+            if isinstance(body, pb.Refused):
+                raise RefusedError(pb.Reason.Name(body.reason), body.detail, "the trainer")
+            if isinstance(body, pb.Finish):
+                raise RefusedError("CLOSED", body.detail, "the trainer")
+            if not isinstance(body, pb.Heartbeat | pb.Closed):
+                raise ProtocolError(f"the trainer sent {body.DESCRIPTOR.name} to one without a state")
 
     async def _find_trainer(self, run_id: str, failures: int) -> Record:
         """The trainer of the highest term that is announced; after each failure the next one."""
@@ -341,9 +376,3 @@ class Peer:
 
 class _Finished(Exception):  # noqa: N818
     """Carries the trainer's last word out of the task group, which then cancels what still runs."""
-
-
-def _innermost(problems: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that ended the group, for a caller who expects a typed one."""
-    first = problems.exceptions[0]
-    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first

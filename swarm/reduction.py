@@ -18,11 +18,16 @@ from ..errors import CodecError, ProtocolError, RefusedError, UnreachableError, 
 from ..protos import swarm_pb2 as pb
 from .backend import Arithmetic, Gradient, Scalar
 from .compute import BACKGROUND
-from .exchange import Incoming
+from .conditions import innermost
+from .exchange import Incoming, Pool
 from .fetching import fetch
 from .gradients import Frozen
 from .host import Moment, StageHost
 from .messages import check_indices, from_scalar, to_scalar
+
+LENT_SECONDS = 30.0
+"""A reduction that was asked for so lately is kept a step longer: whoever takes a checkpoint reads one part after the
+other."""
 
 ATTEMPT_SECONDS = 300.0
 """Longest an attempt may take; longer than any honest all-reduce, so that nothing waits for ever."""
@@ -115,6 +120,8 @@ class Reducer:
         self._newest: dict[tuple[int, int], tuple[int, int]] = {}
         self._kept: dict[AttemptKey, Reduction] = {}
         self._contributed: dict[AttemptKey, int] = {}
+        self._read: dict[AttemptKey, float] = {}
+        """When parts of those that are kept were last asked for, by the loop's clock."""
 
     @property
     def kept(self) -> list[AttemptKey]:
@@ -145,7 +152,7 @@ class Reducer:
         except* TimeoutError:
             problem = f"the all-reduce took longer than {ATTEMPT_SECONDS} s"
         except* (UnreachableError, RefusedError, WireError, CodecError) as problems:
-            problem = _first_message(problems)
+            problem = str(innermost(problems))
         finally:
             for group in reduce.groups:
                 box = self._boxes.pop((key, group.name), None)
@@ -310,13 +317,13 @@ class Reducer:
 
     async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
         """Answers a Fetch of one part of a kept reduction."""
-        made = self._kept.get(AttemptKey(question.epoch, question.step, question.term, question.attempt), {}).get(
-            question.group
-        )
+        key = AttemptKey(question.epoch, question.step, question.term, question.attempt)
+        made = self._kept.get(key, {}).get(question.group)
         if made is None or question.part >= len(made.parts) or question.stage != self._host.stage:
             detail = f"no reduction of step {question.step}, attempt {question.attempt}, is kept here"
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail=detail))
             return
+        self._read[key] = asyncio.get_running_loop().time()
         await incoming.channel.send(pb.Fetched(), made.parts[question.part], category="reduce")
 
     # ---- what an update needs
@@ -340,44 +347,25 @@ class Reducer:
         return self._contributed.pop(AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt), 0)
 
     async def _pull(self, key: AttemptKey, choice: pb.Choice) -> Reduction:
-        problems: list[str] = []
-        for holder in choice.holders:
-            if holder.member == self._host.member:
-                continue
-            self._host.pool.addresses.setdefault(holder.peer, tuple(holder.addresses))
-            try:
-                return {group.name: await self._pull_group(key, holder.peer, group) for group in choice.groups}
-            except (UnreachableError, RefusedError, WireError) as error:
-                problems.append(str(error))
-        raise UnreachableError(f"no holder gave the reduction of step {key.step}: {'; '.join(problems)}")
-
-    async def _pull_group(self, key: AttemptKey, peer: str, group: pb.GroupResult) -> GroupReduction:
         host = self._host
-        parts: list[bytes] = []
-        for part, digest in enumerate(group.part_digests):
-            question = pb.Fetch(
-                run=host.authority.run_id,
-                kind=pb.Fetch.REDUCTION,
-                epoch=key.epoch,
-                step=key.step,
-                stage=host.stage,
-                term=key.term,
-                attempt=key.attempt,
-                group=group.name,
-                part=part,
-            )
-            _, data = await fetch(host.pool, peer, question, host.manifest.settings.limits.payload_bytes)
-            if hashlib.sha256(data).digest() != digest:
-                raise WireError(f"{peer} sent a part of the reduction of step {key.step} with a wrong digest")
-            parts.append(data)
-        norm = from_scalar(group.squared_norm, "squared norm", "the trainer")
-        return GroupReduction(tuple(parts), tuple(group.part_digests), norm)
+        holders = [holder for holder in choice.holders if holder.member != host.member]
+        limit = host.manifest.settings.limits.payload_bytes
+        return await pull_reduction(host.pool, host.authority.run_id, key, choice, holders, limit)
+
+    def clear(self) -> None:
+        """Forgets everything: it is of another epoch."""
+        for table in (self._kept, self._contributed, self._newest, self._read):
+            table.clear()
 
     def close(self, closed: int) -> None:
-        """Lets go of the reductions from which nobody can have to be brought up any more."""
+        """Lets go of the reductions from which nobody can have to be brought up any more; of one that is being read for
+        a checkpoint a step later."""
         oldest = closed - self._host.manifest.settings.pipeline.staleness
+        now = asyncio.get_running_loop().time()
         for key in [key for key in self._kept if key.step < oldest]:
-            del self._kept[key]
+            if key.step < oldest - 1 or self._read.get(key, -LENT_SECONDS) <= now - LENT_SECONDS:
+                del self._kept[key]
+                self._read.pop(key, None)
         for key in [key for key in self._contributed if key.step < oldest]:
             del self._contributed[key]
         for entry in [entry for entry in self._newest if entry[1] < closed]:
@@ -385,12 +373,48 @@ class Reducer:
         self._opened.set()
 
 
+async def pull_reduction(
+    pool: Pool, run_id: str, key: AttemptKey, choice: pb.Choice, holders: Sequence[pb.Member], max_payload: int
+) -> Reduction:
+    """The reduction that a Commit names of a stage, from one of its holders. Raises `UnreachableError`."""
+    problems: list[str] = []
+    for holder in holders:
+        pool.addresses.setdefault(holder.peer, tuple(holder.addresses))
+        try:
+            return {
+                group.name: await _pull_group(pool, run_id, key, holder.peer, choice.stage, group, max_payload)
+                for group in choice.groups
+            }
+        except (UnreachableError, RefusedError, WireError) as error:
+            problems.append(str(error))
+    raise UnreachableError(f"no holder gave the reduction of step {key.step}: {'; '.join(problems)}")
+
+
+async def _pull_group(
+    pool: Pool, run_id: str, key: AttemptKey, peer: str, stage: int, group: pb.GroupResult, max_payload: int
+) -> GroupReduction:
+    parts: list[bytes] = []
+    for part, digest in enumerate(group.part_digests):
+        question = pb.Fetch(
+            run=run_id,
+            kind=pb.Fetch.REDUCTION,
+            epoch=key.epoch,
+            step=key.step,
+            stage=stage,
+            term=key.term,
+            attempt=key.attempt,
+            group=group.name,
+            part=part,
+        )
+        _, data = await fetch(pool, peer, question, max_payload)
+        if hashlib.sha256(data).digest() != digest:
+            raise WireError(f"{peer} sent a part of the reduction of step {key.step} with a wrong digest")
+        parts.append(data)
+    norm = from_scalar(group.squared_norm, "squared norm", "the trainer")
+    return GroupReduction(tuple(parts), tuple(group.part_digests), norm)
+
+
 def to_group_result(name: str, made: GroupReduction) -> pb.GroupResult:
     return pb.GroupResult(
         name=name, digest=made.digest, part_digests=made.part_digests, squared_norm=to_scalar(made.squared_norm)
     )
-
-
-def _first_message(problems: BaseExceptionGroup[BaseException]) -> str:
-    first = problems.exceptions[0]
-    return _first_message(first) if isinstance(first, BaseExceptionGroup) else str(first)

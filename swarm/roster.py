@@ -35,6 +35,12 @@ class Member:
     draining: bool = False
     """Whether it leaves, and takes no visits of later steps."""
 
+    loaded: bool = False
+    """Whether it has its stage but for the state, which nobody gives it."""
+
+    replaces: int = 0
+    """The member of the same machine that leaves when this one is ready; 0 for none."""
+
     idle_since: float | None = None
     """When it said that nothing is open there any more."""
 
@@ -127,10 +133,6 @@ class Roster:
     def all_at(self, version: int) -> bool:
         """Whether every ready replica has a version."""
         return all(member.version >= version for stage in range(self.stages) for member in self.ready(stage))
-
-    def empty_stage(self) -> int | None:
-        """The lowest stage without a live replica."""
-        return next((stage for stage in range(self.stages) if not self.live(stage)), None)
 
     def narrowest(self) -> int:
         """The number of replicas of the stage that has fewest."""

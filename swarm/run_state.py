@@ -26,6 +26,9 @@ NOTED = (
     events.Leads,
     events.Follows,
     events.Waiting,
+    events.WentBack,
+    events.Checkpointed,
+    events.CheckpointFailed,
     events.Paused,
     events.Resumed,
     events.Concluded,
@@ -159,6 +162,9 @@ class RunState:
     why: str = ""
     term: int = 0
     waiting_for: int | None = None
+    checkpoint: int | None = None
+    """The step with which a run would begin that goes back to the last checkpoint; None if there is none."""
+
     paused: bool = False
     closed: int = 0
     """The step below which all are in `ledger`: steps are closed in their order."""
@@ -217,6 +223,25 @@ def _follows(state: RunState, event: events.Follows, at: float) -> RunState:
 
 def _waiting(state: RunState, event: events.Waiting, at: float) -> RunState:
     return replace(state, phase="waiting", waiting_for=event.stage)
+
+
+def _went_back(state: RunState, event: events.WentBack, at: float) -> RunState:
+    """The steps beyond a checkpoint are no part of the run any more; what it took to compute them is."""
+    undone = [step for number, step in state.steps.items() if event.step <= number < state.closed]
+    each = 0 if state.opened is None else state.opened.microbatches
+    ledger = replace(
+        state.ledger,
+        steps=state.ledger.steps - len(undone),
+        microbatches=state.ledger.microbatches - len(undone) * each,
+        tokens=state.ledger.tokens - sum(step.tokens for step in undone),
+    )
+    steps = {number: step for number, step in state.steps.items() if number < event.step}
+    heldout = {version: loss for version, loss in state.heldout.items() if version <= event.step}
+    return replace(state, steps=steps, heldout=heldout, ledger=ledger, closed=min(state.closed, event.step))
+
+
+def _checkpointed(state: RunState, event: events.Checkpointed, at: float) -> RunState:
+    return replace(state, checkpoint=event.step)
 
 
 def _paused(state: RunState, event: events.Paused, at: float) -> RunState:
@@ -456,6 +481,9 @@ _CHANGES: Mapping[type[Event], Callable[[RunState, Any, float], RunState]] = {
     events.Leads: _leads,
     events.Follows: _follows,
     events.Waiting: _waiting,
+    events.WentBack: _went_back,
+    events.Checkpointed: _checkpointed,
+    events.CheckpointFailed: lambda state, event, at: state,
     events.Paused: _paused,
     events.Resumed: _resumed,
     events.Concluded: _concluded,

@@ -440,7 +440,16 @@ def in_words(state: RunState, event: events.Event) -> str:
         case events.Follows():
             return f"this coordinator stands by; {who(event.trainer)} leads, in term {event.term}"
         case events.Waiting():
-            return f"stage {event.stage} has no replica left; the run waits"
+            return (
+                f"stage {event.stage} has no replica left; the run waits for one that returns, or goes back to step "
+                f"{event.step} when a new peer is there"
+            )
+        case events.WentBack():
+            return f"the run goes on from step {event.step}; {event.lost} committed steps are undone"
+        case events.Checkpointed():
+            return f"the first {event.step} steps are kept in a checkpoint"
+        case events.CheckpointFailed():
+            return f"no checkpoint of the first {event.step} steps: {event.error}"
         case events.Paused():
             return "the organizer has paused the run"
         case events.Resumed():

@@ -2,7 +2,22 @@
 
 from .api.token import token_path
 from .coordinator import Ended, Exported, Over
-from .events import Evaluated, Event, Follows, Joined, Leads, Listening, Lost, Ready, Rerouted, Stepped, Waiting
+from .events import (
+    Checkpointed,
+    CheckpointFailed,
+    Evaluated,
+    Event,
+    Follows,
+    Joined,
+    Leads,
+    Listening,
+    Lost,
+    Ready,
+    Rerouted,
+    Stepped,
+    Waiting,
+    WentBack,
+)
 
 
 def line_of(event: Event) -> str | None:
@@ -34,7 +49,16 @@ def line_of(event: Event) -> str | None:
         case Rerouted():
             return f"microbatch {event.index} of step {event.step} is done without {event.peer[-8:]}"
         case Waiting():
-            return f"waiting for stage {event.stage}: it has no replica"
+            return (
+                f"waiting for stage {event.stage}: it has no replica. One that returns goes on; a new one "
+                f"(swarm-peer join --stage {event.stage}) goes back to step {event.step}"
+            )
+        case WentBack():
+            return f"going on from step {event.step} in epoch {event.epoch}: {event.lost} committed steps are undone"
+        case CheckpointFailed():
+            return f"no checkpoint at step {event.step}: {event.error}"
+        case Checkpointed():
+            return f"checkpoint at step {event.step}"
         case Exported():
             return f"nothing was exported: {event.error}" if event.error else f"exported to {event.folder}"
         case Ended():

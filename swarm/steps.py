@@ -32,6 +32,8 @@ class Step:
     """A Commit of this step that another trainer has sent: it is finished as it is."""
 
     final: pb.Totals | None = None
+    epoch: int | None = None
+    """In which it was committed, if not in the one that goes on."""
 
     def saw_begun(self, index: int, entries: Iterable[pb.PathEntry]) -> None:
         if self.final is not None:

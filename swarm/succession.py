@@ -12,16 +12,28 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FencedError, ManifestError, ProtocolError, RefusedError, TrustError, UnreachableError, WireError
+from ..errors import (
+    FencedError,
+    GoingBackError,
+    ManifestError,
+    ProtocolError,
+    RefusedError,
+    TrustError,
+    UnreachableError,
+    WireError,
+)
 from ..protos import swarm_pb2 as pb
 from . import events
 from .authority import from_term, to_term
 from .backend import Arithmetic
+from .checkpoint import Checkpoint, Checkpoints
+from .compute import Device, ThreadDevice
 from .conditions import heed_cancellation
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Samples
+from .epochs import Lineage, begin_epoch, read_lineage
 from .exchange import Channel, Meter
-from .keys import Identity, SignedTerm, check_term, public_key_of, sign_term
+from .keys import Identity, ProvenTerms, SignedTerm, check_term, public_key_of, sign_term
 from .manifest import Manifest
 from .trainer import Trainer
 from .transport import Transport
@@ -55,6 +67,13 @@ class Succession:
     highest: int = 0
     """The highest term that this identity has known before: a term is led by one process only."""
 
+    checkpoints: Checkpoints | None = None
+    origin: Checkpoint | None = None
+    """The checkpoint that the first term of this coordinator goes back to."""
+
+    device: Device = field(default_factory=ThreadDevice)
+    """Where checkpoints are read."""
+
     remember: Callable[[int], None] = field(default=lambda term: None)
     """Told of every term before this coordinator leads in it; whoever starts it again passes the highest."""
 
@@ -63,7 +82,16 @@ class Succession:
         self.follows = False
         """Whether it hears a trainer, and has been told what is past."""
 
+        self.lineage = Lineage() if self.origin is None else self.origin.lineage
+        if self.origin is not None:
+            self.highest = max(self.highest, self.origin.term)
+        self._proven = ProvenTerms(self.manifest)
         self._past: dict[int, pb.Past] = {}
+        self._back_to: Checkpoint | None = self.origin
+        self._begins = self.origin is not None
+        """Whether the next term begins an epoch."""
+
+        self._resuming: bool | None = None if self.origin is None else False
 
     async def run(self, *, lead: bool) -> dict[str, Any] | None:
         """To the end of the run: the report if this coordinator led it then, else None. With `lead` it begins as the
@@ -77,12 +105,16 @@ class Succession:
         while True:
             try:
                 return await self._lead()
+            except GoingBackError:
+                heed_cancellation()
+                await self._go_back()
+                continue
             except FencedError:
                 if not self.manifest.settings.pipeline.standby:
                     raise
                 heed_cancellation()
                 assert self.trainer is not None
-                self._past.update((past.step, past) for past in self.trainer.past(0))
+                self._take_past()
                 if self.trainer.fenced_by is not None:
                     self.highest = max(self.highest, self.trainer.fenced_by.number)
             try:
@@ -90,15 +122,44 @@ class Succession:
             except _Over:
                 return None
 
+    def _take_past(self) -> None:
+        """Takes over what the trainer that was knows."""
+        assert self.trainer is not None
+        self.lineage = self.trainer.lineage
+        self._past.update((past.step, past) for past in self.trainer.past(0))
+
+    async def _go_back(self) -> None:
+        """The next term begins at the last checkpoint, or anew if there is none."""
+        self._take_past()
+        self._begins, self._resuming = True, True
+        self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
+
     async def _lead(self) -> dict[str, Any]:
         number = self.highest + 1
         self.remember(number)
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
         self.highest = number
+        begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
+        self._begins, self._back_to, self._resuming = False, None, None
         self.emit(events.Leads(number))
+        if begun is not None:
+            self.emit(begun)
         report: dict[str, Any] = await self.trainer.run()
         return report
+
+    def _begin(self, term: SignedTerm) -> events.WentBack:
+        """This term begins an epoch."""
+        first = 0
+        if self._back_to is not None:
+            first = self._back_to.closed
+            for past in self._back_to.past:
+                self._past.setdefault(past.step, past)
+        self.lineage = self.lineage.followed_by(begin_epoch(self.identity, self.manifest.run_id, term, first))
+        undone = [step for step in self._past if step >= first]
+        for step in undone:
+            del self._past[step]
+        return events.WentBack(first, len(undone), term.number)
 
     def known_report(self) -> dict[str, Any] | None:
         """After a run that another has led to its end: the report of what it has told, if it has told everything."""
@@ -119,6 +180,11 @@ class Succession:
             keep=self.keep,
             known=[self._past[step] for step in sorted(self._past)],
             banned=self.banned(),
+            epochs=self.lineage,
+            origin=self._back_to,
+            resuming=self._resuming,
+            checkpoints=self.checkpoints,
+            device=self.device,
         )
 
     async def _follow(self) -> None:
@@ -163,7 +229,8 @@ class Succession:
                     if isinstance(body, pb.Welcome):
                         self._check(channel, body)
                     elif isinstance(body, pb.Past):
-                        self._past[body.step] = body
+                        if self.lineage.holds(body.epoch, body.step):
+                            self._past[body.step] = body
                     elif isinstance(body, pb.Finish):
                         raise _Over
                     elif isinstance(body, pb.Heartbeat):
@@ -189,3 +256,5 @@ class Succession:
         if term.number > self.highest or self.trainer is None:
             self.emit(events.Follows(channel.peer, term.number))
         self.highest = max(self.highest, term.number)
+        self.lineage = read_lineage(welcome.epochs, self._proven, self.manifest.run_id, channel.peer)
+        self._past = {step: past for step, past in self._past.items() if self.lineage.holds(past.epoch, past.step)}

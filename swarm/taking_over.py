@@ -32,8 +32,8 @@ class TakingOver:
         may still lack; those of the others are taken up when their step is opened."""
         commits = self.crew.commits()
         versions = [member.version for member in self.roster.following()]
-        self.closing.closed = max((held.closed for _, held in self.crew.reports), default=0)
-        self.closing.committed = max([*(commit.step + 1 for commit in commits), *versions], default=0)
+        self.closing.closed = max([self.closing.closed, *(held.closed for _, held in self.crew.reports)])
+        self.closing.committed = max([self.closing.closed, *(commit.step + 1 for commit in commits), *versions])
         self.history.recall(self.closing.closed)
         for commit in commits:
             if commit.step >= self.closing.closed:
@@ -65,7 +65,7 @@ class TakingOver:
             return
         last = member.stage == self.roster.stages - 1
         for entry in held.steps:
-            if entry.step != number:
+            if (entry.epoch, entry.step) != (self.closing.epoch(), number):
                 continue
             step.saw_taken_back(member.number, entry.taken_back)
             losses = {loss.index: from_scalar(loss.loss, "loss", member.peer) for loss in entry.losses}

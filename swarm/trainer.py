@@ -19,20 +19,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import FencedError
+from ..errors import FencedError, GoingBackError
 from ..protos import swarm_pb2 as pb
 from . import events, facts
 from .admission import Admission
 from .backend import Arithmetic
-from .closing import Closing, Outcome, Unit, units_of
+from .beginning import Beginning
+from .checkpoint import Checkpoint, Checkpoints
+from .checkpointing import Checkpointing
+from .closing import Closing, Outcome
+from .compute import Device, ThreadDevice
 from .conditions import Signal
 from .crew import Crew
 from .departures import FAREWELL_SECONDS, Departures
 from .directory import Directory
 from .driving import Driver, Samples
+from .epochs import Lineage
 from .errands import Errands
-from .exchange import Meter, Pool
+from .exchange import Incoming, Meter, Pool
 from .faults import FaultLog
+from .finishing import Finishing
 from .history import History
 from .hop import Hop
 from .ledger import Ledger
@@ -40,6 +46,7 @@ from .manifest import Manifest
 from .neighbours import POLICIES, Neighbours
 from .presence import Presence
 from .pulse import Pulses, clean
+from .readiness import Readiness
 from .report import make_report
 from .roster import Member, Roster
 from .steering import Steering
@@ -53,9 +60,6 @@ WINDOW_SHARE = 0.8
 
 LINGER_SECONDS = 10.0
 """How long a trainer that finds the run finished goes on telling so: longer than peers take to find it."""
-
-KEPT_DIGESTS = 8
-"""Versions whose digests are remembered of each member; no two live members are that far apart."""
 
 
 @dataclass
@@ -79,6 +83,19 @@ class Trainer:
     keep: Callable[["Trainer"], Awaitable[None]] | None = None
     """Called when the last step is closed, while all replicas are there."""
 
+    epochs: Lineage = field(default=Lineage())
+    """Of the run; the last one is this term's own if it goes back to a checkpoint."""
+
+    origin: Checkpoint | None = None
+    """The checkpoint with which this term's own epoch begins; None: with version 0."""
+
+    resuming: bool | None = None
+    """`Crew.resuming`."""
+
+    checkpoints: Checkpoints | None = None
+    device: Device = field(default_factory=ThreadDevice)
+    """Where a checkpoint is read."""
+
     def __post_init__(self) -> None:
         manifest = self.manifest
         self.run_id = manifest.run_id
@@ -86,6 +103,7 @@ class Trainer:
         self.pool = Pool(self.transport, self.meter)
         self.signal = Signal()
         self.roster = Roster(self.run_id, manifest.stages, self.term.number)
+        self.beginning = Beginning(manifest, self.transport, self.roster, self.device, self.epochs, self.origin)
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
         self.faults = FaultLog()
@@ -94,9 +112,11 @@ class Trainer:
         self.fenced_by: pb.Term | None = None
         """The term that has shown this one to be over."""
 
-        self.history = History(manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)))
+        self.history = History(
+            manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
+        )
         self.heldout = self.history.heldout
-        self.crew = Crew(manifest, self.roster, self.history)
+        self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
@@ -120,6 +140,7 @@ class Trainer:
             signal=self.signal,
             emit=self.emit,
             closed=lambda: self.closing.closed,
+            epoch=lambda: self.beginning.epoch,
             fenced=self._shown_a_term,
         )
         self.closing = Closing(
@@ -134,6 +155,24 @@ class Trainer:
             lose=self.lost,
             bench=lambda member, why: self._departures.sit_out(member, why),
             leave_behind=lambda member, why: self._departures.send_away(member, pb.TOO_OLD, why),
+            epoch=lambda: self.beginning.epoch,
+            restores=self.beginning.restores,
+        )
+        self._finisher = Finishing(
+            manifest=manifest,
+            steps=self.steps,
+            roster=self.roster,
+            ledger=self.ledger,
+            crew=self.crew,
+            history=self.history,
+            closing=self.closing,
+            admission=self.admission,
+            driver=self.driver,
+            signal=self.signal,
+            version_of=self._version_of,
+            checkpointing=lambda: self._checkpointing,
+            emit=self.emit,
+            spawn=lambda work: self._tasks.create_task(work),
         )
         self._departures = Departures(
             roster=self.roster,
@@ -144,7 +183,7 @@ class Trainer:
             signal=self.signal,
             tell=self.admission.tell,
             drop=self.admission.drop,
-            promote=self._promote,
+            promote=lambda member: self._readiness.promote(member),
             rerun=self._rerun,
             reduces=lambda number: self.closing.reducing[number] > 0,
             spared=self.crew.can_spare_one,
@@ -156,6 +195,26 @@ class Trainer:
             self.roster, self._departures, self.signal, self.emit, lambda: self.over, dict(self.banned)
         )
         self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
+        self._readiness = Readiness(
+            manifest=manifest,
+            roster=self.roster,
+            crew=self.crew,
+            beginning=self.beginning,
+            closing=self.closing,
+            departures=self._departures,
+            neighbours=neighbours,
+            taking_over=self.taking_over,
+            signal=self.signal,
+            began=lambda: self._started,
+            over=lambda: self._finishing,
+            emit=self.emit,
+            spawn=lambda work: self._tasks.create_task(work),
+        )
+        self._checkpointing: Checkpointing | None = None
+        self.closing.closed = self.closing.committed = self.beginning.closed
+        commit = self.beginning.commit()
+        if commit is not None:
+            self.closing.commits[commit.step] = commit
         self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
         self._pulses = Pulses(self.roster, self.meter, self._standing, self.emit)
         self._tasks: asyncio.TaskGroup
@@ -170,7 +229,17 @@ class Trainer:
         self.emit(facts.opened(self.manifest))
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                waiting = watch_stages(self.roster, self.signal, lambda: self._started, self.emit, self.give_up)
+                waiting = watch_stages(
+                    self.roster,
+                    self.signal,
+                    lambda: self._started,
+                    self.emit,
+                    self.give_up,
+                    self.manifest.settings.pipeline.patience,
+                    self.closing.lost_stage,
+                    self.closing.is_lost,
+                    self._reached,
+                )
                 watches = (waiting, self._watch_terms(), self._presence.watch_rivals(), self._pulses.run())
                 background = [
                     self._tasks.create_task(work)
@@ -193,7 +262,7 @@ class Trainer:
             problem = problems
             while isinstance(problem, BaseExceptionGroup):
                 problem = problem.exceptions[0]
-            if not isinstance(problem, FencedError):
+            if not isinstance(problem, FencedError | GoingBackError):
                 self.emit(events.Concluded(str(problem)))
                 await self._say_farewell(f"the run has stopped: {problem}")
         finally:
@@ -214,6 +283,19 @@ class Trainer:
         await self.crew.tell_founders(self.admission.tell, self.signal)
         self._started = True
         self._take_over()
+        if self.checkpoints is not None:
+            self._checkpointing = Checkpointing(
+                manifest=self.manifest,
+                signature=self.signature,
+                term=self.term.number,
+                lineage=self.lineage,
+                checkpoints=self.checkpoints,
+                roster=self.roster,
+                pool=self.pool,
+                past=self.past,
+                emit=self.emit,
+                reached=self.closing.closed,
+            )
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
             self.heldout["before"] = await self.driver.evaluate(0, self._window)
         closing: asyncio.Task[None] | None = None
@@ -277,12 +359,12 @@ class Trainer:
         """Finds out where the run is, and lets everyone who is here take part."""
         self.taking_over.find_out()
         for member in sorted(self.roster.following(), key=lambda member: member.version, reverse=True):
-            self._receive(member)
+            self._readiness.receive(member)
 
     def learn(self, past: pb.Past) -> None:
         """What a trainer before this one knows of a closed step."""
         if not self._started:
-            self.history.told[past.step] = past
+            self.history.learn(past)
             self.signal.notify()
         elif past.step < self.closing.closed:
             self.history.remember(past)
@@ -332,70 +414,31 @@ class Trainer:
             self._drive(step, index)
 
     async def _close(self, step: Step, earlier: "asyncio.Task[None] | None") -> None:
-        """Reduces, commits and settles one step; steps are committed in order."""
-        stages = range(self.manifest.stages)
-        units = units_of(self.manifest)
-        making = asyncio.ensure_future(self._make_commit(step, units))
-        adopting = asyncio.ensure_future(self.signal.wait_for(lambda: step.commit is not None))
-        try:
-            await asyncio.wait((making, adopting), return_when=asyncio.FIRST_COMPLETED)
-            if making.done():
-                commit = making.result()
-            else:
-                assert step.commit is not None
-                commit = step.commit
-                self.closing.adopt(step, commit)
-        finally:
-            making.cancel()
-            adopting.cancel()
-        await self.signal.wait_for(lambda: self._preceded(step))
-        self.crew.last_members = commit.members
-        step.committed = True
-        self.admission.committed()
-        self.signal.notify()
-        self.emit(
-            events.Stepped(
-                step=step.number,
-                loss=step.loss,
-                grad_norm=step.grad_norm,
-                tokens=step.tokens,
-                seconds=step.seconds,
-                version=self._version_of(step.number),
-                replicas=tuple(len(self.roster.live(stage)) for stage in stages),
-                reissued=step.totals(self.manifest.stages, self.manifest.microbatches).reissued,
-                members=commit.members,
-            )
-        )
-        await self.closing.announce(commit)
-        if earlier is not None:
-            # The closed marker moves in order; the Commit itself does not wait for the slowest replica of the last one.
-            await earlier
-        await self.closing.settle(step, commit, units)
-        self.emit(facts.settled(step, self.manifest.stages, self.manifest.microbatches))
-        step.finish(self.manifest.stages, self.manifest.microbatches)
-        self.driver.forget(self.closing.closed)
+        await self._finisher.finish(step, earlier)
         for key in [key for key in self._drives if key[0] < self.closing.closed]:
             self._drives.pop(key).cancel()  # a re-run that was no longer needed
 
-    def _preceded(self, step: Step) -> bool:
-        """Whether the step before is committed: steps are committed in order."""
-        return step.number <= self.closing.closed or self.steps[step.number - 1].committed
+    # ---- epochs and checkpoints
 
-    async def _make_commit(self, step: Step, units: Sequence[Unit]) -> pb.Commit:
-        """Reduces every unit of a step whose microbatches are all done."""
-        await self.signal.wait_for(lambda: self.ledger.complete(step.number, range(self.manifest.stages)))
-        await self.signal.wait_for(lambda: self._preceded(step))
-        # A replica whose state went wrong is found by the digests of the version; its work must not be reduced.
-        await self.signal.wait_for(partial(self.roster.all_at, self._version_of(step.number)))
-        async with asyncio.TaskGroup() as tasks:
-            reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
-        choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
-        await self.signal.wait_for(self.crew.has_majority)
-        commit = self.closing.commit(step, choices)
-        now = asyncio.get_running_loop().time()
-        step.seconds = now - (step.began if step.began is not None else now)
-        commit.past.CopyFrom(self.history.of(step, {}))
-        return commit
+    @property
+    def lineage(self) -> Lineage:
+        return self.beginning.lineage
+
+    def _reached(self) -> int:
+        """The step that the last checkpoint goes back to."""
+        return 0 if self._checkpointing is None else self._checkpointing.reached
+
+    def donors(self, stage: int) -> list[pb.Member]:
+        return self.beginning.donors(stage, self.closing.closed)
+
+    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
+        await self.beginning.serve_fetch(incoming, question)
+
+    def tells_of(self, lineage: Lineage) -> None:
+        """Before it begins, this term takes over the newest epoch; later, who holds another begins anew."""
+        if lineage.number > self.lineage.number and not self._started:
+            self.history.follow(lineage)
+            self._readiness.take_over(lineage)
 
     # ---- what members say (Admission's Listener)
 
@@ -403,45 +446,13 @@ class Trainer:
         self.emit(facts.joined(member))
 
     def ready(self, member: Member, version: int, digest: bytes) -> None:
-        """A member has a state, which may be some Commits behind."""
-        if self._finishing:
-            return
-        member.digests[version] = digest
-        if self._started or not self.crew.resumes:
-            self._receive(member)
-        self.signal.notify()
+        self._readiness.ready(member, version, digest)
 
-    def _receive(self, member: Member) -> None:
-        """Lets a member that has a state take part, or brings it up to date first, or sends it away."""
-        version = member.version
-        oldest = max(0, self.closing.closed - self.manifest.settings.pipeline.staleness)
-        if version < oldest:
-            self._departures.send_away(
-                member, pb.TOO_OLD, f"version {version} came; the run goes on from version {oldest}"
-            )
-        elif self.roster.digest_of(member.stage, version) not in (None, member.digests[version]):
-            self._departures.send_away(
-                member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'"
-            )
-        else:
-            self._tasks.create_task(self.closing.catch_up(member))
-            self._promote(member)
+    def loaded(self, member: Member) -> None:
+        self._readiness.loaded(member)
 
-    def _promote(self, member: Member) -> None:
-        """Lets a member take part that has every committed version, or the best state there is of its stage."""
-        now = asyncio.get_running_loop().time()
-        behind = member.version < self.closing.committed or self._departures.bench.holds(member.peer, now)
-        held_back = behind and self.roster.ready(member.stage)
-        if not member.live or member.ready or member.version < 0 or held_back:
-            return
-        if self.crew.resumes and not self._started:
-            return
-        member.ready = member.took_part = True
-        self.neighbours.show(member.stage, self.roster.records(member.stage))
-        self._judge(member.stage, member.version)
-        self.emit(events.Ready(member.number, member.peer, member.stage))
-        self.taking_over.credit_member(member)
-        self.signal.notify()
+    def applied(self, member: Member, version: int, digest: bytes) -> None:
+        self._readiness.applied(member, version, digest)
 
     def leaves(self, member: Member, why: str, *, idle: bool) -> None:
         if idle:
@@ -456,19 +467,6 @@ class Trainer:
 
     def reduced(self, member: Member, outcome: Outcome) -> None:
         self.closing.take_outcome(member, outcome, self.steps.get(outcome.step))
-
-    def applied(self, member: Member, version: int, digest: bytes) -> None:
-        member.digests[version] = digest
-        member.digests.pop(version - KEPT_DIGESTS, None)
-        self._promote(member)
-        self._judge(member.stage, version)
-        self.signal.notify()
-
-    def _judge(self, stage: int, version: int) -> None:
-        for member in self.roster.dissenters(stage, version):
-            self._departures.send_away(
-                member, pb.WRONG_STATE, f"its state at version {version} differs from the other replicas'"
-            )
 
     def beaten(self, member: Member) -> None:
         if not self._started or self._departures.are_under_way:

@@ -1,12 +1,17 @@
-"""Watches for stages that nobody hosts: says so, and after a while gives the run up if that is wanted.
+"""Watches for stages whose state nobody has any more: says so, and what it takes to go on.
 
-Errors: `StoppedError`.
+A replica that returns goes on where it was. Otherwise, when a newcomer has the stage loaded and `patience` is over, the
+run goes back to its last checkpoint. Or it is given up after a while, if that is wanted.
+
+Errors: `GoingBackError`, `StoppedError`.
 """
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
-from ..errors import StoppedError
+from ..errors import GoingBackError, StoppedError
 from . import events
 from .conditions import Signal
 from .roster import Roster
@@ -18,17 +23,34 @@ async def watch_stages(
     started: Callable[[], bool],
     emit: Callable[[events.Event], None],
     give_up: float | None,
+    patience: float,
+    lost: Callable[[], int | None],
+    is_lost: Callable[[int], bool],
+    restorable: Callable[[], int],
 ) -> None:
-    """Never returns. `give_up`: seconds, None to wait for ever."""
+    """Never returns. `give_up`: seconds, None to wait for ever; `lost`: the first stage whose state nobody has;
+    `is_lost`: whether that is so of a stage; `restorable`: the step that a checkpoint to go back to would begin with.
+    """
+    loop = asyncio.get_running_loop()
     while True:
-        await signal.wait_for(lambda: started() and roster.empty_stage() is not None)
-        stage = roster.empty_stage()
+        await signal.wait_for(lambda: started() and lost() is not None)
+        stage = lost()
         assert stage is not None
-        emit(events.Waiting(stage))
+        empty_since = loop.time()
+        emit(events.Waiting(stage, restorable()))
         try:
             async with asyncio.timeout(give_up):
-                await signal.wait_for(lambda: roster.empty_stage() is None)
+                await signal.wait_for(partial(lambda at: not is_lost(at) or _is_loaded(roster, at), stage))
         except TimeoutError as error:
             raise StoppedError(
                 f"stage {stage} has had no replica for {give_up:.0f} s; start the run again with more replicas"
             ) from error
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(empty_since + patience):
+                await signal.wait_for(partial(lambda at: not is_lost(at), stage))
+        if is_lost(stage) and _is_loaded(roster, stage):
+            raise GoingBackError(f"nobody has the state of stage {stage} any more")
+
+
+def _is_loaded(roster: Roster, stage: int) -> bool:
+    return any(member.loaded or member.version >= 0 for member in roster.live(stage))

@@ -9,6 +9,7 @@ from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.admission import Admission, Listener
 from swarm_peer.swarm.authority import from_term
+from swarm_peer.swarm.epochs import Lineage
 from swarm_peer.swarm.errands import Errands
 from swarm_peer.swarm.exchange import Meter
 from swarm_peer.swarm.keys import delegate, sign_manifest, sign_term
@@ -24,8 +25,16 @@ class Quiet:
 
     founders = 0
 
+    lineage = Lineage()
+
     def closed_marker(self) -> int:
         return 0
+
+    def tells_of(self, lineage: Lineage) -> None:
+        pass
+
+    def donors(self, stage: int) -> list[pb.Member]:
+        return []
 
     def refusal(self, peer: str) -> str:
         return ""

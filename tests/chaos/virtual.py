@@ -210,7 +210,7 @@ class Chaos:
         host = self.swarm.peers[peer].host
         if host is None or host.stage != stage or not isinstance(host.backend, WatchedBackend):
             return (0, 0), ()
-        commit = host.commits.get(version - 1)
+        commit = host.recollection.commits.get(version - 1)
         choices = [choice for choice in commit.choices if choice.stage == stage] if commit is not None else []
         named = (choices[0].term, choices[0].attempt) if choices else (0, 0)
         return named, host.backend.made_of.get(version, ())

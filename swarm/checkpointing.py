@@ -1,0 +1,112 @@
+"""A trainer's checkpoints: taken from the replicas while they go on, every so many steps and at the end.
+
+When a step is closed at which one is due, one replica of each stage is asked for its state and for the reduction that
+follows; nobody waits for it. What comes is compared with the digests that all replicas have reported. If replicas have
+let go of something before it was asked for, the next step is tried.
+
+Errors: none end the run; a checkpoint that could not be taken or kept is told of (`events.CheckpointFailed`).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import SwarmError, TrustError
+from ..protos import swarm_pb2 as pb
+from . import events
+from .catching_up import fetch_snapshot
+from .checkpoint import Checkpoint, Checkpoints, StageCheckpoint
+from .conditions import innermost
+from .epochs import Lineage
+from .exchange import Pool
+from .keys import SignedManifest
+from .manifest import Manifest
+from .reduction import AttemptKey, pull_reduction
+from .roster import Roster
+
+
+@dataclass
+class Checkpointing:
+    """For a trainer. `past(first)`: the steps from `first` on; `lineage`: of its epoch; `reached`: the last step that a
+    checkpoint holds, from which the run began or goes on."""
+
+    manifest: Manifest
+    signature: bytes
+    term: int
+    lineage: Lineage
+    checkpoints: Checkpoints
+    roster: Roster
+    pool: Pool
+    past: Callable[[int], list[pb.Past]]
+    emit: Callable[[events.Event], None]
+    reached: int = 0
+    _taking: bool = False
+
+    def is_due(self, closed: int) -> bool:
+        last = closed == self.manifest.settings.train.steps
+        return closed > self.reached and not self._taking and (last or closed >= self.reached + self.checkpoints.every)
+
+    async def take(self, closed: int, commit: pb.Commit) -> None:
+        """Takes and keeps the checkpoint of all steps below `closed`; `commit`: of the last one of them."""
+        self._taking = True
+        try:
+            checkpoint = await self._gather(closed, commit)
+            await self.checkpoints.save(checkpoint)
+            self.reached = closed
+            self.emit(events.Checkpointed(closed))
+        except SwarmError as error:
+            self.emit(events.CheckpointFailed(closed, str(error)))
+        finally:
+            self._taking = False
+
+    async def _gather(self, closed: int, commit: pb.Commit) -> Checkpoint:
+        delayed = self.manifest.settings.pipeline.staleness
+        version = closed - delayed
+        past = self.past(0)
+        stages = range(self.manifest.stages)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                taken = [
+                    tasks.create_task(self._stage(stage, version, commit if delayed else None)) for stage in stages
+                ]
+        except* SwarmError as problems:
+            raise innermost(problems) from None
+        parts = [task.result() for task in taken]
+        return Checkpoint(
+            signed=SignedManifest(self.manifest.canonical(), self.signature),
+            lineage=self.lineage,
+            term=self.term,
+            closed=closed,
+            version=version,
+            digests=[self._digest(stage, version) for stage in stages],
+            commit=commit if delayed else None,
+            past=[told for told in past if told.step < closed],
+            read=parts.__getitem__,
+        )
+
+    async def _stage(self, stage: int, version: int, commit: pb.Commit | None) -> StageCheckpoint:
+        donors = [member.to_message() for member in self.roster.ready(stage)]
+        limit = self.manifest.settings.limits.payload_bytes
+        reduction = {}
+        if commit is not None:
+            choice = next(choice for choice in commit.choices if choice.stage == stage)
+            key = AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt)
+            holders = [
+                member for member in self.roster.live(stage) if member.holds(commit.step, choice.term, choice.attempt)
+            ]
+            found = await pull_reduction(
+                self.pool, self.manifest.run_id, key, choice, [holder.to_message() for holder in holders], limit
+            )
+            reduction = {name: made.parts for name, made in found.items()}
+        snapshot = await fetch_snapshot(
+            self.pool, donors, self.manifest.run_id, stage, limit, version, epoch=self.lineage.number
+        )
+        if await self.checkpoints.digest(stage, snapshot.data) != self._digest(stage, version):
+            raise TrustError(f"the state of stage {stage} at version {version} has not the digest that replicas report")
+        return StageCheckpoint(snapshot.data, reduction)
+
+    def _digest(self, stage: int, version: int) -> bytes:
+        digest = self.roster.digest_of(stage, version)
+        if digest is None:
+            raise TrustError(f"no replica of stage {stage} says any more what the digest of version {version} is")
+        return digest
