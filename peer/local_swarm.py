@@ -75,6 +75,7 @@ class LocalSwarm:
     def _coordinator(self, *arguments: str) -> list[str]:
         key = self.folder.path / "organizer.key"
         start = ["swarm_peer.swarm.coordinator_cli", "start", *arguments, "--json", "--organizer-key", str(key)]
+        start += ["--checkpoints", str(self.folder.path / "checkpoints")]
         return start if "--listen" in arguments else [*start, "--listen", LISTEN]
 
     def start_peers(self, count: int, run_id: str, addresses: Sequence[str]) -> None:

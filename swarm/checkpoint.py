@@ -29,12 +29,12 @@ class StageCheckpoint:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`version`: of the states; `digests`: of each stage's state at `version`; `read(stage)` gives a stage, checked; it
-    blocks, and raises `CheckpointError`."""
+    """`term`: of the trainer that took it; `version`: of the states; `digests`: of each stage's state at `version`.
+    `read(stage)` gives a stage, checked; it blocks, and raises `CheckpointError`."""
 
     signed: SignedManifest
     lineage: Lineage
-    term: int
+    term: pb.Term
     closed: int
     version: int
     digests: Sequence[bytes]

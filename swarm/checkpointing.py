@@ -32,7 +32,7 @@ class Checkpointing:
 
     manifest: Manifest
     signature: bytes
-    term: int
+    term: pb.Term
     lineage: Lineage
     checkpoints: Checkpoints
     roster: Roster

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
 from .arithmetic import RealArithmetic
+from .checkpoint import Checkpoint
+from .checkpoint_folder import CheckpointFolder, find_checkpoint, open_checkpoint
 from .chronicle import Chronicle, open_chronicle
 from .coordinator_state import CoordinatorState
 from .dht_directory import DHTDirectory
@@ -28,7 +30,7 @@ from .exporting import Export
 from .first_contact import ask_for_manifest
 from .freezing import prepare, take_up
 from .helm import RunHelm, kept_of
-from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest
+from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest, state_folder
 from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
 from .p2p_transport import P2PTransport, peer_in
@@ -68,10 +70,24 @@ class Exported(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """A checkpoint after every so many steps; the last `keep` stay, in `root` or else in the state folder."""
+
+    every: int = 20
+    keep: int = 2
+    root: Path | None = None
+
+    def folder(self, manifest: Manifest, identity: Identity) -> CheckpointFolder:
+        root = self.root or state_folder() / "checkpoints" / manifest.run_id
+        return CheckpointFolder(root, manifest, identity, self.every, self.keep)
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
-    listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end;
-    `exports`: where the API may export to, if not the state folder."""
+        listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end;
+    where the API may export to, if not the state folder; `keeping`: how checkpoints are kept, None for not
+        at all."""
 
     folder: SharedFolder
     listen: Sequence[str]
@@ -81,6 +97,7 @@ class Node:
     export: Export | None = None
     places: Places = NOWHERE
     exports: Path | None = None
+    keeping: Keeping | None = None
 
     @asynccontextmanager
     async def network(
@@ -111,6 +128,33 @@ async def coordinate(settings: Settings, *, organizer: Identity, node: Node) -> 
     with CoordinatorState.claim(manifest.run_id, identity) if settings.pipeline.standby else nullcontext() as state:
         async with node.network(identity, ()) as (transport, directory):
             return await part.take(node, transport, directory, state, lead=True)
+
+
+async def resume(path: Path, *, organizer: Identity, initial_peers: Sequence[str], node: Node) -> dict[str, Any] | None:
+    """Leads a run from a checkpoint to its report, in a new epoch; `path`: the checkpoint, or a folder of them.
+
+    `initial_peers`: peers of the run that are still there, if any. Raises as `coordinate` does, `CheckpointError`, and
+    `TrustError` if the organizer's key is not the run's.
+    """
+    checkpoint = await asyncio.to_thread(lambda: open_checkpoint(find_checkpoint(path)))
+    manifest = parse_manifest(checkpoint.signed.canonical)
+    if organizer.public_hex != manifest.organizer:
+        raise TrustError(
+            f"the checkpoint is of a run whose organizer has key {manifest.organizer[:16]}...; the one here is "
+            f"{organizer.public_hex[:16]}...: name the right one with --organizer-key"
+        )
+    identity = Identity.generate()
+    part = _Part(
+        signed=checkpoint.signed,
+        manifest=manifest,
+        samples=take_up(manifest).samples(),
+        identity=identity,
+        delegation=delegate(organizer, manifest.run_id, identity.public_hex),
+    )
+    standby = manifest.settings.pipeline.standby
+    with CoordinatorState.claim(manifest.run_id, identity) if standby else nullcontext() as state:
+        async with node.network(identity, initial_peers) as (transport, directory):
+            return await part.take(node, transport, directory, state, lead=True, origin=checkpoint)
 
 
 async def stand_by(
@@ -171,11 +215,13 @@ class _Part:
         state: CoordinatorState | None,
         *,
         lead: bool,
+        origin: Checkpoint | None = None,
     ) -> dict[str, Any] | None:
-        """To the end of the run: the report; if another led it then, as far as it has told."""
+        """To the end of the run: the report; if another led it then, as far as it has told. `origin`: the checkpoint
+        that it begins with."""
         chronicle = open_chronicle(self.manifest.run_id, self.identity.public_hex, node.emit)
         try:
-            return await self._take(node, chronicle, transport, directory, state, lead)
+            return await self._take(node, chronicle, transport, directory, state, lead, origin)
         finally:
             chronicle.close()
 
@@ -187,6 +233,7 @@ class _Part:
         directory: DHTDirectory,
         state: CoordinatorState | None,
         lead: bool,
+        origin: Checkpoint | None,
     ) -> dict[str, Any] | None:
         node = replace(node, emit=chronicle.emit)
         succession = Succession(
@@ -200,6 +247,8 @@ class _Part:
             samples=self.samples,
             emit=node.emit,
             give_up=node.give_up,
+            checkpoints=None if node.keeping is None else node.keeping.folder(self.manifest, self.identity),
+            origin=origin,
             banned=lambda: {peer.peer: peer.banned for peer in chronicle.state.peers.values() if peer.banned},
         )
         if node.export is not None:

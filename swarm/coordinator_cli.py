@@ -41,7 +41,25 @@ def _program() -> Program:
     start.add_argument("manifest", type=Path, nargs="?", help="settings of the run, TOML")
     start.add_argument("--standby", action="store_true", help="follow a run's trainer; lead when nobody does")
     start.add_argument("--run", help="with --standby: run id")
-    start.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="with --standby: addresses in the run")
+    start.add_argument(
+        "--initial-peers", nargs="+", metavar="MULTIADDR", help="with --standby or --resume: addresses in the run"
+    )
+    start.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on with a run from its checkpoint, or the newest in a folder"
+    )
+    start.add_argument(
+        "--checkpoint-every",
+        type=_steps,
+        default=20,
+        metavar="N",
+        help="steps between checkpoints (default: 20; 0: none)",
+    )
+    start.add_argument(
+        "--checkpoints", type=Path, metavar="DIR", help="where this run's checkpoints are kept (default: state folder)"
+    )
+    start.add_argument(
+        "--keep-checkpoints", type=_some, default=2, metavar="N", help="how many checkpoints stay (default: 2)"
+    )
     start.add_argument("--listen", nargs="+", default=[DEFAULT_LISTEN], metavar="MULTIADDR", help="where to listen")
     start.add_argument(
         "--announce",
@@ -115,17 +133,38 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--api-cert and --api-key belong together")
     if options.standby and (options.manifest or not options.run or not options.initial_peers):
         raise UsageError("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
-    if not options.standby and (not options.manifest or options.run or options.initial_peers):
-        raise UsageError("start takes a manifest, or --standby with --run and --initial-peers")
+    if options.resume:
+        if options.manifest or options.standby or options.run:
+            raise UsageError("--resume takes the run from the checkpoint: no manifest, --standby or --run beside it")
+    elif not options.standby and (not options.manifest or options.run or options.initial_peers):
+        raise UsageError("start takes a manifest, or --resume DIR, or --standby with --run and --initial-peers")
+
+
+def _steps(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _some(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a whole number, {least} or more")
+    return number
 
 
 def _start(options: argparse.Namespace) -> int:
     _check(options)
     key = options.organizer_key or state_folder() / "organizer.key"
-    settings = None if options.standby else load_settings(options.manifest)
+    settings = load_settings(options.manifest) if options.manifest else None
     # Imported here: torch and hivemind take seconds, and a wrong command line or manifest should not.
     from .apart import Apart, standard_output
-    from .coordinator import Node, coordinate, stand_by
+    from .coordinator import Keeping, Node, coordinate, resume, stand_by
     from .process import Interrupted, SharedFolder, run_process
     from .show import line_of
     from .showing import Places
@@ -147,13 +186,29 @@ def _start(options: argparse.Namespace) -> int:
             api=None if options.api == "off" else options.api,
             tls=(options.api_cert, options.api_key) if options.api_cert else None,
         )
-        node = Node(folder, options.listen, emit, options.announce, options.give_up, export, places, options.exports)
-        if settings is not None:
+        keeping = None
+        if options.checkpoint_every:
+            keeping = Keeping(options.checkpoint_every, options.keep_checkpoints, options.checkpoints)
+        node = Node(
+            folder,
+            options.listen,
+            emit,
+            options.announce,
+            options.give_up,
+            export,
+            places,
+            options.exports,
+            keeping,
+        )
+        if options.resume:
+            organizer = Identity.load_or_create(key)
+            work = resume(options.resume, organizer=organizer, initial_peers=options.initial_peers or (), node=node)
+        elif settings is not None:
             work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
         else:
             # A key made now would be nobody's: a standby brings the organizer's, or none and has been here before.
-            organizer = Identity.load_or_create(key) if key.exists() else None
-            work = stand_by(options.run, organizer=organizer, initial_peers=options.initial_peers, node=node)
+            there = Identity.load_or_create(key) if key.exists() else None
+            work = stand_by(options.run, organizer=there, initial_peers=options.initial_peers, node=node)
         with apart:
             report = run_process(work, watch_parent=options.watch_parent)
     except Interrupted:

@@ -32,6 +32,7 @@ DELEGATION_DOMAIN = "delegation"
 TERM_DOMAIN = "term"
 ERRAND_DOMAIN = "errand"
 EPOCH_DOMAIN = "epoch"
+CHECKPOINT_DOMAIN = "checkpoint"
 
 _PUBLIC_HEX = re.compile(r"[0-9a-f]{64}")
 _PEER_ID_CHARACTERS = 52

@@ -84,7 +84,7 @@ class Succession:
 
         self.lineage = Lineage() if self.origin is None else self.origin.lineage
         if self.origin is not None:
-            self.highest = max(self.highest, self.origin.term)
+            self.highest = max(self.highest, self.origin.term.number)
         self._proven = ProvenTerms(self.manifest)
         self._past: dict[int, pb.Past] = {}
         self._back_to: Checkpoint | None = self.origin
@@ -110,6 +110,9 @@ class Succession:
                 await self._go_back()
                 continue
             except FencedError:
+                if self.origin is not None and not self.trainer_began:
+                    self._try_again()
+                    continue
                 if not self.manifest.settings.pipeline.standby:
                     raise
                 heed_cancellation()
@@ -121,6 +124,18 @@ class Succession:
                 await self._follow()
             except _Over:
                 return None
+
+    @property
+    def trainer_began(self) -> bool:
+        return self.trainer is not None and self.trainer.began
+
+    def _try_again(self) -> None:
+        """Peers that have been in the run know a higher term than the checkpoint does: it is resumed beyond that."""
+        heed_cancellation()
+        assert self.trainer is not None
+        if self.trainer.fenced_by is not None:
+            self.highest = max(self.highest, self.trainer.fenced_by.number)
+        self._begins, self._back_to, self._resuming = True, self.origin, False
 
     def _take_past(self) -> None:
         """Takes over what the trainer that was knows."""

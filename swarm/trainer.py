@@ -287,7 +287,7 @@ class Trainer:
             self._checkpointing = Checkpointing(
                 manifest=self.manifest,
                 signature=self.signature,
-                term=self.term.number,
+                term=self.term,
                 lineage=self.lineage,
                 checkpoints=self.checkpoints,
                 roster=self.roster,
@@ -352,6 +352,11 @@ class Trainer:
     @property
     def founders(self) -> int:
         return self.crew.founders
+
+    @property
+    def began(self) -> bool:
+        """Whether its term has begun: everyone who was needed for that has come."""
+        return self._started
 
     # ---- taking a run over
 
