@@ -47,12 +47,12 @@ def staying(replicas: Sequence[Hosted]) -> list[Hosted]:
 def typical_rate(stages: Stages) -> float:
     """What a replica counts as whose rate is not measured: the mean of those of the run that are, 1 if none is."""
     measured = [hosted.rate for replicas in stages for hosted in replicas if hosted.rate > 0]
-    return sum(measured) / len(measured) if measured else 1.0
+    return math.fsum(measured) / len(measured) if measured else 1.0
 
 
 def total_rate(replicas: Sequence[Hosted], typical: float) -> float:
-    """Visits a second of a stage."""
-    return sum(hosted.rate if hosted.rate > 0 else typical for hosted in replicas)
+    """Visits a second of a stage; the same in whatever order its replicas are given."""
+    return math.fsum(hosted.rate if hosted.rate > 0 else typical for hosted in replicas)
 
 
 def place(stages: Stages, besides: Collection[int] = (), min_replicas: int = 1) -> int:
@@ -61,13 +61,14 @@ def place(stages: Stages, besides: Collection[int] = (), min_replicas: int = 1) 
     A stage with fewer than `min_replicas` comes first. Ties: the fewest replicas, then a stage next to one of `besides`
     (nothing crosses the link inside a span), then the lowest. Nothing measured: the fewest replicas, then the lowest.
     """
-    replicas = {at: staying(stages[at]) for at in range(len(stages)) if at not in besides}
+    counted = [staying(replicas) for replicas in stages]
+    replicas = {at: those for at, those in enumerate(counted) if at not in besides}
     if not replicas:
         raise ValueError(f"a joiner whose machine hosts {sorted(besides)} of {len(stages)} stages: none is left for it")
-    measured = any(hosted.rate > 0 for stage in stages for hosted in stage)
+    measured = any(hosted.rate > 0 for stage in counted for hosted in stage)
     candidates = [at for at, those in replicas.items() if len(those) < min_replicas]
     if measured and not candidates:
-        typical = typical_rate(stages)
+        typical = typical_rate(counted)
         totals = {at: total_rate(those, typical) for at, those in replicas.items()}
         least = min(totals, key=lambda at: totals[at])
         equal = totals[least] * (1 + NOISE / math.sqrt(max(1, len(replicas[least]))))

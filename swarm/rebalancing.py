@@ -28,9 +28,10 @@ from .placement import NOISE, Hosted, Stages, staying, total_rate, typical_rate
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`period`: seconds from the end of a move to the next. `settle`: of a peer: longer than any noise lasts, and so
-    long that what it has loaded has paid. `gain`: more than rates that are 5 % off either way can feign (10.5 %), for up
-    to three replicas; of more, noise averages out (`required_gain`)."""
+    """`period`: seconds from the end of a move to the next. `settle`: for how long a peer is left alone after one, so
+    that nobody loads more than two stages an hour; six periods, in which others move. `confirm`: longer than a peer
+    takes to start again. `gain`: up to three replicas whose rates are 5 % off either way can feign 10.5 %; of more,
+    noise averages out (`required_gain`)."""
 
     period: float = 300.0
     settle: float = 1800.0
@@ -82,7 +83,8 @@ class Rebalancer:
         if self._due is None:
             self._due = now + self.settings.period
         self._chosen = {peer: at for peer, at in self._chosen.items() if now - at < self.settings.settle}
-        best = self._urgent(stages) or self._gainful(now, self._due, stages)
+        counted = [staying(replicas) for replicas in stages]
+        best = self._urgent(counted) or self._gainful(now, self._due, counted)
         if best is None:
             return None
         self._moving = best.hosted.member, best.hosted.peer
@@ -99,28 +101,26 @@ class Rebalancer:
 
     def _urgent(self, stages: Stages) -> _Candidate | None:
         """A move to the stage with fewest replicas, if those are none or too few."""
-        counts = [len(staying(replicas)) for replicas in stages]
-        target = min(range(len(stages)), key=lambda at: counts[at])
+        counts = [len(replicas) for replicas in stages]
+        target = counts.index(min(counts))
         if counts[target] >= max(1, self.settings.min_replicas):
             return None
-        typical = typical_rate(stages)
-        totals = [total_rate(staying(replicas), typical) for replicas in stages]
+        totals = _totals(stages)
         sources = [at for at in range(len(stages)) if at != target]
         keep = self.settings.min_replicas if counts[target] else 1
-        return _best(self._candidates(stages, totals, typical, target, sources, keep), totals[target])
+        return _best(self._candidates(stages, totals, target, sources, keep), totals[target])
 
     def _gainful(self, now: float, due: float, stages: Stages) -> _Candidate | None:
         """A move to the slowest stage, if that gains enough, has done so for long enough, and the period is over."""
         if now < due - self.settings.confirm:
             return None
-        typical = typical_rate(stages)
-        totals = [total_rate(staying(replicas), typical) for replicas in stages]
+        totals = _totals(stages)
         target = min(range(len(stages)), key=lambda at: (totals[at], len(stages[at])))
         least = totals[target]
-        required = least * (1 + self.settings.required_gain(len(staying(stages[target]))))
+        required = least * (1 + self.settings.required_gain(len(stages[target])))
         rich = [at for at, total in enumerate(totals) if total - required >= required - least and at != target]
         sources = [at for at in rich if not self._is_new(now, stages[at])]
-        candidates = self._candidates(stages, totals, typical, target, sources, self.settings.min_replicas)
+        candidates = self._candidates(stages, totals, target, sources, self.settings.min_replicas)
         best = _best([candidate for candidate in candidates if candidate.weaker >= required], least)
         if best is None:
             self._wanted_since = None
@@ -135,25 +135,29 @@ class Rebalancer:
         return any(now - hosted.since < self.settings.confirm for hosted in replicas)
 
     def _candidates(
-        self,
-        stages: Stages,
-        totals: Sequence[float],
-        typical: float,
-        target: int,
-        sources: Sequence[int],
-        keep: int,
+        self, stages: Stages, totals: Sequence[float], target: int, sources: Sequence[int], keep: int
     ) -> list[_Candidate]:
-        """All moves from `sources` that leave `keep` others there that take visits, and at least one."""
-        candidates = []
+        """All moves from `sources` that leave `keep` others there."""
+        typical, candidates = typical_rate(stages), []
         for source in sources:
-            serving = [hosted for hosted in staying(stages[source]) if hosted.ready]
-            for hosted in serving if len(serving) > max(1, keep) else ():
+            for hosted in spared(stages[source], keep):
                 if hosted.peer in self._chosen or target in hosted.besides:
                     continue
                 rate = hosted.rate if hosted.rate > 0 else typical
                 weaker = min(totals[source] - rate, totals[target] + rate)
                 candidates.append(_Candidate(hosted, Move(hosted.member, source, target), weaker, totals[source]))
         return candidates
+
+
+def _totals(stages: Stages) -> list[float]:
+    typical = typical_rate(stages)
+    return [total_rate(replicas, typical) for replicas in stages]
+
+
+def spared(replicas: Sequence[Hosted], keep: int) -> list[Hosted]:
+    """Those of a stage that may move, so that `keep` others are left, and at least one, that take visits and stay."""
+    serving = [hosted for hosted in replicas if hosted.ready and not hosted.leaving]
+    return serving if len(serving) > max(1, keep) else []
 
 
 def _best(candidates: Sequence[_Candidate], now: float) -> _Candidate | None:

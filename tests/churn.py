@@ -15,6 +15,7 @@ from swarm_peer.swarm.rebalancing import Move
 
 HOUR = 3600.0
 LEAST_AWAY = 60.0
+TURNS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,11 @@ Settled = Callable[[float, int, bool], None]
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A move: begun and ended when, by whom, from where to where, and whether it came to be."""
+    """A move that has ended: `ok` if its mover arrived."""
 
     began: float
     ended: float
-    peer: str
+    machine: int
     source: int
     target: int
     ok: bool
@@ -99,10 +100,12 @@ class Span:
 
 
 class Churn:
-    """One run of a trace under a policy, from `hosts` (the stage of each machine at first; by default dealt out evenly).
+    """One run of a trace under a policy.
 
-    `loading`: seconds that a joiner or a mover loads; a mover serves its old stage meanwhile, and stays if it has become
-    the last one there. `noise`: measured rates are off by up to that share, `measured_after` so many seconds.
+    `hosts`: the stage of each machine at first; by default they are dealt out, the fastest first. `loading`: seconds
+    that a joiner or a mover loads; a mover serves its old stage meanwhile, and stays there if it has become the last.
+    `noise`: measured rates are off by up to that share; they are known after `measured_after` seconds, and measured
+    anew every twenty `tick`s, by turns.
     """
 
     def __init__(
@@ -114,33 +117,32 @@ class Churn:
         decide: Decide | None = None,
         settled: Settled | None = None,
         *,
+        hosts: Sequence[int] | None = None,
         loading: float = 0.0,
         noise: float = 0.05,
         measured_after: float = 60.0,
-        tick: float = 60.0,
+        tick: float = 30.0,
     ) -> None:
-        self.trace, self.seed, self.stages = trace, seed, stages
+        self.trace, self.seed, self.stages, self.hosts = trace, seed, stages, hosts
         self.place, self._decide, self._settled = place, decide, settled
         self.loading, self.noise, self.measured_after, self.tick = loading, noise, measured_after, tick
         self.rates = trace.rates(seed)
         self.moves: list[Moved] = []
         self.spans: list[Span] = []
         self.losses = 0
-        self.emptied: list[tuple[float, int]] = []
-        """When a move left a stage without anyone who serves."""
+        self.emptied: list[Move] = []
+        """Moves of the last one of a stage that served."""
         self._draw = random.Random(f"noise {seed}")
         self._at: list[dict[int, Hosted]] = [{} for _ in range(stages)]
         self._where: dict[int, int] = {}
         self._queue: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = self._members = 0
-        self._moving: tuple[int, Move, float] | None = None
+        self._moving: dict[int, tuple[Move, float]] = {}
         self._changed = 0.0
 
     def simulate(self) -> "Churn":
-        order = sorted(range(self.trace.machines), key=lambda machine: -self.rates[machine])
-        for index, machine in enumerate(order):
-            column, at = divmod(index, self.stages)
-            self._host(machine, at if column % 2 == 0 else self.stages - 1 - at, since=-HOUR, ready=True, measured=True)
+        for machine, stage in enumerate(self.hosts or self._dealt_out()):
+            self._host(machine, stage, since=-HOUR, ready=True, measured=True)
         for when, machine, comes in self.trace.events(self.seed):
             self._later(when, lambda now, machine=machine, comes=comes: self._come_or_go(now, machine, comes))
         end = self.trace.hours * HOUR
@@ -155,11 +157,11 @@ class Churn:
     # ---- what happens
 
     def _ticking(self, now: float) -> None:
-        """Some rates are measured anew; the policy is asked."""
-        for machine, at in self._where.items():
-            hosted = self._at[at][machine]
-            if hosted.rate and self._draw.random() < 0.1:
-                self._at[at][machine] = replace(hosted, rate=self._measure(machine))
+        """A twentieth of the rates is measured anew; the policy is asked."""
+        for machine in range(round(now / self.tick) % TURNS, self.trace.machines, TURNS):
+            hosted = self._at[self._where[machine]][machine] if machine in self._where else None
+            if hosted and hosted.rate:
+                self._at[self._where[machine]][machine] = replace(hosted, rate=self._measure(machine))
         self._ask(now)
         self._later(now + self.tick, self._ticking)
 
@@ -171,8 +173,8 @@ class Churn:
         else:
             del self._at[self._where.pop(machine)][machine]
             self.losses += 1
-            if self._moving and self._moving[0] == machine:
-                self._end_move(now, ok=False)
+            if machine in self._moving:
+                self._end_move(now, machine, ok=False)
         self._ask(now)
 
     def _loaded(self, now: float, machine: int, member: int) -> None:
@@ -191,34 +193,28 @@ class Churn:
         move = self._decide(now, self.snapshot()) if self._decide else None
         if move is None:
             return
-        assert self._moving is None, "two movers at once"
         machine = next(at for at, hosted in self._at[move.source].items() if hosted.member == move.member)
-        self._moving = machine, move, now
-        self._later(now + self.loading, lambda later: self._arrive(later, move))
+        if self._is_last(machine, move.source):
+            self.emptied.append(move)
+        self._moving[machine] = move, now
+        self._later(now + self.loading, lambda later: self._arrive(later, machine, move))
 
-    def _arrive(self, now: float, move: Move) -> None:
-        if not self._moving or self._moving[1] is not move:
+    def _arrive(self, now: float, machine: int, move: Move) -> None:
+        if self._moving.get(machine, (None,))[0] is not move:
             return
-        machine = self._moving[0]
-        others = [hosted for at, hosted in self._at[move.source].items() if at != machine and hosted.ready]
-        if not others:
-            if not self.loading:
-                self.emptied.append((now, move.source))
-            self._end_move(now, ok=False)
+        if self._is_last(machine, move.source):
+            self._end_move(now, machine, ok=False)
             return
         self._record(now)
         del self._at[move.source][machine]
         self._host(machine, move.target, since=now, ready=True)
-        self._later(
-            now + self.measured_after, lambda later, member=self._members: self._measured(later, machine, member)
-        )
-        self._end_move(now, ok=True)
+        member = self._members
+        self._later(now + self.measured_after, lambda later: self._measured(later, machine, member))
+        self._end_move(now, machine, ok=True)
 
-    def _end_move(self, now: float, ok: bool) -> None:
-        assert self._moving
-        machine, move, began = self._moving
-        self._moving = None
-        self.moves.append(Moved(began, now, f"machine {machine}", move.source, move.target, ok))
+    def _end_move(self, now: float, machine: int, ok: bool) -> None:
+        move, began = self._moving.pop(machine)
+        self.moves.append(Moved(began, now, machine, move.source, move.target, ok))
         if self._settled:
             self._settled(now, move.member, ok)
 
@@ -226,6 +222,18 @@ class Churn:
 
     def snapshot(self) -> list[list[Hosted]]:
         return [list(hosted.values()) for hosted in self._at]
+
+    def _dealt_out(self) -> list[int]:
+        """To and fro over the stages, the fastest machines first."""
+        hosts = [0] * self.trace.machines
+        order = sorted(range(self.trace.machines), key=lambda machine: -self.rates[machine])
+        for index, machine in enumerate(order):
+            column, at = divmod(index, self.stages)
+            hosts[machine] = at if column % 2 == 0 else self.stages - 1 - at
+        return hosts
+
+    def _is_last(self, machine: int, stage: int) -> bool:
+        return not any(hosted.ready for at, hosted in self._at[stage].items() if at != machine)
 
     def _host(self, machine: int, stage: int, *, since: float, ready: bool, measured: bool = False) -> None:
         self._members += 1
