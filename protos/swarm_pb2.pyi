@@ -400,7 +400,7 @@ class PartResult(_message.Message):
     def __init__(self, squared_norm: _Optional[_Union[Scalar, _Mapping]] = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides", "about", "epochs", "replaces")
+    __slots__ = ("run", "protocol", "wanted_stage", "addresses", "term", "returning", "besides", "about", "epochs", "replaces", "fixed")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WANTED_STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -411,6 +411,7 @@ class Hello(_message.Message):
     ABOUT_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     REPLACES_FIELD_NUMBER: _ClassVar[int]
+    FIXED_FIELD_NUMBER: _ClassVar[int]
     run: str
     protocol: int
     wanted_stage: int
@@ -421,7 +422,8 @@ class Hello(_message.Message):
     about: About
     epochs: _containers.RepeatedCompositeFieldContainer[Epoch]
     replaces: int
-    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ..., about: _Optional[_Union[About, _Mapping]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ..., replaces: _Optional[int] = ...) -> None: ...
+    fixed: bool
+    def __init__(self, run: _Optional[str] = ..., protocol: _Optional[int] = ..., wanted_stage: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., returning: bool = ..., besides: _Optional[_Iterable[int]] = ..., about: _Optional[_Union[About, _Mapping]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ..., replaces: _Optional[int] = ..., fixed: bool = ...) -> None: ...
 
 class About(_message.Message):
     __slots__ = ("name", "version", "device", "memory", "up", "down")

@@ -9,7 +9,7 @@ to `errands.py`.
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,11 +73,15 @@ class Listener(Protocol):
         """Who can give the state of a stage."""
         ...
 
+    def declines(self, member: Member) -> None:
+        """It does not move."""
+        ...
+
     def loaded(self, member: Member) -> None:
         """A newcomer to whom nobody gives the state of its stage has the rest of it."""
         ...
 
-    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
+    def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> Awaitable[None]:
         """Gives what a checkpoint holds."""
         ...
 
@@ -305,8 +309,11 @@ class Admission:
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
         number = hello.epochs[-1].term.number if hello.epochs else 0
         member.returning = hello.returning and number == self.listener.lineage.number
-        member.about, member.replaces = hello.about, hello.replaces
-        member.heard = asyncio.get_running_loop().time()
+        member.about, member.replaces, member.fixed = hello.about, hello.replaces, hello.fixed
+        replaced = self.roster.get(hello.replaces)
+        if replaced is not None:
+            member.machine = replaced.machine
+        member.heard = member.since = asyncio.get_running_loop().time()
         self._channels[member.number] = channel
         self.joined(member)
         await channel.send(
@@ -340,6 +347,8 @@ class Admission:
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)
                 self.listener.reduced(member, body)
+            elif isinstance(body, pb.Move):
+                self.listener.declines(member)
             elif isinstance(body, pb.Loaded):
                 self.listener.loaded(member)
             elif isinstance(body, pb.Leave):

@@ -189,6 +189,29 @@ class Joined(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Moving(Event):
+    """A peer is asked to host another stage instead of its own."""
+
+    kind: ClassVar[str] = "moving"
+    member: int
+    peer: str
+    stage: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moved(Event):
+    """It serves the other stage and has left its own; with an `error` it has not, and why."""
+
+    kind: ClassVar[str] = "moved"
+    member: int
+    peer: str
+    stage: int
+    target: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready(Event):
     """A peer has loaded its stage."""
 

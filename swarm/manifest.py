@@ -141,8 +141,9 @@ class PipelineSettings(_Frozen):
     `heartbeat` and `silence` are seconds: a peer or trainer not heard for `silence` is taken for gone. With `standby`
     another trainer may take over: then peers stay with a trainer that they hear, and a step is committed only with more
     than half of the members of the last Commit. For `patience` seconds a stage whose state nobody has any more waits
-    for a replica that returns; then the run goes back to a checkpoint. `routing` is how a caller chooses among the
-    replicas of a stage.
+    for a replica that returns; then the run goes back to a checkpoint. At most every `rebalance`
+    seconds a peer moves to a stage that needs it more (0: never). `routing` is how a caller chooses among the replicas
+    of a stage.
     """
 
     staleness: Literal[0, 1] = 1
@@ -152,6 +153,7 @@ class PipelineSettings(_Frozen):
     silence: Rate = 3.0
     standby: bool = False
     patience: Rate = 30.0
+    rebalance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
     routing: Literal["least-work", "round-robin"] = "least-work"
 
     @model_validator(mode="after")

@@ -42,12 +42,13 @@ async def say_hello(
     returning: bool = False,
     lineage: Lineage | None = None,
     replaces: int = 0,
+    fixed: bool = False,
 ) -> tuple[Manifest, pb.Welcome, Lineage]:
     """Asks the trainer for a place in the run: the checked manifest, the Welcome and the run's epochs.
 
     `followed`: the highest term that this peer has followed, if it has had a place in the run before; `returning`:
     whether it holds a state from then, of `lineage`. `besides`: the stages that this machine hosts as other members;
-    `replaces`: the one of them that leaves when this one is ready. `about`: what this peer says of itself. Raises
+    `replaces`: the one of them that leaves when this one is ready; `fixed`: its owner wants it at this stage. `about`: what this peer says of itself. Raises
     `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
@@ -62,6 +63,7 @@ async def say_hello(
         about=about,
         epochs=() if lineage is None else lineage.epochs,
         replaces=replaces,
+        fixed=fixed,
     )
     try:
         async with asyncio.timeout(JOIN_SECONDS):
@@ -98,6 +100,12 @@ class Membership:
 
     leaving: str = ""
     """Why this peer wants to leave."""
+
+    moves: Callable[[int], bool] = field(default=lambda stage: False)
+    """Asked whether this machine will host another stage in place of this one."""
+
+    serves: Callable[[], None] = field(default=lambda: None)
+    """Called when what this member does is counted."""
 
     _idling: "list[asyncio.Task[None]]" = field(default_factory=list)
     _commits: dict[int, pb.Commit] = field(default_factory=dict)
@@ -162,6 +170,7 @@ class Membership:
             if isinstance(body, pb.Reduce | pb.Commit) and body.epoch != self.authority.epoch:
                 raise ProtocolError(f"the trainer speaks of epoch {body.epoch} in epoch {self.authority.epoch}")
             if isinstance(body, pb.Reduce):
+                self.serves()
                 self._lead(body.term, body.closed)
                 earlier = self._attempts.pop(body.step, None)
                 if earlier is not None:
@@ -170,6 +179,9 @@ class Membership:
             elif isinstance(body, pb.Commit):
                 self._lead(body.term, body.closed)
                 await self._take_commit(body)
+            elif isinstance(body, pb.Move):
+                if body.stage >= self.host.manifest.stages or not self.moves(body.stage):
+                    await self._say(pb.Move(stage=body.stage))
             elif isinstance(body, pb.Drain):
                 self.host.until = None if body.off else body.until
                 self.host.ended.notify()

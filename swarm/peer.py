@@ -81,6 +81,17 @@ class Peer:
     about: pb.About | None = None
     """What it says of itself, for people."""
 
+    moves: Callable[[int], bool] = field(default=lambda stage: False)
+    """Asked by the trainer whether this machine will host another stage in place of this peer's; it then starts another
+    peer, which `replaces` this one, and has this one leave when that one serves."""
+
+    serves: Callable[[], None] = field(default=lambda: None)
+    """Called, more than once, when what this peer does is counted."""
+
+    replaces: int = 0
+    fixed: bool = False
+    """Whether its owner wants it at the stage that it asks for."""
+
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
 
@@ -175,7 +186,14 @@ class Peer:
         try:
             if host is None:
                 manifest, welcome, lineage = await say_hello(
-                    channel, run_id, stage, self.transport.addresses, besides=self.besides(), about=self.about
+                    channel,
+                    run_id,
+                    stage,
+                    self.transport.addresses,
+                    besides=self.besides(),
+                    about=self.about,
+                    replaces=self.replaces,
+                    fixed=self.fixed,
                 )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:
@@ -188,6 +206,8 @@ class Peer:
                     about=self.about,
                     returning=host.versions.latest >= 0,
                     lineage=host.lineage,
+                    replaces=self.replaces,
+                    fixed=self.fixed,
                 )
                 host.authority.admit(welcome.term, trainer.peer)
                 if welcome.stage != host.stage:
@@ -202,7 +222,15 @@ class Peer:
             assert self._reducer is not None
             self.tell("ready")
             self._membership = Membership(
-                channel, host.authority, host, self._reducer, self.meter, self._survey.reports, self.leaving
+                channel,
+                host.authority,
+                host,
+                self._reducer,
+                self.meter,
+                self._survey.reports,
+                self.leaving,
+                self.moves,
+                self.serves,
             )
             return await self._membership.run()
         finally:

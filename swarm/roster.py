@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ..protos import swarm_pb2 as pb
 from .directory import SEQUENCE_BITS, Record
 from .manifest import PROTOCOL_VERSION
+from .placement import Hosted, place
 
 MEMBERS_PER_TERM = 1 << 16
 
@@ -38,6 +39,18 @@ class Member:
     loaded: bool = False
     """Whether it has its stage but for the state, which nobody gives it."""
 
+    besides: tuple[int, ...] = ()
+    """The stages that the same machine hosts as other members."""
+
+    fixed: bool = False
+    """Whether its owner wants it at this stage."""
+
+    machine: str = ""
+    """The peer id that its machine came with first: it stays the same over moves."""
+
+    since: float = 0.0
+    """When it came, by the loop's clock."""
+
     replaces: int = 0
     """The member of the same machine that leaves when this one is ready; 0 for none."""
 
@@ -61,6 +74,18 @@ class Member:
         """Whether it can give this reduction, the chosen one of `step`: it made it, or has applied it."""
         return self.version > step or (step, term, attempt) in self.kept
 
+    def hosted(self) -> Hosted:
+        seconds = (self.beat.load.forward + self.beat.load.backward) / 1e6
+        return Hosted(
+            member=self.number,
+            peer=self.machine,
+            rate=1.0 / seconds if seconds else 0.0,
+            since=self.since,
+            ready=self.ready and not self.draining,
+            leaving=bool(self.leaving or self.sent_away),
+            besides=self.besides,
+        )
+
     def to_message(self) -> pb.Member:
         return pb.Member(member=self.number, peer=self.peer, addresses=self.addresses)
 
@@ -76,15 +101,20 @@ class Roster:
         self._members: dict[int, Member] = {}
 
     def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None, besides: Collection[int] = ()) -> Member:
-        """A new member: on the wanted stage, else where there are fewest replicas (ties: the lowest stage), but not
+        """A new member: on the wanted stage, else where it raises the run's throughput most (`placement.py`), but not
         `besides`, where there must be other stages."""
-        stage = wanted
-        if stage is None:
-            others = [at for at in range(self.stages) if at not in besides]
-            stage = min(others, key=lambda at: len(self.live(at)))
+        stage = place(self.hosted(), besides) if wanted is None else wanted
         member = Member(self._base + len(self._members) + 1, peer, stage, addresses)
+        member.machine, member.besides = peer, tuple(besides)
         self._members[member.number] = member
         return member
+
+    def hosted(self) -> list[list[Hosted]]:
+        """The replicas of each stage, as placement and rebalancing see them."""
+        stages: list[list[Hosted]] = [[] for _ in range(self.stages)]
+        for member in self.live():
+            stages[member.stage].append(member.hosted())
+        return stages
 
     def get(self, number: int) -> Member | None:
         return self._members.get(number)

@@ -43,6 +43,7 @@ from .history import History
 from .hop import Hop
 from .ledger import Ledger
 from .manifest import Manifest
+from .moving import Moving
 from .neighbours import POLICIES, Neighbours
 from .presence import Presence
 from .pulse import Pulses, clean
@@ -65,7 +66,9 @@ LINGER_SECONDS = 10.0
 @dataclass
 class Trainer:
     """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever.
-    `known`: what a standby was told of the steps before its term."""
+    `known`: what a standby was told of the steps before its term. `epochs`: of the run; the last one is this term's own
+    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: as a `Crew` has it. `device`: where a
+    checkpoint is read."""
 
     manifest: Manifest
     signature: bytes
@@ -84,17 +87,10 @@ class Trainer:
     """Called when the last step is closed, while all replicas are there."""
 
     epochs: Lineage = field(default=Lineage())
-    """Of the run; the last one is this term's own if it goes back to a checkpoint."""
-
     origin: Checkpoint | None = None
-    """The checkpoint with which this term's own epoch begins; None: with version 0."""
-
     resuming: bool | None = None
-    """`Crew.resuming`."""
-
     checkpoints: Checkpoints | None = None
     device: Device = field(default_factory=ThreadDevice)
-    """Where a checkpoint is read."""
 
     def __post_init__(self) -> None:
         manifest = self.manifest
@@ -112,6 +108,7 @@ class Trainer:
         self.fenced_by: pb.Term | None = None
         """The term that has shown this one to be over."""
 
+        self.serve_fetch: Callable[[Incoming, pb.Fetch], Awaitable[None]] = self.beginning.serve_fetch
         self.history = History(
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
@@ -195,7 +192,7 @@ class Trainer:
             self.roster, self._departures, self.signal, self.emit, lambda: self.over, dict(self.banned)
         )
         self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
-        self._readiness = Readiness(
+        self._readiness = readiness = Readiness(
             manifest=manifest,
             roster=self.roster,
             crew=self.crew,
@@ -211,10 +208,23 @@ class Trainer:
             spawn=lambda work: self._tasks.create_task(work),
         )
         self._checkpointing: Checkpointing | None = None
+        self.ready: Callable[[Member, int, bytes], None] = readiness.ready
+        self.applied: Callable[[Member, int, bytes], None] = readiness.applied
+        self.loaded: Callable[[Member], None] = readiness.loaded
         self.closing.closed = self.closing.committed = self.beginning.closed
         commit = self.beginning.commit()
         if commit is not None:
             self.closing.commits[commit.step] = commit
+        self._moving = Moving(
+            roster=self.roster,
+            period=manifest.settings.pipeline.rebalance,
+            min_replicas=manifest.settings.pipeline.min_replicas,
+            signal=self.signal,
+            tell=self.admission.tell,
+            busy=lambda: not self._started or self._finishing or self._departures.are_under_way,
+            emit=self.emit,
+        )
+        self.declines: Callable[[Member], None] = self._moving.declined
         self._presence = Presence(manifest, self.term, self.transport, self.directory, self.meter, self._shown_a_term)
         self._pulses = Pulses(self.roster, self.meter, self._standing, self.emit)
         self._tasks: asyncio.TaskGroup
@@ -240,7 +250,13 @@ class Trainer:
                     self.closing.is_lost,
                     self._reached,
                 )
-                watches = (waiting, self._watch_terms(), self._presence.watch_rivals(), self._pulses.run())
+                watches = (
+                    waiting,
+                    self._moving.run(),
+                    self._watch_terms(),
+                    self._presence.watch_rivals(),
+                    self._pulses.run(),
+                )
                 background = [
                     self._tasks.create_task(work)
                     for work in (self._presence.announce(), *watches, self.closing.remind())
@@ -436,9 +452,6 @@ class Trainer:
     def donors(self, stage: int) -> list[pb.Member]:
         return self.beginning.donors(stage, self.closing.closed)
 
-    async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
-        await self.beginning.serve_fetch(incoming, question)
-
     def tells_of(self, lineage: Lineage) -> None:
         """Before it begins, this term takes over the newest epoch; later, who holds another begins anew."""
         if lineage.number > self.lineage.number and not self._started:
@@ -449,15 +462,6 @@ class Trainer:
 
     def _joined(self, member: Member) -> None:
         self.emit(facts.joined(member))
-
-    def ready(self, member: Member, version: int, digest: bytes) -> None:
-        self._readiness.ready(member, version, digest)
-
-    def loaded(self, member: Member) -> None:
-        self._readiness.loaded(member)
-
-    def applied(self, member: Member, version: int, digest: bytes) -> None:
-        self._readiness.applied(member, version, digest)
 
     def leaves(self, member: Member, why: str, *, idle: bool) -> None:
         if idle:

@@ -1,0 +1,91 @@
+"""Moves of members from stages with replicas to spare to those that need them: `rebalancing.py` decides, this carries
+out, for a trainer.
+
+Who is chosen is told (Move), and so are events and the directory. Its machine hosts the new stage as another member;
+when that one takes part, the old one leaves as anybody leaves who wants to, so that its stage never loses its last
+replica by it. It may decline: its owner wants it where it is, or there is no room for two stages. Until a move has
+ended, well or not, there is no other.
+
+Errors: none; a move that does not end within `MOVE_SECONDS` is given up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from ..protos import swarm_pb2 as pb
+from . import events
+from .conditions import Signal
+from .messages import Body
+from .placement import Hosted
+from .rebalancing import Move as Chosen
+from .rebalancing import Rebalancer, Settings
+from .roster import Member, Roster
+
+LOOK_SECONDS = 5.0
+MOVE_SECONDS = 900.0
+
+
+@dataclass
+class Moving:
+    """`period`: seconds from a move to the next, 0 for none at all. `busy()`: whether now is no time to move anyone:
+    before the run has begun, while it ends, or somebody leaves."""
+
+    roster: Roster
+    period: float
+    min_replicas: int
+    signal: Signal
+    tell: Callable[[Member, Body], Awaitable[None]]
+    busy: Callable[[], bool]
+    emit: Callable[[events.Event], None]
+    _declined: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        # A peer is left alone for six periods, in which others move.
+        settings = Settings(period=self.period, settle=6 * self.period, min_replicas=self.min_replicas)
+        self.rebalancer = Rebalancer(settings)
+
+    async def run(self) -> None:
+        """Never returns."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self.busy() or not self.period:
+                continue
+            move = self.rebalancer.decide(asyncio.get_running_loop().time(), self._movable())
+            mover = None if move is None else self.roster.get(move.member)
+            if move is not None and mover is not None:
+                why = await self._carry_out(move, mover)
+                self.emit(events.Moved(mover.number, mover.peer, move.source, move.target, why))
+                self.rebalancer.settled(asyncio.get_running_loop().time(), move.member, ok=not why)
+
+    def _movable(self) -> list[list[Hosted]]:
+        """Who declined, or is held where it is by its owner, stays: to the policy it hosts every stage."""
+        everywhere = tuple(range(self.roster.stages))
+        return [
+            [replace(replica, besides=everywhere) if self._stays(replica.member) else replica for replica in replicas]
+            for replicas in self.roster.hosted()
+        ]
+
+    def _stays(self, number: int) -> bool:
+        member = self.roster.get(number)
+        return number in self._declined or member is None or member.fixed
+
+    async def _carry_out(self, move: Chosen, mover: Member) -> str:
+        """Has a member move: why it did not, "" if it did."""
+        self.emit(events.Moving(mover.number, mover.peer, move.source, move.target))
+        await self.tell(mover, pb.Move(stage=move.target))
+        try:
+            async with asyncio.timeout(MOVE_SECONDS):
+                await self.signal.wait_for(lambda: not mover.live or mover.number in self._declined)
+        except TimeoutError:
+            self._declined.add(mover.number)
+            return f"it has not moved within {MOVE_SECONDS:.0f} s"
+        if mover.number in self._declined:
+            return "it declined"
+        followed = any(member.replaces == mover.number and member.ready for member in self.roster.live(move.target))
+        return "" if followed else "it was lost"
+
+    def declined(self, member: Member) -> None:
+        """A member does not move."""
+        self._declined.add(member.number)
+        self.signal.notify()
