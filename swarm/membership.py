@@ -37,12 +37,14 @@ async def say_hello(
     followed: pb.Term | None = None,
     besides: Collection[int] = (),
     about: pb.About | None = None,
+    organizer: str | None = None,
 ) -> tuple[Manifest, pb.Welcome]:
     """Asks the trainer for a place in the run: the checked manifest and the Welcome.
 
     `followed`: the highest term that this peer has followed, if it has had a place in the run before. `besides`: the
-    stages that this machine hosts as other members; `about`: what this peer says of itself. Raises
-    `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
+    stages that this machine hosts as other members; `about`: what this peer says of itself; `organizer`: the public key
+    (hex) that the run must be of, if that is known. Raises `RefusedError`, `TrustError` (a manifest or term that does
+    not prove itself), `OrganizerError`, `ManifestError`, `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
     returning = followed is not None
@@ -66,7 +68,7 @@ async def say_hello(
         raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, "the trainer")
     if not isinstance(reply, pb.Welcome):
         raise ProtocolError(f"the trainer answered a Hello with {reply.DESCRIPTOR.name}")
-    manifest = check_signed_manifest(reply.manifest, reply.signature, run_id)
+    manifest = check_signed_manifest(reply.manifest, reply.signature, run_id, organizer)
     term = to_term(reply.term)
     check_term(manifest, term)
     if term.trainer != public_key_of(channel.peer):

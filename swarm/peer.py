@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, TrustError, UnreachableError, WireError
+from ..errors import OrganizerError, ProtocolError, RefusedError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
@@ -81,6 +81,9 @@ class Peer:
     about: pb.About | None = None
     """What it says of itself, for people."""
 
+    organizer: str | None = None
+    """The public key (hex) of who has invited it: it takes part in no other's run."""
+
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
 
@@ -100,8 +103,8 @@ class Peer:
     async def run(self, run_id: str, stage: int | None = None) -> str:
         """Takes part in a run to its end; the trainer's last word.
 
-        Raises `RefusedError` (no place in the run), `TrustError`, `ModelError`, `UnreachableError` (no trainer found,
-        or its stream ended).
+        Raises `RefusedError` (no place in the run), `TrustError`, `OrganizerError` (at once), `ModelError`,
+        `UnreachableError` (no trainer found, or its stream ended).
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -151,6 +154,8 @@ class Peer:
             trainer = await self._find_trainer(run_id, failures)
             try:
                 return await self._serve_under(trainer, run_id, stage)
+            except OrganizerError:
+                raise
             except (UnreachableError, RefusedError, WireError, TrustError) as error:
                 if isinstance(error, RefusedError) and error.reason == "CLOSED":
                     return error.detail
@@ -175,7 +180,13 @@ class Peer:
         try:
             if host is None:
                 manifest, welcome = await say_hello(
-                    channel, run_id, stage, self.transport.addresses, besides=self.besides(), about=self.about
+                    channel,
+                    run_id,
+                    stage,
+                    self.transport.addresses,
+                    besides=self.besides(),
+                    about=self.about,
+                    organizer=self.organizer,
                 )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:
