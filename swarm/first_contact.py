@@ -35,7 +35,7 @@ async def ask_for_manifest(transport: Transport, directory: Directory, run_id: s
                         return await ask(transport, record)
                     except (SwarmError, TimeoutError) as error:
                         # Anybody can announce that he leads: one who cannot prove it is passed over.
-                        failure = f"{record.peer}: {error or 'no answer'}"
+                        failure = f"{record.peer}: {str(error) or 'no answer'}"
                 await asyncio.sleep(PAUSE_SECONDS)
     except TimeoutError as error:
         raise UnreachableError(

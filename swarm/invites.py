@@ -253,7 +253,7 @@ def _fetched(url: str) -> bytes:
     except httpx2.InvalidURL as error:
         raise UsageError(f"{url[:200]!r} is no URL: {error}") from error
     except httpx2.HTTPError as error:
-        raise UnreachableError(f"{url}: cannot be read: {error or type(error).__name__}") from error
+        raise UnreachableError(f"{url}: cannot be read: {str(error) or type(error).__name__}") from error
     return bytes(content[: MAX_SOURCE_BYTES + 1])
 
 

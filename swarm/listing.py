@@ -107,7 +107,7 @@ async def _look(transport: Transport, directory: Directory, run_id: str, records
                 try:
                     manifest = parse_manifest((await ask(transport, record)).canonical)
                 except (SwarmError, TimeoutError) as error:
-                    run = replace(run, problem=f"its trainer does not answer: {error or 'nothing came'}")
+                    run = replace(run, problem=f"its trainer does not answer: {str(error) or 'nothing came'}")
                     continue
                 run = _of(manifest, record)
                 return await _with_replicas(run, manifest, directory)

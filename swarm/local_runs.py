@@ -84,7 +84,7 @@ def meet(run_id: str | None, initial_peers: Sequence[str], model: str = "") -> L
     if not found:
         raise UsageError(
             f"no run{f' of {model!r}' if model else ''} leads from this machine: pass --run and --initial-peers, "
-            "which `swarm-coordinator start` prints as one command"
+            "which `swarm-coordinator start` prints as one command (`join` takes its invite as well, before all flags)"
         )
     return found[0]
 

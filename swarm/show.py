@@ -11,7 +11,9 @@ def line_of(event: Event) -> str | None:
         case Listening():
             lines = [f"run {event.run_id}\njoin it with:\n\n    {event.join}\n"]
             if event.invite:
-                lines.append(f"or by this invite, which its organizer has signed:\n\n    swarm-peer join {event.invite}\n")
+                lines.append(
+                    f"or by this invite, which its organizer has signed:\n\n    swarm-peer join {event.invite}\n"
+                )
             if event.stand_by:
                 lines.append(
                     f"another coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
