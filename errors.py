@@ -9,6 +9,7 @@
     ├── WireError                what came over the wire is malformed or too large
     │   └── ProtocolError        well-formed, but not what the protocol allows at this point
     ├── TrustError               a key, signature, delegation or term does not prove what it claims
+    │   └── OrganizerError       a run is another organizer's than the one who invited to it
     ├── UnreachableError         the other side cannot be reached, or the exchange ended before its reply
     │   └── SilentError          the other side is connected, but nothing has come from it for too long
     ├── RefusedError             the other side answered Refused{reason}
@@ -62,6 +63,10 @@ class ProtocolError(WireError):
 
 class TrustError(SwarmError):
     """A signature, delegation, term or identity does not prove what it claims."""
+
+
+class OrganizerError(TrustError):
+    """A run is another organizer's than the one who invited to it: no trainer of it can prove otherwise."""
 
 
 class UnreachableError(SwarmError):

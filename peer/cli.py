@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..swarm.flags import EXIT_INTERRUPTED, Program
+from ..swarm.local_runs import check_meeting
 from ..swarm.logs import add_log_level, heed_logs, level_of
 from .control_commands import COMMANDS as CONTROL_COMMANDS
 from .control_commands import add_parsers as add_control_parsers
@@ -18,8 +19,8 @@ from .settings import MODEL_HELP, add_run_flags
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asking = dict.fromkeys(CONTROL_COMMANDS, run_control)
-    commands = {**asking, "demo": _demo, "join": _join, "reference": _reference, "fetch": _fetch, "probe": _probe}
-    return _program().run(commands, arguments)
+    commands = {**asking, "demo": _demo, "join": _join, "runs": _runs, "reference": _reference, "fetch": _fetch}
+    return _program().run({**commands, "probe": _probe}, arguments)
 
 
 def _program() -> Program:
@@ -39,6 +40,7 @@ def _program() -> Program:
     demo.add_argument("--merge", action="store_true", help="with --export: the whole model with the adapters in it")
 
     join = commands.add_parser("join", help="host a stage of a run until Ctrl-C")
+    join.add_argument("invite", nargs="?", metavar="INVITE", help="an invite: its text, or a file or URL that holds it")
     join.add_argument("--model", help=f"where the weights are: {MODEL_HELP}; without it peers of the run give them")
     join.add_argument("--run", help="run id")
     join.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of the run")
@@ -66,6 +68,11 @@ def _program() -> Program:
     reference.add_argument("--kill", action="append", help="ignored: nobody to kill")
     reference.add_argument("--report", type=Path, help="write the report here, JSON")
 
+    runs = commands.add_parser("runs", help="what can be joined: on this machine, and where addresses lead")
+    runs.add_argument("invite", nargs="?", metavar="INVITE", help="look where this invite leads")
+    runs.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of any run there")
+    runs.add_argument("--json", action="store_true", help="as JSON")
+
     add_probe_parser(commands)
     add_control_parsers(commands)
 
@@ -81,6 +88,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _join(options: argparse.Namespace) -> int:
+    check_meeting(options.invite, options.run, options.initial_peers)
+    # Imported here: torch and hivemind take seconds, and a wrong command line should not.
     from ..swarm.process import Interrupted, run_process
     from .control import Control
     from .join import join, say, shared_folder
@@ -130,6 +139,13 @@ def _reference(options: argparse.Namespace) -> int:
     if options.report:
         options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    check_meeting(options.invite, None, options.initial_peers)
+    from .runs_command import run_runs
+
+    return run_runs(options)
 
 
 def _probe(options: argparse.Namespace) -> int:

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..errors import ModelError
 from ..protos import swarm_pb2 as pb
 from ..swarm.compute import ThreadDevice
+from ..swarm.invites import Invite, read_invite
 from ..swarm.keys import Identity, state_folder
-from ..swarm.local_runs import meet
+from ..swarm.local_runs import LocalRun, meet
 from ..swarm.machine import Overrides
 from ..swarm.peer import Peer
 from ..swarm.process import SharedFolder, network_node
+from ..swarm.sources import model_source
 from ..swarm.spill_file import DiskSpill
 from .control import Control, serve_control
 from .hosting import Hosting
@@ -51,9 +54,16 @@ def say(report: Report, control: Control, line: str) -> None:
 async def _join(
     options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None], report: Report, control: Control
 ) -> str:
-    run = meet(options.run, options.initial_peers or (), options.model or "")
-    if not options.initial_peers:
-        tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
+    organizer = model = None
+    if options.invite:
+        invite = await asyncio.to_thread(read_invite, options.invite)
+        run, organizer = LocalRun(invite.run_id, invite.model, invite.addresses, 0), invite.organizer
+        model = await asyncio.to_thread(_model_of, invite)
+        tell(f"invited to run {run.run_id[:12]} by {organizer[:16]}")
+    else:
+        run = meet(options.run, options.initial_peers or (), options.model or "")
+        if not options.initial_peers:
+            tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
     said = said_by(options)
     control.threads = options.threads or usable_cores()
     torch.set_num_threads(control.threads)
@@ -61,7 +71,9 @@ async def _join(
     device = ThreadDevice()
     control.set_threads = lambda count: device.on_both(partial(torch.set_num_threads, count))
     loading = Loading(report.loading)
-    hosting = Hosting(options.model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
+    hosting = Hosting(
+        options.model or model, options.device or default_device(), said, tell, loading, sys.stdout.isatty()
+    )
     parts = hosting.parts()
     up, down = said.bandwidth or (0.0, 0.0)
     about = pb.About(name=options.name, version=__version__, device=hosting.device, up=int(up), down=int(down))
@@ -81,7 +93,7 @@ async def _join(
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about
-                peer.surveys = True
+                peer.surveys, peer.organizer = True, organizer
                 control.add(peer)
                 return await peer.run(run.run_id, stage)
         finally:
@@ -103,6 +115,15 @@ async def _hosted(
     finally:
         loading.cancel()
         device.close()
+
+
+def _model_of(invite: Invite) -> str | None:
+    """Where an invite says that the weights are; None to ask the peers, also for a name that means nothing here."""
+    try:
+        model_source(invite.model)
+    except ModelError:
+        return None
+    return invite.model
 
 
 def shared_folder(path: Path | None) -> SharedFolder:

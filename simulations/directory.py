@@ -18,6 +18,7 @@ class MemoryDirectory:
     stale: float = 0.0
     seed: int = 0
     _records: dict[tuple[str, int, str], list[tuple[float, float, Record]]] = field(default_factory=dict)
+    _index: dict[str, tuple[float, Record]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._random = random.Random(f"directory {self.seed}")
@@ -39,6 +40,15 @@ class MemoryDirectory:
             if in_run == run and at_stage == stage and seen and seen[-1][0] > now:
                 found.append(seen[-1][1])
         return tuple(sorted(found, key=lambda record: record.peer))
+
+    async def list_run(self, record: Record, lifetime: float) -> None:
+        await self._take_time()
+        self._index[record.peer] = asyncio.get_running_loop().time() + lifetime, record
+
+    async def listed_runs(self) -> tuple[Record, ...]:
+        await self._take_time()
+        now = asyncio.get_running_loop().time()
+        return tuple(self._index[peer][1] for peer in sorted(self._index) if self._index[peer][0] > now)
 
     async def _take_time(self) -> None:
         if self.delay:

@@ -30,10 +30,12 @@ from .exporting import Export
 from .first_contact import ask_for_manifest
 from .freezing import prepare, take_up
 from .helm import RunHelm, kept_of
+from .invites import is_address, make_invite, write_invite
 from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest, state_folder
 from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
 from .p2p_transport import P2PTransport, peer_in
+from .presence import keep_listed
 from .process import SharedFolder, network_node
 from .showing import NOWHERE, Places, Shown, shown
 from .succession import Succession
@@ -85,9 +87,10 @@ class Keeping:
 @dataclass(frozen=True, slots=True)
 class Node:
     """How this process shows itself on the network; `announce`: the addresses to tell others, if they are not those it
-        listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end;
-    where the API may export to, if not the state folder; `keeping`: how checkpoints are kept, None for not
-        at all."""
+    listens on. `emit` takes events; `give_up` is the trainer's; `export`: what is kept of the run at its end;
+    `exports`: where the API may export to, if not the state folder; `keeping`: how checkpoints are kept, None for not
+    at all; `invite`: the file that the invite is written to; `listed`: whether the run stands in the directory's
+    index."""
 
     folder: SharedFolder
     listen: Sequence[str]
@@ -98,6 +101,8 @@ class Node:
     places: Places = NOWHERE
     exports: Path | None = None
     keeping: Keeping | None = None
+    invite: Path | None = None
+    listed: bool = True
 
     @asynccontextmanager
     async def network(
@@ -109,8 +114,11 @@ class Node:
             yield made
 
 
-async def coordinate(settings: Settings, *, organizer: Identity, node: Node) -> dict[str, Any] | None:
-    """Leads a run from its settings to its report; None if another coordinator led it at its end.
+async def coordinate(
+    settings: Settings, *, organizer: Identity, node: Node, initial_peers: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Leads a run from its settings to its report; None if another coordinator led it at its end. `initial_peers`:
+    nodes of a directory to stand in; without any it founds one.
 
     Raises `ManifestError`, `DataError`, `ModelError` before anything is started, `UnreachableError` if the node cannot
     listen, `StoppedError` (after an `Ended` event with the report so far) if the run cannot go on.
@@ -124,9 +132,10 @@ async def coordinate(settings: Settings, *, organizer: Identity, node: Node) -> 
         samples=prepared.samples(),
         identity=identity,
         delegation=delegate(organizer, manifest.run_id, identity.public_hex),
+        organizer=organizer,
     )
     with CoordinatorState.claim(manifest.run_id, identity) if settings.pipeline.standby else nullcontext() as state:
-        async with node.network(identity, ()) as (transport, directory):
+        async with node.network(identity, initial_peers) as (transport, directory):
             return await part.take(node, transport, directory, state, lead=True)
 
 
@@ -178,7 +187,8 @@ async def stand_by(
             if not manifest.settings.pipeline.standby:
                 raise ManifestError(f"run {run_id[:12]} has no standbys: its manifest lacks pipeline.standby = true")
             delegation = _delegation(state, manifest, organizer)
-            part = _Part(signed, manifest, take_up(manifest).samples(), identity, delegation)
+            inviter = organizer if organizer is not None and organizer.public_hex == manifest.organizer else None
+            part = _Part(signed, manifest, take_up(manifest).samples(), identity, delegation, inviter)
             return await part.take(node, transport, directory, state, lead=False)
 
 
@@ -199,13 +209,15 @@ def _delegation(state: CoordinatorState, manifest: Manifest, organizer: Identity
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One coordinator's part in a run: all that it needs to lead it."""
+    """One coordinator's part in a run: all that it needs to lead it. `organizer`: who invites to it, where the key is
+    at hand."""
 
     signed: SignedManifest
     manifest: Manifest
     samples: Samples
     identity: Identity
     delegation: bytes
+    organizer: Identity | None
 
     async def take(
         self,
@@ -266,10 +278,16 @@ class _Part:
                 os.getpid(),
                 shows.api,
                 str(node.places.tls[0].absolute()) if node.places.tls else "",
+                self._invite(transport.addresses),
             )
+            if node.invite is not None and run.invite:
+                write_invite(node.invite, run.invite)
             with advertised(run):
                 node.emit(self._listening(run, shows))
-                meeting = asyncio.create_task(self._meet(succession, directory, state))
+                background = [
+                    asyncio.create_task(self._meet(succession, directory, state)),
+                    asyncio.create_task(self._list(node, succession, transport, directory)),
+                ]
                 try:
                     report = await succession.run(lead=lead)
                 except StoppedError as error:
@@ -277,7 +295,8 @@ class _Part:
                         node.emit(Ended(str(error), succession.trainer.report()))
                     raise
                 finally:
-                    meeting.cancel()
+                    for task in background:
+                        task.cancel()
             if state is not None:
                 state.over = True
             if report is None:
@@ -293,9 +312,7 @@ class _Part:
         return report
 
     def _listening(self, run: LocalRun, shows: Shown) -> Listening:
-        settings = self.manifest.settings
-        # A folder here is none elsewhere: then peers give the weights to each other.
-        is_local = Path(settings.model.name).is_dir()
+        settings, model = self.manifest.settings, self._model_elsewhere()
         where = f"--run {run.run_id} --initial-peers {' '.join(run.addresses)}"
         return Listening(
             run_id=run.run_id,
@@ -305,11 +322,33 @@ class _Part:
             stages=self.manifest.stages,
             steps=settings.train.steps,
             microbatches=self.manifest.microbatches,
-            join=f"swarm-peer join {'' if is_local else f'--model {settings.model.name} '}{where}",
+            join=f"swarm-peer join {f'--model {model} ' if model else ''}{where}",
             stand_by=f"swarm-coordinator start --standby {where}" if settings.pipeline.standby else "",
             dashboard=shows.dashboard,
             api=shows.api,
+            invite=run.invite,
         )
+
+    def _model_elsewhere(self) -> str:
+        """A folder here is none elsewhere: then peers give the weights to each other."""
+        name = self.manifest.settings.model.name
+        return "" if Path(name).is_dir() else name
+
+    def _invite(self, addresses: Sequence[str]) -> str:
+        """Empty without the organizer's key, or an address that anybody could dial."""
+        if self.organizer is None or not any(is_address(address) for address in addresses):
+            return ""
+        return make_invite(self.organizer, self.manifest.run_id, self._model_elsewhere(), addresses)
+
+    async def _list(self, node: Node, succession: Succession, transport: P2PTransport, directory: DHTDirectory) -> None:
+        """Has the run stand in the index while this coordinator leads it."""
+
+        def term() -> int | None:
+            trainer = succession.trainer
+            return None if trainer is None or trainer.over else trainer.term.number
+
+        if node.listed:
+            await keep_listed(self.manifest, transport, directory, term)
 
     async def _meet(self, succession: Succession, directory: DHTDirectory, state: CoordinatorState | None) -> None:
         """Keeps the addresses of those who are in the run: this coordinator may come again when its own are gone."""

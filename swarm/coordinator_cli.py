@@ -31,7 +31,8 @@ COMMANDS = ("status", "top", "watch", "pause", "resume", "drain", "ban")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     commands = dict.fromkeys(COMMANDS, _command)
-    commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "plan": run_plan, "replay": _replay}
+    commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "invite": _invite, "plan": run_plan}
+    commands["replay"] = _replay
     return _program().run(commands, arguments)
 
 
@@ -42,7 +43,10 @@ def _program() -> Program:
     start.add_argument("--standby", action="store_true", help="follow a run's trainer; lead when nobody does")
     start.add_argument("--run", help="with --standby: run id")
     start.add_argument(
-        "--initial-peers", nargs="+", metavar="MULTIADDR", help="with --standby or --resume: addresses in the run"
+        "--initial-peers",
+        nargs="+",
+        metavar="MULTIADDR",
+        help="with --standby or --resume: addresses in the run; else nodes of a directory to share (default: its own)",
     )
     start.add_argument(
         "--resume", type=Path, metavar="DIR", help="go on with a run from its checkpoint, or the newest in a folder"
@@ -88,6 +92,8 @@ def _program() -> Program:
     start.add_argument(
         "--exports", type=Path, metavar="DIR", help="where the API exports to, a folder each (default: state folder)"
     )
+    start.add_argument("--invite", type=Path, metavar="FILE", help="write the invite to the run here as well")
+    start.add_argument("--unlisted", action="store_true", help="leave the run out of the directory's index of runs")
     start.add_argument("--organizer-key", type=Path, help="the key that signs the run (default: made on first use)")
     start.add_argument("--json", action="store_true", help="print events as JSON, one a line")
     add_log_level(start)
@@ -110,6 +116,10 @@ def _program() -> Program:
     _add_meeting(evaluate)
     evaluate.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
     evaluate.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+    invite = commands.add_parser("invite", help="print an invite to a run that goes on, for `swarm-peer join`")
+    _add_meeting(invite)
+    invite.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
     add_plan_parser(commands)
     from .api.commands import add_parsers
 
@@ -136,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.resume:
         if options.manifest or options.standby or options.run:
             raise UsageError("--resume takes the run from the checkpoint: no manifest, --standby or --run beside it")
-    elif not options.standby and (not options.manifest or options.run or options.initial_peers):
+    elif not options.standby and (not options.manifest or options.run):
         raise UsageError("start takes a manifest, or --resume DIR, or --standby with --run and --initial-peers")
 
 
@@ -193,22 +203,26 @@ def _start(options: argparse.Namespace) -> int:
             folder,
             options.listen,
             emit,
-            options.announce,
-            options.give_up,
-            export,
-            places,
-            options.exports,
-            keeping,
+            announce=options.announce,
+            give_up=options.give_up,
+            export=export,
+            places=places,
+            exports=options.exports,
+            keeping=keeping,
+            invite=options.invite,
+            listed=not options.unlisted,
         )
+        others = options.initial_peers or ()
         if options.resume:
-            organizer = Identity.load_or_create(key)
-            work = resume(options.resume, organizer=organizer, initial_peers=options.initial_peers or (), node=node)
+            work = resume(options.resume, organizer=Identity.load_or_create(key), initial_peers=others, node=node)
         elif settings is not None:
-            work = coordinate(settings, organizer=Identity.load_or_create(key), node=node)
+            work = coordinate(settings, organizer=Identity.load_or_create(key), node=node, initial_peers=others)
         else:
             # A key made now would be nobody's: a standby brings the organizer's, or none and has been here before.
-            there = Identity.load_or_create(key) if key.exists() else None
-            work = stand_by(options.run, organizer=there, initial_peers=options.initial_peers, node=node)
+            known = Identity.load_or_create(key) if key.exists() else None
+            if known is None and options.invite:
+                raise UsageError(f"--invite needs the organizer's key, and {key} is not there (--organizer-key)")
+            work = stand_by(options.run, organizer=known, initial_peers=others, node=node)
         with apart:
             report = run_process(work, watch_parent=options.watch_parent)
     except Interrupted:
@@ -245,10 +259,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    key = options.organizer_key or state_folder() / "organizer.key"
-    if not key.exists():
-        raise UsageError(f"{key} is not there: only the organizer of a run may have it evaluated (--organizer-key)")
-    organizer = Identity.load_or_create(key)
+    organizer = _organizer_of(options, "have it evaluated")
     from .errands import ask_for_evaluation
     from .guest import Guest
     from .measures import measures, measures_line
@@ -259,6 +270,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         _say(json.dumps(found) if options.json else measures_line(found))
 
     return _as_guest(options, work)
+
+
+def _invite(options: argparse.Namespace) -> int:
+    organizer = _organizer_of(options, "invite to it")
+    from .guest import Guest
+    from .inviting import invite_from_run
+
+    async def work(guest: Guest) -> None:
+        _say(await invite_from_run(guest.manifest, organizer, guest.directory))
+
+    return _as_guest(options, work)
+
+
+def _organizer_of(options: argparse.Namespace, what: str) -> Identity:
+    """The key that signed the run. Raises `UsageError` if it is not here."""
+    key = options.organizer_key or state_folder() / "organizer.key"
+    if not key.exists():
+        raise UsageError(f"{key} is not there: only the organizer of a run may {what} (--organizer-key)")
+    return Identity.load_or_create(key)
 
 
 def _command(options: argparse.Namespace) -> int:

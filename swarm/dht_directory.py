@@ -1,9 +1,10 @@
 """The directory of real runs: signed records in hivemind's DHT, in the transport's loop and over its p2pd.
 
-Key: `swarm-peer/<run>/<stage>`; subkey: the peer's public key; value: a msgpack map of the record, when it expires, and
-the peer's signature over all of it with the key. Every node refuses what does not check (`RecordValidator`), on storing
-and on reading, so nobody can write in another's name, prolong another's record, or store anything else. Expiry is part
-of what is signed: an old record cannot be stored anew.
+Key: `swarm-peer/<run>/<stage>`, or for the index of runs, which takes trainers' records only, `swarm-peer/runs`.
+Subkey: the peer's public key. Value: a msgpack map of the record, when it expires, and the peer's signature over all of
+it with the key. Every node refuses what does not check (`RecordValidator`), on storing and on reading, so nobody can
+write in another's name, prolong another's record, or store anything else. Expiry is part of what is signed: an old
+record cannot be stored anew.
 
 Owns one `DHTNode`, and remembers nodes that it has met, to join again when all that it knows of are gone. Expiry is
 wall-clock time, the only clock that machines share.
@@ -27,7 +28,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from ..errors import SwarmError, TrustError, UnreachableError, WireError
-from .directory import Record
+from .directory import TRAINER_STAGE, Record
 from .keys import Identity, peer_id_of, public_key_of, verify
 from .p2p_transport import P2PTransport, peer_in
 
@@ -70,22 +71,33 @@ _FIELDS = {
 }
 
 
+INDEX_KEY = "swarm-peer/runs"
+
+
 def key_of(run: str, stage: int) -> str:
     return f"swarm-peer/{run}/{stage}"
 
 
+def _keys_of(record: Record) -> tuple[str, ...]:
+    """Where a record may lie."""
+    key = key_of(record.run, record.stage)
+    return (key, INDEX_KEY) if record.stage == TRAINER_STAGE else (key,)
+
+
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """A record, the wall-clock second at which it expires, and its peer's signature over both."""
+    """A record, the key under which it lies, the wall-clock second at which it expires, and its peer's signature over
+    all three."""
 
     record: Record
+    key: str
     expires: float
     signature: bytes
 
 
-def _covered(record: Record, expires: float) -> dict[str, Any]:
+def _covered(record: Record, key: str, expires: float) -> dict[str, Any]:
     fields = {name: getattr(record, name) for name in _FIELDS}
-    return {"key": key_of(record.run, record.stage), "expires": float(expires), **fields}
+    return {"key": key, "expires": float(expires), **fields}
 
 
 def _packed(value: Any) -> bytes:
@@ -93,9 +105,11 @@ def _packed(value: Any) -> bytes:
     return packed
 
 
-def sign_record(identity: Identity, record: Record, expires: float) -> bytes:
-    """The value to store. Raises `WireError` if it would be too large or malformed."""
-    covered = _covered(replace(record, throughput=float(record.throughput)), expires)
+def sign_record(identity: Identity, record: Record, expires: float, key: str = "") -> bytes:
+    """The value to store, under the key of its run and stage if no other is named. Raises `WireError` if it would be
+    too large or malformed."""
+    key = key or key_of(record.run, record.stage)
+    covered = _covered(replace(record, throughput=float(record.throughput)), key, expires)
     value = _packed({**covered, "signature": identity.sign(RECORD_DOMAIN, _packed(covered))})
     decode_record(value)
     return value
@@ -120,11 +134,11 @@ def decode_record(value: bytes) -> SignedRecord:
         if type(entries[name]) is not wanted:
             raise WireError(f"a directory record's {name} is a {type(entries[name]).__name__}, not a {wanted.__name__}")
     record = Record(**{name: entries[name] for name in _FIELDS})
-    if entries["key"] != key_of(record.run, record.stage) or not _sensible(record, entries["expires"]):
+    if entries["key"] not in _keys_of(record) or not _sensible(record, entries["expires"]):
         raise WireError("a directory record has a value out of its range")
     if _packed(entries) != value:
         raise WireError("a directory record is not in its one byte form")
-    return SignedRecord(record, entries["expires"], entries["signature"])
+    return SignedRecord(record, entries["key"], entries["expires"], entries["signature"])
 
 
 def _sensible(record: Record, expires: float) -> bool:
@@ -148,7 +162,7 @@ def check_record(value: bytes, public_hex: str) -> SignedRecord:
     signed = decode_record(value)
     if public_key_of(signed.record.peer) != public_hex:
         raise TrustError(f"a record of {signed.record.peer} lies under the key of {peer_id_of(public_hex)}")
-    verify(public_hex, RECORD_DOMAIN, _packed(_covered(signed.record, signed.expires)), signed.signature)
+    verify(public_hex, RECORD_DOMAIN, _packed(_covered(signed.record, signed.key, signed.expires)), signed.signature)
     return signed
 
 
@@ -171,7 +185,7 @@ class RecordValidator(RecordValidatorBase):  # type: ignore[misc]  # hivemind ha
             signed = check_record(value, public_hex)
         except (SwarmError, ValueError, TypeError, RecursionError, msgpack.UnpackException):
             return False
-        wanted = DHTID.generate(key_of(signed.record.run, signed.record.stage)).to_bytes()
+        wanted = DHTID.generate(signed.key).to_bytes()
         return bool(record.key == wanted and record.expiration_time == signed.expires)
 
 
@@ -191,7 +205,7 @@ class DHTDirectory:
         self._initial = {peer_in(address): (address,) for address in initial_peers}
         self._met: dict[str, tuple[str, ...]] = {}
         self._next_join = 0.0
-        self._expires: dict[tuple[str, int], float] = {}
+        self._expires: dict[str, float] = {}
 
     @classmethod
     async def create(
@@ -272,19 +286,24 @@ class DHTDirectory:
             await self._join()
 
     async def publish(self, record: Record, lifetime: float) -> None:
+        await self._store(key_of(record.run, record.stage), record, lifetime)
+
+    async def list_run(self, record: Record, lifetime: float) -> None:
+        await self._store(INDEX_KEY, record, lifetime)
+
+    async def _store(self, key: str, record: Record, lifetime: float) -> None:
         if not 0 < lifetime <= MAX_LIFETIME_SECONDS:
             raise ValueError(f"a record lives for up to {MAX_LIFETIME_SECONDS:.0f} s, not for {lifetime} s")
         if record.peer != self._identity.peer_id:
             raise ValueError(f"a peer publishes itself ({self._identity.peer_id}), not {record.peer}")
-        where = (record.run, record.stage)
         # The DHT keeps what expires last, so a record must outlive the one that it replaces, if only just.
-        expires = max(get_dht_time() + lifetime, math.nextafter(self._expires.get(where, 0.0), math.inf))
-        value = sign_record(self._identity, record, expires)
-        key, subkey = key_of(*where), self._identity.public_hex
+        expires = max(get_dht_time() + lifetime, math.nextafter(self._expires.get(key, 0.0), math.inf))
+        value = sign_record(self._identity, record, expires, key)
+        subkey = self._identity.public_hex
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._reconnect()
-                self._expires[where] = expires
+                self._expires[key] = expires
                 stored = await self._node.store(key, value, expires, subkey=subkey)
                 # hivemind reports the answer of one node, which may be the only one to refuse.
                 if not stored and value not in (await self._find(key)).values():
@@ -293,10 +312,19 @@ class DHTDirectory:
             raise UnreachableError(f"the directory took no record within {CALL_SECONDS:.0f} s") from error
 
     async def read(self, run: str, stage: int) -> tuple[Record, ...]:
+        records = await self._read(key_of(run, stage))
+        self._remember(records)
+        return records
+
+    async def listed_runs(self) -> tuple[Record, ...]:
+        # Trainers of other runs are not remembered: they may be many, and are no way back into this one.
+        return await self._read(INDEX_KEY)
+
+    async def _read(self, key: str) -> tuple[Record, ...]:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._reconnect()
-                found = await self._find(key_of(run, stage))
+                found = await self._find(key)
                 if not found:
                     # The search itself may have shown that all nodes are gone.
                     await self._reconnect()
@@ -309,10 +337,9 @@ class DHTDirectory:
                 signed = check_record(value, public_hex)
             except (WireError, TrustError):
                 continue
-            if (signed.record.run, signed.record.stage) == (run, stage) and signed.expires > now:
+            if signed.key == key and signed.expires > now:
                 records.append(signed.record)
         records.sort(key=lambda record: record.peer)
-        self._remember(records)
         return tuple(records)
 
     async def _find(self, key: str) -> dict[str, bytes]:

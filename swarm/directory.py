@@ -1,6 +1,7 @@
 """The seam to the directory: short-lived, signed records by which peers of a run find each other.
 
-One record a (run, stage, peer). Implementations: `dht_directory.py` (hivemind's DHTNode) and
+One record a (run, stage, peer); trainers stand in an index of runs besides, by which a run is found whose id is not
+known, one record a trainer. Implementations: `dht_directory.py` (hivemind's DHTNode) and
 `simulations/network.py` (in memory). Records are advice: whoever acts on one proves it on the stream it opens.
 """
 
@@ -45,4 +46,12 @@ class Directory(Protocol):
 
         Raises `UnreachableError` if the directory cannot be read (callers keep their last good snapshot).
         """
+        ...
+
+    async def list_run(self, record: Record, lifetime: float) -> None:
+        """Stores a trainer's record in the index of runs for `lifetime` seconds. Raises `UnreachableError`."""
+        ...
+
+    async def listed_runs(self) -> tuple[Record, ...]:
+        """The valid records of the index, by ascending peer id. Raises `UnreachableError`."""
         ...

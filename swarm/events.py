@@ -67,7 +67,8 @@ class Opened(Event):
 class Listening(Event):
     """A coordinator can be reached. `join`: the command to give to volunteers; `stand_by`: the one that starts another
     coordinator, empty for a run without standbys; `dashboard`: the URL of its page, `api`: the HOST:PORT of its gRPC
-    API, empty if it serves none."""
+    API, empty if it serves none; `invite`: the text that `swarm-peer join` takes, empty where the organizer's key is
+    not."""
 
     kind: ClassVar[str] = "listening"
     run_id: str
@@ -81,6 +82,7 @@ class Listening(Event):
     pid: int
     dashboard: str = ""
     api: str = ""
+    invite: str = ""
 
 
 @dataclass(frozen=True, slots=True)

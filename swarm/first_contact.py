@@ -1,4 +1,5 @@
-"""A new standby's first contact with a run: it asks whoever leads for the manifest, and believes only its signature.
+"""A first contact with a run, a new standby's or a guest's: it asks whoever leads for the manifest, and believes only
+its signature.
 
 Errors: `UnreachableError` if nobody gives a manifest within the limit that proves itself.
 """
@@ -31,10 +32,10 @@ async def ask_for_manifest(transport: Transport, directory: Directory, run_id: s
                     found, failure = (), str(error)
                 for record in sorted(found, key=lambda record: record.sequence, reverse=True):
                     try:
-                        return await _ask(transport, record)
+                        return await ask(transport, record)
                     except (SwarmError, TimeoutError) as error:
                         # Anybody can announce that he leads: one who cannot prove it is passed over.
-                        failure = f"{record.peer}: {error or 'no answer'}"
+                        failure = f"{record.peer}: {str(error) or 'no answer'}"
                 await asyncio.sleep(PAUSE_SECONDS)
     except TimeoutError as error:
         raise UnreachableError(
@@ -43,7 +44,9 @@ async def ask_for_manifest(transport: Transport, directory: Directory, run_id: s
         ) from error
 
 
-async def _ask(transport: Transport, record: Record) -> SignedManifest:
+async def ask(transport: Transport, record: Record) -> SignedManifest:
+    """The signed manifest of the run of which this is a trainer's record. Raises `RefusedError`, `WireError`,
+    `TrustError`, `ManifestError`, `UnreachableError`, and `TimeoutError` if nothing comes."""
     async with asyncio.timeout(ANSWER_SECONDS):
         channel = Channel(await transport.open(record.peer, record.addresses), Meter())
         try:

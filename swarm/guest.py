@@ -4,14 +4,17 @@ leads for the manifest, and believes only its signature.
 Errors: those of `network_node` and `ask_for_manifest`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from .dht_directory import DHTDirectory
 from .directory import Directory
 from .first_contact import ask_for_manifest
 from .keys import Identity
 from .local_runs import LocalRun
 from .manifest import Manifest, parse_manifest
+from .p2p_transport import P2PTransport
 from .process import SharedFolder, network_node
 from .transport import Transport
 
@@ -28,14 +31,20 @@ class Guest:
     manifest: Manifest
 
 
+@asynccontextmanager
+async def guest_node(identity: Identity, addresses: Sequence[str]) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
+    """A node for a moment, with its sockets in a folder of its own. Raises `UnreachableError`."""
+    folder = SharedFolder.temporary()
+    try:
+        async with network_node(identity, folder.path / identity.peer_id[-8:], LISTEN, addresses) as made:
+            yield made
+    finally:
+        folder.leave()
+
+
 async def meet_as_guest(run: LocalRun, work: Callable[[Guest], Awaitable[None]]) -> None:
     """Does `work` as a guest of a run."""
     identity = Identity.generate()
-    folder = SharedFolder.temporary()
-    try:
-        node = network_node(identity, folder.path / identity.peer_id[-8:], LISTEN, run.addresses)
-        async with node as (transport, directory):
-            signed = await ask_for_manifest(transport, directory, run.run_id)
-            await work(Guest(identity, transport, directory, parse_manifest(signed.canonical)))
-    finally:
-        folder.leave()
+    async with guest_node(identity, run.addresses) as (transport, directory):
+        signed = await ask_for_manifest(transport, directory, run.run_id)
+        await work(Guest(identity, transport, directory, parse_manifest(signed.canonical)))

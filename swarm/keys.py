@@ -5,7 +5,7 @@ records, and for a trainer's terms. The organizer's key signs the manifest and t
 signature covers a domain, so that one can never stand for another. A key has one text form (64 lower-case hex digits)
 and a peer id has one, so that neither can pass for somebody else in a table. Nothing here talks to anybody.
 
-Errors: `TrustError`; `ManifestError` for a manifest that cannot be read.
+Errors: `TrustError`, of which `OrganizerError` is final; `ManifestError` for a manifest that cannot be read.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import TrustError
+from ..errors import OrganizerError, TrustError
 from .manifest import Manifest, parse_manifest
 
 _LIBP2P_PRIVATE = b"\x08\x01\x12\x40"
@@ -33,6 +33,7 @@ TERM_DOMAIN = "term"
 ERRAND_DOMAIN = "errand"
 EPOCH_DOMAIN = "epoch"
 CHECKPOINT_DOMAIN = "checkpoint"
+INVITE_DOMAIN = "invite"
 
 _PUBLIC_HEX = re.compile(r"[0-9a-f]{64}")
 _PEER_ID_CHARACTERS = 52
@@ -171,12 +172,20 @@ def sign_manifest(organizer: Identity, manifest: Manifest) -> SignedManifest:
     return SignedManifest(canonical, organizer.sign(MANIFEST_DOMAIN, canonical))
 
 
-def check_signed_manifest(canonical: bytes, signature: bytes, run_id: str | None) -> Manifest:
-    """The manifest, proven to be the run's. Raises `TrustError`, `ManifestError`."""
+def check_signed_manifest(
+    canonical: bytes, signature: bytes, run_id: str | None, organizer: str | None = None
+) -> Manifest:
+    """The manifest, proven to be the run's, and this organizer's if one is named. Raises `TrustError`,
+    `OrganizerError`, `ManifestError`."""
     manifest = parse_manifest(canonical)
     if run_id is not None and manifest.run_id != run_id:
         raise TrustError(f"the manifest is that of run {manifest.run_id}, not of run {run_id}")
     verify(manifest.organizer, MANIFEST_DOMAIN, canonical, signature)
+    if organizer is not None and manifest.organizer != organizer:
+        raise OrganizerError(
+            f"run {manifest.run_id[:12]} is organized by {manifest.organizer[:16]}..., not by {organizer[:16]}... who "
+            "invited to it: ask whoever gave you the invite"
+        )
     return manifest
 
 

@@ -18,7 +18,7 @@ from .keys import state_folder
 @dataclass(frozen=True, slots=True)
 class LocalRun:
     """`addresses`: the coordinator's multiaddrs; `api`: the HOST:PORT of its API, "" for none; `api_certificate`: the
-    file of its certificate if it uses TLS."""
+    file of its certificate if it uses TLS; `invite`: the text of an invite, "" for none."""
 
     run_id: str
     model: str
@@ -26,6 +26,7 @@ class LocalRun:
     pid: int
     api: str = ""
     api_certificate: str = ""
+    invite: str = ""
 
 
 def _folder() -> Path:
@@ -60,6 +61,7 @@ def local_runs(model: str) -> list[LocalRun]:
                 int(fields["pid"]),
                 str(fields.get("api", "")),
                 str(fields.get("api_certificate", "")),
+                str(fields.get("invite", "")),
             )
             age = path.stat().st_mtime
         except (OSError, ValueError, KeyError, TypeError):
@@ -82,9 +84,18 @@ def meet(run_id: str | None, initial_peers: Sequence[str], model: str = "") -> L
     if not found:
         raise UsageError(
             f"no run{f' of {model!r}' if model else ''} leads from this machine: pass --run and --initial-peers, "
-            "which `swarm-coordinator start` prints as one command"
+            "which `swarm-coordinator start` prints as one command (`join` takes its invite as well, before all flags)"
         )
     return found[0]
+
+
+def check_meeting(invite: str | None, run_id: str | None, initial_peers: Sequence[str] | None) -> None:
+    """Raises `UsageError` if an invite and flags say both where to go."""
+    if invite and (run_id or initial_peers):
+        raise UsageError(
+            "an invite names the run and its addresses: leave out --run and --initial-peers, also in the environment "
+            "and the file of settings (`swarm-peer config join` shows what is set where)"
+        )
 
 
 def is_alive(pid: int) -> bool:

@@ -43,13 +43,16 @@ async def say_hello(
     lineage: Lineage | None = None,
     replaces: int = 0,
     fixed: bool = False,
+    organizer: str | None = None,
 ) -> tuple[Manifest, pb.Welcome, Lineage]:
     """Asks the trainer for a place in the run: the checked manifest, the Welcome and the run's epochs.
 
     `followed`: the highest term that this peer has followed, if it has had a place in the run before; `returning`:
     whether it holds a state from then, of `lineage`. `besides`: the stages that this machine hosts as other members;
-    `replaces`: the one of them that leaves when this one is ready; `fixed`: its owner wants it at this stage. `about`: what this peer says of itself. Raises
-    `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `ManifestError`, `UnreachableError`.
+    `replaces`: the one of them that leaves when this one is ready; `fixed`: its owner wants it at this stage. `about`:
+    what this peer says of itself; `organizer`: the public key (hex) that the run must be of, if that is known. Raises
+    `RefusedError`, `TrustError` (a manifest or term that does not prove itself), `OrganizerError`, `ManifestError`,
+    `UnreachableError`.
     """
     wanted = 0 if wanted_stage is None else wanted_stage + 1
     hello = pb.Hello(
@@ -75,7 +78,7 @@ async def say_hello(
         raise RefusedError(pb.Reason.Name(reply.reason), reply.detail, "the trainer")
     if not isinstance(reply, pb.Welcome):
         raise ProtocolError(f"the trainer answered a Hello with {reply.DESCRIPTOR.name}")
-    manifest = check_signed_manifest(reply.manifest, reply.signature, run_id)
+    manifest = check_signed_manifest(reply.manifest, reply.signature, run_id, organizer)
     term = to_term(reply.term)
     check_term(manifest, term)
     lineage = read_lineage(reply.epochs, ProvenTerms(manifest), run_id, channel.peer)

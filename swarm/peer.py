@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, SilentError, TrustError, UnreachableError, WireError
+from ..errors import OrganizerError, ProtocolError, RefusedError, SilentError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
@@ -91,6 +91,8 @@ class Peer:
     replaces: int = 0
     fixed: bool = False
     """Whether its owner wants it at the stage that it asks for."""
+    organizer: str | None = None
+    """The public key (hex) of who has invited it: it takes part in no other's run."""
 
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
@@ -111,8 +113,8 @@ class Peer:
     async def run(self, run_id: str, stage: int | None = None) -> str:
         """Takes part in a run to its end; the trainer's last word.
 
-        Raises `RefusedError` (no place in the run), `TrustError`, `ModelError`, `UnreachableError` (no trainer found,
-        or its stream ended).
+        Raises `RefusedError` (no place in the run), `TrustError`, `OrganizerError` (at once), `ModelError`,
+        `UnreachableError` (no trainer found, or its stream ended).
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -162,6 +164,8 @@ class Peer:
             trainer = await self._find_trainer(run_id, failures)
             try:
                 return await self._serve_under(trainer, run_id, stage)
+            except OrganizerError:
+                raise
             except (UnreachableError, RefusedError, WireError, TrustError) as error:
                 if isinstance(error, RefusedError) and error.reason == "CLOSED":
                     return error.detail
@@ -194,6 +198,7 @@ class Peer:
                     about=self.about,
                     replaces=self.replaces,
                     fixed=self.fixed,
+                    organizer=self.organizer,
                 )
                 host = await self._build_host(manifest, trainer.peer, welcome)
             else:

@@ -1,4 +1,5 @@
 """How a trainer stands in the directory: it announces itself, and asks whoever else says that he leads for his proof.
+`keep_listed` has a coordinator stand in the index of runs as long as it leads.
 
 Errors: none end it; what cannot be read or reached now is tried again.
 """
@@ -7,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from ..errors import UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -17,6 +19,36 @@ from .peer import ANNOUNCE_SECONDS, RECORD_SECONDS
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
+
+
+LIST_SECONDS = 5.0
+
+
+def trainer_record(manifest: Manifest, transport: Transport, term: int, published: int) -> Record:
+    """What a trainer says of itself."""
+    return Record(
+        run=manifest.run_id,
+        stage=TRAINER_STAGE,
+        peer=transport.peer_id,
+        addresses=transport.addresses,
+        sequence=term << SEQUENCE_BITS | published,
+        protocol=PROTOCOL_VERSION,
+    )
+
+
+async def keep_listed(
+    manifest: Manifest, transport: Transport, directory: Directory, term: Callable[[], int | None]
+) -> None:
+    """Publishes a coordinator in the index of runs again and again, while it has a term in which it leads."""
+    for published in count(1):
+        number = term()
+        if number is not None:
+            try:
+                await directory.list_run(trainer_record(manifest, transport, number, published), RECORD_SECONDS)
+            except UnreachableError as error:
+                # Who knows the run finds it all the same, and is told of it if that fails as well.
+                logger.debug("the run could not be listed: %s", error)
+        await asyncio.sleep(LIST_SECONDS)
 
 
 @dataclass
@@ -35,14 +67,7 @@ class Presence:
         published = 0
         while True:
             published += 1
-            record = Record(
-                run=self.manifest.run_id,
-                stage=TRAINER_STAGE,
-                peer=self.transport.peer_id,
-                addresses=self.transport.addresses,
-                sequence=self.term.number << SEQUENCE_BITS | published,
-                protocol=PROTOCOL_VERSION,
-            )
+            record = trainer_record(self.manifest, self.transport, self.term.number, published)
             try:
                 await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:

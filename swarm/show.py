@@ -24,10 +24,18 @@ def line_of(event: Event) -> str | None:
     """One line, or None for events that are too fine to print."""
     match event:
         case Listening():
-            stand_by = f"\nanother coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
-            shown = f"\nwatch it at {event.dashboard}\n" if event.dashboard else ""
+            lines = [f"run {event.run_id}\njoin it with:\n\n    {event.join}\n"]
+            if event.invite:
+                lines.append(
+                    f"or by this invite, which its organizer has signed:\n\n    swarm-peer join {event.invite}\n"
+                )
+            if event.stand_by:
+                lines.append(
+                    f"another coordinator (with the organizer's key), or this one again:\n\n    {event.stand_by}\n"
+                )
+            shown = f"watch it at {event.dashboard}\n" if event.dashboard else ""
             shown += f"the API is at {event.api}, its token in {token_path(event.run_id)}\n" if event.api else ""
-            return f"run {event.run_id}\njoin it with:\n\n    {event.join}\n{stand_by if event.stand_by else ''}{shown}"
+            return "\n".join([*lines, shown] if shown else lines)
         case Leads():
             return f"leading the run in term {event.term}"
         case Follows():

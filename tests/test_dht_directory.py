@@ -18,6 +18,7 @@ from hivemind.utils.timed_storage import get_dht_time
 from swarm_peer.errors import TrustError, UnreachableError, WireError
 from swarm_peer.swarm import dht_directory
 from swarm_peer.swarm.dht_directory import (
+    INDEX_KEY,
     MAX_LIFETIME_SECONDS,
     DHTDirectory,
     RecordValidator,
@@ -261,6 +262,41 @@ def test_node_takes_no_record_that_does_not_check(folder: Path) -> None:
             assert await first.read(RUN, 2) == ()
         assert await store(key_of(RUN, 2), valid, soon, subkey=mine, exclude_self=True)
         assert await first.read(RUN, 2) == (record_of(STRANGER),)
+
+    run(body, folder)
+
+
+def test_the_index_of_runs_takes_trainers_only_and_one_record_of_each(folder: Path) -> None:
+    async def body(swarm: Swarm) -> None:
+        transport, first = await swarm.node(PEER)
+        _, second = await swarm.node(STRANGER, transport.addresses)
+        store = second._node.store
+        mine = record_of(PEER, stage=TRAINER_STAGE)
+        other = record_of(STRANGER, run=OTHER_RUN, stage=TRAINER_STAGE)
+        await first.list_run(mine, 30.0)
+        await second.list_run(other, 30.0)
+        both = tuple(sorted((mine, other), key=lambda record: record.peer))
+        for node in (first, second):
+            assert await node.listed_runs() == both
+            assert await node.read(RUN, TRAINER_STAGE) == ()
+        newer = replace(mine, sequence=2)
+        await first.list_run(newer, 20.0)
+        assert set(await second.listed_runs()) == {newer, other}
+        with pytest.raises(WireError, match="out of its range"):
+            await first.list_run(record_of(PEER), 30.0)
+
+        soon = get_dht_time() + 60.0
+        in_index = sign_record(STRANGER, other, soon, INDEX_KEY)
+        refused = [
+            (key_of(OTHER_RUN, TRAINER_STAGE), in_index),
+            (INDEX_KEY, sign_record(STRANGER, other, soon)),
+            (INDEX_KEY, sign_record(STRANGER, record_of(STRANGER), soon)),
+            (INDEX_KEY, sign_record(STRANGER, mine, soon, INDEX_KEY)),
+        ]
+        for key, value in refused:
+            # Past the sender's own check, so that it is the receiver that refuses.
+            assert not await store(key, value, soon, subkey=STRANGER.public_hex, exclude_self=True)
+        assert await store(INDEX_KEY, in_index, soon, subkey=STRANGER.public_hex, exclude_self=True)
 
     run(body, folder)
 

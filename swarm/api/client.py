@@ -34,10 +34,10 @@ class Client:
         self._channel = channel
         self._metadata: Sequence[tuple[str, str]] = [("authorization", f"Bearer {token}")] if token else []
 
-    def call(self, name: str, request: Any) -> Any:
+    def call(self, name: str, request: Any, seconds: float = CALL_SECONDS) -> Any:
         """The answer of a unary call."""
         with errors_in_words():
-            return self._method(name)(request, metadata=self._metadata, timeout=CALL_SECONDS)
+            return self._method(name)(request, metadata=self._metadata, timeout=seconds)
 
     def stream(self, name: str, request: Any) -> Iterator[Any]:
         """The answers of a stream, as they come."""
