@@ -100,6 +100,10 @@ class Control:
             peer.leave(why)
         return True
 
+    def end(self) -> None:
+        """Those who were sent home do not come again."""
+        self.why = self.why or self.sent_home
+
     def rest(self) -> None:
         """Forgets the members, who have ended, but for what they have done; others may be added."""
         self._earlier = self._sums()
@@ -158,7 +162,7 @@ class Control:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
             found.hosted.append(host.stage)
         if not found.hosted and self._last is not None:
-            found.state = "ended"
+            found.state = "leaving" if self.sent_home and not self.why else "ended"
         elif self.waits is not None:
             found.state, found.waits = ("ended", "") if self.why else ("pausing", self.waits.until)
         elif self._leaving:

@@ -110,6 +110,7 @@ class Lender:
                 is_for_good = self._pause is not None and not self._pause.until
                 left_for_now = self.control.sent_home and not self.control.why and last_word.startswith(LEFT)
                 if is_for_good or not left_for_now:
+                    self.control.end()
                     return last_word
                 self.control.rest()
                 # What was lent is given back now, not when the collector comes by.

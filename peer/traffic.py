@@ -44,8 +44,8 @@ class Cap:
         return cls(parse_size(match[1], "data cap"), (match[2] or "").lower())
 
     def __str__(self) -> str:
-        size = re.sub(r"\.0+ ", " ", bytes_text(self.bytes))
-        return f"{size} a {self.period}" if self.period else size
+        number, unit = bytes_text(self.bytes).split()
+        return f"{float(number):g} {unit}" + (f" a {self.period}" if self.period else "")
 
     def until(self, now: float, local: Local = time.localtime) -> str:
         """When the next period begins, in words; "" if none does."""
