@@ -12,7 +12,7 @@ from ..swarm.logs import add_log_level, heed_logs, level_of
 from .control_commands import COMMANDS as CONTROL_COMMANDS
 from .control_commands import add_parsers as add_control_parsers
 from .control_commands import run_command as run_control
-from .lending import add_lending_flags
+from .lending import add_lending_flags, add_owner_flags
 from .probe_command import add_probe_parser
 from .settings import MODEL_HELP, add_run_flags
 
@@ -56,6 +56,7 @@ def _program() -> Program:
     join.add_argument("--name", default="", help="what the dashboard calls this peer (default: the end of its id)")
     join.add_argument("--identity", type=Path, help="key file (default: made on first use)")
     add_lending_flags(join)
+    add_owner_flags(join)
     join.add_argument("--json", action="store_true", help="tell everything as JSON, one event a line")
     add_log_level(join)
     join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
@@ -103,7 +104,8 @@ def _join(options: argparse.Namespace) -> int:
         """The first Ctrl-C has it leave politely, the second goes at once."""
         if not control.leave("its owner ends it"):
             return False
-        say(report, control, "leaving: what is open is finished first (Ctrl-C again goes at once)")
+        if control.peers:
+            say(report, control, "leaving: what is open is finished first (Ctrl-C again goes at once)")
         return True
 
     heed_logs(options.log_level, report.say)

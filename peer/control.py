@@ -1,6 +1,7 @@
 """The local control of a running peer: what it does now, leave, limits, its log; at a socket that its user alone opens.
 
-`Control` knows the members of one process and answers from them; `serve_control` opens the socket, and
+`Control` knows the members of one process and answers from them, and while there are none from what its owner's rules
+have it wait for (`pausing.py`); `serve_control` opens the socket, and
 `swarm-peer status`, `leave`, `limit` and `logs` ask at it (`control_commands.py`). Leaving is polite the first time, at
 once the second.
 
@@ -24,6 +25,7 @@ from ..protos import api_pb2 as pb
 from ..swarm.api.server import serving
 from ..swarm.work import stage_worth
 from .control_commands import sockets
+from .owner import Pause
 from .probe import usable_cores
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ class Control:
         self.set_threads: Callable[[int], None] = lambda count: None
         self.peers: list[Peer] = []
         self.why = ""
+        self.sent_home = ""
+        """Why its members leave, though the process stays."""
+        self.waits: Pause | None = None
+        self.asked = asyncio.Event()
+        """Set when its owner has asked it to leave."""
+        self.fetched: Callable[[], int] = lambda: 0
+        """Bytes that came from elsewhere than from peers, since the last rest."""
+        self._earlier = pb.PeerStatus()
+        self._moved_earlier = 0
         self._visits = 0
         self._last: pb.PeerStatus | None = None
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -57,8 +68,8 @@ class Control:
         """One member more; it leaves at once if the others are leaving."""
         self.peers.append(peer)
         peer.observe = self._saw
-        if self.why:
-            peer.leave(self.why)
+        if self.why or self.sent_home:
+            peer.leave(self.sent_home or self.why)
 
     def _saw(self, moment: "Moment") -> None:
         self._visits += moment.name == "held"
@@ -75,9 +86,33 @@ class Control:
         if self.why:
             return False
         self.why = why or "its owner wants it back"
+        self.asked.set()
         for peer in self.peers:
             peer.leave(self.why)
-        return bool(self.peers)
+        return bool(self.peers) or self.waits is not None
+
+    def send_home(self, why: str) -> bool:
+        """Has every member leave politely, though the process stays; False if they are leaving already."""
+        if self.sent_home or self.why:
+            return False
+        self.sent_home = why
+        for peer in self.peers:
+            peer.leave(why)
+        return True
+
+    def end(self) -> None:
+        """Those who were sent home do not come again."""
+        self.why = self.why or self.sent_home
+
+    def rest(self) -> None:
+        """Forgets the members, who have ended, but for what they have done; others may be added."""
+        self._earlier = self._sums()
+        self._moved_earlier = self.moved()
+        self.peers, self.sent_home, self.fetched, self._last = [], "", lambda: 0, None
+
+    def moved(self) -> int:
+        """Bytes that this process has sent and received, all together."""
+        return self._moved_earlier + self.fetched() + sum(peer.moved for peer in self.peers)
 
     # ---- what is asked
 
@@ -90,12 +125,13 @@ class Control:
             state = found.state
             found = pb.PeerStatus()
             found.CopyFrom(self._last)
-            found.state, found.leaving, found.open, found.below, found.waits = state, self.why, 0, 0, ""
+            found.state, found.leaving, found.open, found.below, found.waits = state, self._leaving, 0, 0, ""
         return found
 
     def _status_now(self) -> pb.PeerStatus:
-        found = pb.PeerStatus(state="finding the run", leaving=self.why, visits=self._visits, threads=self.threads)
-        refused: Counter[str] = Counter()
+        found = pb.PeerStatus(state="finding the run", leaving=self._leaving, visits=self._visits, threads=self.threads)
+        found.MergeFrom(self._earlier)
+        refused: Counter[str] = Counter(self._earlier.refused)
         links = [link for peer in self.peers for link in peer.links()]
         if links:
             found.link_rate = median(link.rate for link in links)
@@ -126,12 +162,30 @@ class Control:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
             found.hosted.append(host.stage)
         if not found.hosted and self._last is not None:
-            found.state = "ended"
-        elif self.why:
+            found.state = "leaving" if self.sent_home and not self.why else "ended"
+        elif self.waits is not None:
+            found.state, found.waits = ("ended", "") if self.why else ("pausing", self.waits.until)
+        elif self._leaving:
             found.state = "leaving"
         elif self.peers and not found.hosted:
             found.state = "joining"
         found.refused.update(refused)
+        return found
+
+    @property
+    def _leaving(self) -> str:
+        return self.why or self.sent_home or ("" if self.waits is None else self.waits.why)
+
+    def _sums(self) -> pb.PeerStatus:
+        """What its members have done, those before these too."""
+        found = pb.PeerStatus()
+        found.CopyFrom(self._earlier)
+        if self._last is not None:
+            found.counted, found.credit, found.busy = self._last.counted, self._last.credit, self._last.busy
+            found.refused.update(self._last.refused)
+        for peer in self.peers:
+            found.sent += peer.meter.sent
+            found.received += peer.meter.received
         return found
 
     def limit(self, *, slots: int | None = None, threads: int | None = None) -> None:

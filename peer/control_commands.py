@@ -68,7 +68,8 @@ def run_command(options: argparse.Namespace) -> int:
 def in_words(status: Any) -> str:
     """A `PeerStatus` in a few lines for people."""
     if not status.peer:
-        return f"{status.state}: {status.leaving}" if status.leaving else str(status.state)
+        state = f"{status.state} {status.waits}" if status.waits else str(status.state)
+        return f"{state}: {status.leaving}" if status.leaving else state
     refused = ", ".join(f"{times} {reason.lower()}" for reason, times in sorted(status.refused.items())) or "none"
     leaving = f" ({status.leaving})" if status.leaving else ""
     waits = f", waits {status.waits}" if status.waits else ""

@@ -57,6 +57,7 @@ class Hosting:
 
     _made: dict[int, TorchBackend] = field(default_factory=dict)
     _reach: Callable[[Manifest], Files] | None = None
+    _sources: list[Files] = field(default_factory=list)
     _flops: float = 0.0
     _measured: Callable[[Manifest], Measured] | None = None
 
@@ -76,12 +77,19 @@ class Hosting:
         self._reach = lambda manifest: PeerFiles(manifest, pool, directory, loop)
         self._measured = measured
 
+    @property
+    def received(self) -> int:
+        """Bytes of weights that came over the network from where the model is, not from peers."""
+        return sum(files.received for files in self._sources)
+
     def backend(self, manifest: Manifest, stage: int) -> StageBackend:
         """One stage more. Raises `FittingError`, and what reading its weights raises."""
         recompute = self._check(manifest, stage)
 
         def read() -> Iterator[tuple[str, Tensor]]:
             checkpoint = self._open(manifest)
+            if checkpoint is not None:
+                self._sources.append(checkpoint.files)
             with checkpoint or nullcontext():
                 yield from stage_base(manifest, stage, checkpoint, self.progress)
 

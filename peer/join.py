@@ -1,16 +1,18 @@
-"""`swarm-peer join`: one volunteer's peer, from finding the run to its end."""
+"""`swarm-peer join`: one volunteer's peer, from finding the run to its end, pauses between included."""
 
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from .. import __version__
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..protos import swarm_pb2 as pb
 from ..swarm.compute import ThreadDevice
 from ..swarm.invites import Invite, read_invite
@@ -19,15 +21,18 @@ from ..swarm.local_runs import LocalRun, meet
 from ..swarm.machine import Overrides
 from ..swarm.peer import Peer
 from ..swarm.process import SharedFolder, network_node
-from ..swarm.sources import model_source
+from ..swarm.sources import cache_folder, model_source
 from ..swarm.spill_file import DiskSpill
 from .control import Control, serve_control
 from .hosting import Hosting
-from .lending import said_by
+from .lending import said_by, wishes_of
 from .loading import Loading
-from .probe import usable_cores
+from .owner import rules_of
+from .pausing import Lender, Looking
+from .probe import all_memory, usable_cores
 from .reporting import Report, keep_showing
 from .span import AS_MANY_AS_FIT, Place, host_stages, nth_address, nth_key
+from .traffic import Traffic
 
 
 def default_device() -> str:
@@ -54,26 +59,73 @@ def say(report: Report, control: Control, line: str) -> None:
 async def _join(
     options: argparse.Namespace, folder: SharedFolder, tell: Callable[[str], None], report: Report, control: Control
 ) -> str:
-    organizer = model = None
-    if options.invite:
-        invite = await asyncio.to_thread(read_invite, options.invite)
-        run, organizer = LocalRun(invite.run_id, invite.model, invite.addresses, 0), invite.organizer
-        model = await asyncio.to_thread(_model_of, invite)
-        tell(f"invited to run {run.run_id[:12]} by {organizer[:16]}")
-    else:
-        run = meet(options.run, options.initial_peers or (), options.model or "")
-        if not options.initial_peers:
-            tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
-    said = said_by(options)
+    said, wishes = said_by(options), wishes_of(options)
+    met = await _meet(options, tell)
     control.threads = options.threads or usable_cores()
     torch.set_num_threads(control.threads)
+    take_part = partial(_take_part, options, said, met, folder, tell, report, control)
+    traffic = None if wishes.cap is None else Traffic(state_folder(), met.run.run_id, tell=tell)
+    folders = [cache_folder(), options.spill or folder.path]
+    looking = Looking(control.moved, folders, time.time, wishes.cap, traffic, tell)
+    lender = Lender(rules_of(wishes, all_memory()), looking, control, tell)
+    try:
+        async with serve_control(control):
+            return await lender.lend(take_part)
+    finally:
+        looking.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A run, and what an invite said of it: the organizer's public key, and where the model is."""
+
+    run: LocalRun
+    organizer: str | None = None
+    model: str | None = None
+
+
+async def _meet(options: argparse.Namespace, tell: Callable[[str], None]) -> Met:
+    """The run that the command line means. Raises `UsageError`, `TrustError`, `UnreachableError`."""
+    if options.invite:
+        invite = await asyncio.to_thread(read_invite, options.invite)
+        tell(f"invited to run {invite.run_id[:12]} by {invite.organizer[:16]}")
+        run = LocalRun(invite.run_id, invite.model, invite.addresses, 0)
+        return Met(run, invite.organizer, await asyncio.to_thread(_model_of, invite))
+    run = meet(options.run, options.initial_peers or (), options.model or "")
+    if not options.initial_peers:
+        tell(f"found run {run.run_id[:12]} of {run.model} on this machine")
+    return Met(run)
+
+
+def _meet_again(options: argparse.Namespace, met: Met) -> LocalRun:
+    """The run, where it is now: one of this machine may have moved."""
+    if options.invite:
+        return met.run
+    try:
+        return meet(met.run.run_id, options.initial_peers or (), options.model or "")
+    except UsageError:
+        return met.run
+
+
+async def _take_part(
+    options: argparse.Namespace,
+    said: Overrides,
+    met: Met,
+    folder: SharedFolder,
+    tell: Callable[[str], None],
+    report: Report,
+    control: Control,
+) -> str:
+    """Serves stages until the run ends or this machine leaves it: the trainer's last word."""
+    run = _meet_again(options, met)
     key = options.identity or state_folder() / "peer.key"
     device = ThreadDevice()
     control.set_threads = lambda count: device.on_both(partial(torch.set_num_threads, count))
+    device.on_both(partial(torch.set_num_threads, control.threads))
     loading = Loading(report.loading)
-    hosting = Hosting(
-        options.model or model, options.device or default_device(), said, tell, loading, sys.stdout.isatty()
-    )
+    model = options.model or met.model
+    hosting = Hosting(model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
+    control.fetched = lambda: hosting.received
     parts = hosting.parts()
     up, down = said.bandwidth or (0.0, 0.0)
     about = pb.About(name=options.name, version=__version__, device=hosting.device, up=int(up), down=int(down))
@@ -93,14 +145,13 @@ async def _join(
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about
-                peer.surveys, peer.organizer = True, organizer
+                peer.surveys, peer.organizer = True, met.organizer
                 control.add(peer)
                 return await peer.run(run.run_id, stage)
         finally:
             spill.close()
 
-    async with serve_control(control):
-        return await _hosted(said, host, tell, loading, device)
+    return await _hosted(said, host, tell, loading, device)
 
 
 async def _hosted(

@@ -1,4 +1,4 @@
-"""What of a machine its owner lends to a run: the flags of `join` and `probe`, and what they mean.
+"""What of a machine its owner lends to a run, and when: the flags of `join` and `probe`, and what they mean.
 
 Errors: `UsageError`.
 """
@@ -7,6 +7,9 @@ import argparse
 
 from ..errors import UsageError
 from ..swarm.machine import Overrides, parse_bandwidth, parse_memory
+from .hours import Hours
+from .owner import BUSY_PERCENT, Wishes, parse_busy
+from .traffic import Cap
 
 
 def add_lending_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,3 +30,27 @@ def said_by(options: argparse.Namespace) -> Overrides:
         parse_memory(options.memory, 1 << 60)
     bandwidth = None if options.bandwidth is None else parse_bandwidth(options.bandwidth)
     return Overrides(options.stages, options.memory, options.device, options.threads, bandwidth)
+
+
+def add_owner_flags(parser: argparse.ArgumentParser) -> None:
+    """When a volunteer lends the machine: it leaves politely, and comes again."""
+    parser.add_argument("--hours", help="only then, by the local time, such as 22-7 or 22:30-07:00,12-13")
+    parser.add_argument(
+        "--pause-when-busy",
+        nargs="?",
+        const=f"{BUSY_PERCENT:.0f}%",
+        metavar="SHARE",
+        help=f"not while other programs use more of the cores than that (default: {BUSY_PERCENT:.0f}%%)",
+    )
+    parser.add_argument(
+        "--data-cap", metavar="SIZE", help="move no more data than 50GB in this run, or 2GB/day, 50GB/month in all"
+    )
+
+
+def wishes_of(options: argparse.Namespace) -> Wishes:
+    """The flags as they are meant. Raises `UsageError`."""
+    return Wishes(
+        None if options.hours is None else Hours.parse(options.hours),
+        None if options.pause_when_busy is None else parse_busy(options.pause_when_busy),
+        None if options.data_cap is None else Cap.parse(options.data_cap),
+    )

@@ -20,6 +20,7 @@ WINDOW_SECONDS = 30.0
 
 LABEL_WIDTH = 8
 HINT = "Ctrl-C leaves when what is open is done; again: at once"
+PAUSING_HINT = "Ctrl-C ends it"
 LEAVING_HINT = "Ctrl-C leaves at once"
 
 
@@ -65,6 +66,8 @@ def panel(status: pb.PeerStatus, rates: Rates, loading: tuple[int, int] | None =
         done, total = loading
         bar.add_row(ProgressBar(total=total, completed=done, width=30), f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
         rows.add_row("weights", bar)
+    if not status.HasField("stage") and status.waits:
+        rows.add_row("waits", Text(status.waits, "yellow"))
     if status.HasField("stage"):
         rows.add_row("version", Text.assemble(_version(status), _loss(status)))
         rows.add_row("visits", _visits(status, rates))
@@ -82,7 +85,8 @@ def panel(status: pb.PeerStatus, rates: Rates, loading: tuple[int, int] | None =
     title = Rule(_title(status), align="left", style="dim")
     if status.state == "ended":
         return Group(title, rows)
-    return Group(title, rows, Text(LEAVING_HINT if status.leaving else HINT, "dim"))
+    hint = PAUSING_HINT if status.state == "pausing" else LEAVING_HINT if status.leaving else HINT
+    return Group(title, rows, Text(hint, "dim"))
 
 
 def _title(status: pb.PeerStatus) -> Text:

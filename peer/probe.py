@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..compression.linear import quantized
 from ..swarm.initial import base_tensor
-from ..swarm.machine import Device, Link, Machine
+from ..swarm.machine import Device, Link, Machine, Ticks
 from ..swarm.manifest import LlamaShape
 from ..swarm.model.block import Parameters, block, linear, rotary_tables
 from ..swarm.model.names import base_shapes, block_linears, lora_shapes
@@ -64,32 +64,47 @@ def standing(device: str, disk: Path, threads: int = 0) -> Machine:
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes of RAM that this process can have, with what it has already: a budget counts the process itself. `root` is
     where the system's files are looked for."""
-    groups = [room for room in _group_rooms(root) if room < _UNLIMITED]
+    groups = [limit - used for limit, used in _group_memory(root)]
+    return max(0, min([_said(root, "MemAvailable") or _all_pages(), *groups])) + held_memory(root)
+
+
+def held_memory(root: Path = Path("/")) -> int:
+    """Bytes of RAM that this process has."""
     pages = _read(root / "proc/self/statm").split()
-    held = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
-    return max(0, min([_available(root), *groups])) + held
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
 
 
-def _available(root: Path) -> int:
+def all_memory(root: Path = Path("/")) -> int:
+    """Bytes of RAM that there are, within the control groups above this process."""
+    return min([_said(root, "MemTotal") or _all_pages(), *(limit for limit, _ in _group_memory(root))])
+
+
+def _said(root: Path, wanted: str) -> int:
+    """Bytes of a line of the kernel's; 0 where it does not say."""
     for line in _read(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
-        if name == "MemAvailable":
+        if name == wanted:
             return int(rest.split()[0]) * 1024
+    return 0
+
+
+def _all_pages() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
 
 
-def _group_rooms(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves: its limit less what it uses that cannot be dropped."""
+def _group_memory(root: Path) -> Iterator[tuple[int, int]]:
+    """Of each control group above this process that has a limit: the limit, and what it uses that cannot be dropped."""
     for folder in _group_folders(root, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             said, used = _read(folder / limit).strip(), _read(folder / usage).strip()
             if said.isdigit() and used.isdigit():
                 statistic = dict(line.split()[:2] for line in _read(folder / "memory.stat").splitlines() if " " in line)
                 droppable = int(statistic.get("inactive_file", statistic.get("total_inactive_file", "0")))
-                yield int(said) - max(0, int(used) - droppable)
+                if int(said) < _UNLIMITED:
+                    yield int(said), max(0, int(used) - droppable)
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -106,6 +121,37 @@ def usable_cores(root: Path = Path("/")) -> int:
         if quota.isdigit() and period.isdigit() and int(period):
             cores = min(cores, int(quota) / int(period))
     return max(1, int(cores))
+
+
+def ticks(root: Path = Path("/"), process: int = 0) -> Ticks | None:
+    """Processor time of this machine and of a process (this one) with all below it; None where nobody says."""
+    # cpu user nice system idle iowait irq softirq steal; what a guest's cores ran is in user already, and what the
+    # machine below took (steal) nobody ran here.
+    found = _read(root / "proc/stat").partition("\n")[0].split()
+    if len(found) < 9 or found[0] != "cpu":
+        return None
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, found[1:9])
+    ran = user + nice + system + irq + softirq
+    return Ticks(ran + idle + iowait + steal, ran, _own_ticks(root, process or os.getpid()))
+
+
+def _own_ticks(root: Path, process: int) -> int:
+    """Of the process and of all that it and its children have started, those included that have ended."""
+    spent: dict[int, int] = {}
+    below: dict[int, list[int]] = {}
+    for folder in (root / "proc").iterdir():
+        if folder.name.isdecimal():
+            # A name in brackets comes first, which may hold anything.
+            fields = _read(folder / "stat").rpartition(")")[2].split()
+            if len(fields) > 14:
+                spent[int(folder.name)] = sum(map(int, fields[11:15]))
+                below.setdefault(int(fields[1]), []).append(int(folder.name))
+    total, family = 0, [process]
+    while family:
+        member = family.pop()
+        total += spent.get(member, 0)
+        family += below.pop(member, [])
+    return total
 
 
 def _group_folders(root: Path, controller: str) -> Iterator[Path]:

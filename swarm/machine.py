@@ -11,7 +11,7 @@ from ..errors import UsageError
 GB = 10**9
 MBIT = 10**6
 
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(%|(?:[kmgt]i?)?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -44,6 +44,16 @@ class Machine:
     link: Link = Link()
     cores: int = 1
     disk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """Processor time of all cores together, in the kernel's ticks since it began: `every` one, those in which something
+    ran, and of these the `own` of this process and those below it."""
+
+    every: int
+    ran: int
+    own: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +98,36 @@ def overridden(machine: Machine, said: Overrides) -> Machine:
 
 def parse_memory(text: str, available: int) -> int:
     """Bytes: `8GB` and `8` (decimal gigabytes), `512MB`, `8GiB`, or `80%` of what is available. Raises `UsageError`."""
-    match = _MEMORY.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"memory is {text!r}; wanted such as 8GB, 512MB, 8GiB or 80%")
-    number, unit = float(match[1]), match[2].lower().removesuffix("b")
-    if unit == "%":
-        if number > 100:
-            raise UsageError(f"memory is {text!r}; wanted at most 100%")
-        found = available * number / 100
-    else:
-        found = number * (GB if match[2] == "" else {**_UNITS, **_BINARY}[unit])
+    if match[2] != "%":
+        return parse_size(text, "memory")
+    found = available * parse_percent(text, "memory") / 100
     if found < 1:
         raise UsageError(f"memory is {text!r}; wanted more than nothing")
     return int(found)
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes: `8GB` and `8` (decimal gigabytes), `512MB`, `8GiB`. Raises `UsageError`, which says of `what`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] == "%":
+        raise UsageError(f"{what} is {text!r}; wanted such as 8GB, 512MB or 8GiB")
+    found = float(match[1]) * (GB if match[2] == "" else {**_UNITS, **_BINARY}[match[2].lower().removesuffix("b")])
+    if found < 1:
+        raise UsageError(f"{what} is {text!r}; wanted more than nothing")
+    return int(found)
+
+
+def parse_percent(text: str, what: str) -> float:
+    """`80%` and `80`. Raises `UsageError`, which says of `what`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] not in ("%", ""):
+        raise UsageError(f"{what} is {text!r}; wanted a percentage, such as 25%")
+    if float(match[1]) > 100:
+        raise UsageError(f"{what} is {text!r}; wanted at most 100%")
+    return float(match[1])
 
 
 def parse_bandwidth(text: str) -> tuple[float, float]:

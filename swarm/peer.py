@@ -99,6 +99,9 @@ class Peer:
 
     def __post_init__(self) -> None:
         self.meter = Meter()
+        self.with_trainers = Meter()
+        """Of its control streams, which it does not report as its own."""
+
         self.pool = Pool(self.transport, self.meter)
         self.host: StageHost | None = None
         self.leaving = ""
@@ -135,6 +138,11 @@ class Peer:
         """Has it leave the run politely: `run` returns when the trainer lets it go, at once if it has no part yet."""
         self.leaving = self.leaving or why or "its owner wants it back"
         self._wants_out.set()
+
+    @property
+    def moved(self) -> int:
+        """Bytes sent and received, all together."""
+        return sum(meter.sent + meter.received for meter in (self.meter, self.with_trainers))
 
     def links(self) -> Sequence[pb.LinkReport]:
         """The links that were measured last."""
@@ -185,7 +193,7 @@ class Peer:
             await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** max(0, failures - 1), MAX_REJOIN_PAUSE_SECONDS))
 
     async def _serve_under(self, trainer: Record, run_id: str, stage: int | None) -> str:
-        channel = Channel(await self.transport.open(trainer.peer, trainer.addresses), Meter())
+        channel = Channel(await self.transport.open(trainer.peer, trainer.addresses), self.with_trainers)
         host = self.host
         try:
             if host is None:

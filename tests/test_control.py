@@ -19,6 +19,7 @@ from swarm_peer.errors import UsageError
 from swarm_peer.peer.control import Control
 from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
+from swarm_peer.peer.owner import Pause
 from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
@@ -49,6 +50,15 @@ def test_before_it_hosts_anything(tmp_path: Path) -> None:
         control.limit(slots=3)
     assert not control.leave("bed time")
     assert in_words(control.status()) == "leaving: bed time"
+
+
+def test_what_it_waits_for_between_two_times_in_a_run() -> None:
+    control = Control()
+    control.waits = Pause("it is after 07:00", "until 22:00")
+    assert in_words(control.status()) == "pausing until 22:00: it is after 07:00"
+    assert control.leave("bed time")
+    assert control.asked.is_set()
+    assert in_words(control.status()) == "ended: bed time"
 
 
 def test_what_peers_count_is_what_the_run_counts_also_when_the_first_has_ended() -> None:

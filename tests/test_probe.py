@@ -10,8 +10,18 @@ import torch
 from swarm_peer.errors import FittingError
 from swarm_peer.peer.cli import main
 from swarm_peer.peer.hosting import Hosting, span_like
-from swarm_peer.peer.probe import free_disk, free_memory, link_of, measured_flops, standing, usable_cores
-from swarm_peer.swarm.machine import Link, Overrides
+from swarm_peer.peer.probe import (
+    all_memory,
+    free_disk,
+    free_memory,
+    held_memory,
+    link_of,
+    measured_flops,
+    standing,
+    ticks,
+    usable_cores,
+)
+from swarm_peer.swarm.machine import Link, Overrides, Ticks
 from swarm_peer.swarm.model.config import TINY
 
 from tests.shapes import LLAMA_65B
@@ -50,6 +60,50 @@ def test_memory_within_a_group_of_version_2(tmp_path: Path) -> None:
     assert free_memory(root) == 2_000_000_000
     (root / "sys/fs/cgroup/outer/memory.max").write_text("max")
     assert free_memory(root) == AVAILABLE
+
+
+def test_all_memory_is_what_the_narrowest_group_has(tmp_path: Path) -> None:
+    root = system(tmp_path, proc__self__statm="900 200 100 1 0 50 0\n")
+    assert all_memory(root) == 16_000_000 * 1024
+    assert held_memory(root) == 200 * os.sysconf("SC_PAGE_SIZE")
+    system(
+        tmp_path,
+        **{
+            "proc__self__cgroup": "0::/job\n",
+            "sys__fs__cgroup__job__memory.max": "3000000000\n",
+            "sys__fs__cgroup__job__memory.current": "1500000000\n",
+        },
+    )
+    assert all_memory(root) == 3_000_000_000
+
+
+STAT = "{} ({}) S {} 1 1 0 -1 4194560 1 2 3 4 {} {} {} {} 20 0 9 0 100 1 1\n"
+
+
+def test_processor_time_is_split_between_this_process_and_others(tmp_path: Path) -> None:
+    """A child, its child, one that has ended, and a stranger with a name that looks like fields."""
+    root = system(
+        tmp_path,
+        proc__stat="cpu  5000 100 900 40000 200 30 70 500 77 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n",
+        proc__1__stat=STAT.format(1, "init", 0, 900, 90, 5000, 500),
+        proc__20__stat=STAT.format(20, "swarm-peer", 1, 1000, 200, 30, 4),
+        proc__21__stat=STAT.format(21, "p2pd) S 1 (", 20, 100, 20, 0, 0),
+        proc__22__stat=STAT.format(22, "sh", 21, 7, 3, 0, 0),
+        proc__23__stat=STAT.format(23, "x) S 20 1 (", 1, 50_000, 50_000, 0, 0),
+        proc__24__stat="24 (gone",
+    )
+    assert ticks(root, 20) == Ticks(every=46_800, ran=6_100, own=1_364)
+    (root / "proc/stat").unlink()
+    assert ticks(root, 20) is None
+
+
+def test_processor_time_of_this_machine_goes_up() -> None:
+    before = ticks()
+    sum(number * number for number in range(3_000_000))
+    after = ticks()
+    if before is None or after is None:
+        pytest.skip("no /proc here")
+    assert 0 < after.own - before.own <= after.ran - before.ran <= after.every - before.every
 
 
 def test_memory_within_a_group_of_version_1(tmp_path: Path) -> None:

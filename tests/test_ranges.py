@@ -84,6 +84,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_what_came_over_the_network_is_counted_and_the_cache_is_not(server: RangeServer, reader: Reader) -> None:
+    counts: list[int] = []
+    for _ in range(2):
+        served = sum(server.served.values())
+        with reader.opened() as checkpoint:
+            dict(checkpoint.read(pieces(SHAPE)))
+            counts.append(checkpoint.files.received)
+        assert counts[-1] == sum(server.served.values()) - served
+    assert counts[0] > 10 * counts[1] > 0
+
+
 def test_dropped_connections_are_taken_up_where_they_broke(folder: Path, server: RangeServer, reader: Reader) -> None:
     server.drops = [20_000, 1000, 0]
     assert same(reader.whole(), read_folder(folder))

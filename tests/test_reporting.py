@@ -74,6 +74,17 @@ def test_the_panel_of_a_peer_that_works() -> None:
     ]
 
 
+def test_the_panel_of_a_peer_that_pauses() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(panel(pb.PeerStatus(state="pausing", leaving="it is after 07:00", waits="until 22:00"), Rates()))
+    assert isinstance(console.file, io.StringIO)
+    assert [line.strip() for line in console.file.getvalue().splitlines()][1:] == [
+        "state  pausing: it is after 07:00",
+        "waits  until 22:00",
+        "Ctrl-C ends it",
+    ]
+
+
 def test_the_panel_before_there_is_a_stage() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(panel(pb.PeerStatus(state="joining"), Rates(), (25_000_000, 100_000_000)))

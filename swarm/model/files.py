@@ -22,6 +22,11 @@ class Files(Protocol):
     where: str
     is_local: bool
 
+    @property
+    def received(self) -> int:
+        """Bytes that came over the network, besides those of the run's own exchanges."""
+        ...
+
     def name_of(self, name: str) -> str:
         """A file's path or URL, for errors."""
         ...
@@ -59,6 +64,7 @@ class FolderFiles:
     """The files of a folder."""
 
     is_local = True
+    received = 0
 
     def __init__(self, folder: Path) -> None:
         self.where = str(folder)

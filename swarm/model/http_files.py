@@ -27,6 +27,10 @@ class HttpFiles:
     def close(self) -> None:
         self._client.close()
 
+    @property
+    def received(self) -> int:
+        return self._client.received
+
     def name_of(self, name: str) -> str:
         return self._client.url(name)
 

@@ -35,6 +35,7 @@ class PeerFiles:
     loop: asyncio.AbstractEventLoop
     where: str = "the peers of the run"
     is_local: bool = False
+    received: int = 0
     _donors: list[str] = field(default_factory=list)
 
     def name_of(self, name: str) -> str:

@@ -54,7 +54,7 @@ class Version:
 class RangeClient:
     """`base`: a URL that ends with a slash. `hub`: the page of a repository of the Hub, where its licence can be
     accepted; then `base` ends in a revision, and is pinned to the commit that the first answer names (`commit`).
-    `versions`: of the files looked at.
+    `versions`: of the files looked at; `received`: bytes that came, also those that were of no use.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class RangeClient:
         self.base = base
         self.commit = ""
         self.versions: dict[str, Version] = {}
+        self.received = 0
         self._hub = hub
         self._patience = patience or Patience()
         self._pause = pause
@@ -104,6 +105,7 @@ class RangeClient:
                     for chunk in chunks:
                         if len(chunk) > len(into) - filled:
                             raise ModelError(f"{self.url(name)}: the server sent more bytes than asked for")
+                        self.received += len(chunk)
                         into[filled : filled + len(chunk)] = chunk
                         before, filled = filled, filled + len(chunk)
                         came(before, filled)
@@ -167,6 +169,7 @@ class RangeClient:
         content = bytearray()
         for chunk in response.iter_raw():
             content += chunk
+            self.received += len(chunk)
             if len(content) > limit:
                 raise ModelError(f"{self.url(name)}: is larger than {limit} bytes; that is not what is expected there")
         return bytes(content)
