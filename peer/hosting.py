@@ -105,6 +105,10 @@ class Hosting:
         self._made[stage] = made
         return made
 
+    def release(self, stage: int) -> None:
+        """A stage is not hosted any more: its memory is free for others."""
+        self._made.pop(stage, None)
+
     def _open(self, manifest: Manifest) -> Checkpoint | None:
         if manifest.weights is None:
             return None

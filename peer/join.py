@@ -139,6 +139,7 @@ async def _take_part(
             [nth_address(address, place.number) for address in given] for given in (options.listen, options.announce)
         )
         stage = None if options.stage is None else options.stage + place.number
+        stage = place.stage if place.stage is not None else stage
         try:
             async with network_node(identity, where, listen, run.addresses, announce) as (transport, directory):
                 place.tell(f"peer {identity.peer_id} connected")
@@ -146,12 +147,24 @@ async def _take_part(
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about
                 peer.surveys, peer.organizer = True, met.organizer
+                peer.fixed, peer.replaces, peer.serves = options.stage is not None, place.replaces, place.serves.set
+                peer.moves = partial(_move, place, peer)
                 control.add(peer)
                 return await peer.run(run.run_id, stage)
         finally:
             spill.close()
+            if place.hosts is not None:
+                hosting.release(place.hosts)
 
     return await _hosted(said, host, tell, loading, device)
+
+
+def _move(place: Place, peer: Peer, stage: int) -> bool:
+    """Has another member of this machine host a stage in place of this one, unless its owner wants this one here."""
+    if peer.fixed or peer.leaving or peer.host is None or stage in (place.hosts, *place.besides()):
+        return False
+    place.span.move(place, peer.host.member, stage, peer.leave, peer.stay)
+    return True
 
 
 async def _hosted(

@@ -3,7 +3,8 @@ all share the process, its device and its memory.
 
 To the swarm they are peers like any others, so that every rule of the protocol holds of them as it stands; the trainer
 is told which stages a machine has, and gives it none twice. They are started one after the other: when there is no room
-for one more, those that are there go on.
+for one more, those that are there go on. A member that is asked to move to another stage is followed by a new one
+there; it goes when that one serves, and stays if that one cannot.
 
 Errors: those of the first member, if none could be started; else those of a member once all have ended.
 """
@@ -20,22 +21,30 @@ from ..errors import RefusedError, SwarmError
 AS_MANY_AS_FIT = 1 << 16
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
-    """One member of this machine. `number` counts from 0; `tell` takes lines for people."""
+    """One member of this machine. `number` counts from 0, `tell` takes lines for people; `stage` and `replaces` (a
+    member's number) are of one that comes in another's place."""
 
     number: int
     tell: Callable[[str], None]
-    hosted: list[int]
-    """The stages of all members of this machine, as they are loaded."""
+    span: "Span"
+    stage: int | None = None
+    replaces: int = 0
+    hosts: int | None = None
+    """The stage that is loaded."""
+
+    serves: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when what it does counts."""
 
     _loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     def besides(self) -> list[int]:
-        return self.hosted
+        """The stages of the other members of this machine."""
+        return [place.hosts for place in self.span.places if place.hosts is not None and place is not self]
 
     def placed(self, stage: int) -> None:
-        self.hosted.append(stage)
+        self.hosts = stage
         self._loaded.set()
 
     async def loaded(self) -> None:
@@ -43,42 +52,99 @@ class Place:
         await self._loaded.wait()
 
 
+class Span:
+    """The members of one machine. `host` runs one; `tell` takes lines for people."""
+
+    def __init__(self, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None]) -> None:
+        self._host = host
+        self._tell = tell
+        self._members: dict[Place, asyncio.Task[str]] = {}
+        self._moves: set[asyncio.Task[None]] = set()
+        self._last_words: list[str | BaseException] = []
+
+    @property
+    def places(self) -> list[Place]:
+        return list(self._members)
+
+    async def run(self, count: int) -> str:
+        """Serves `count` stages, or as many as there is room for, until the run ends: the trainer's last word."""
+        try:
+            for number in range(count):
+                place = Place(number, self._tell if count == 1 else _numbered(self._tell, number), self)
+                member = await self._start(place)
+                if number and member.done() and isinstance(member.exception(), SwarmError):
+                    del self._members[place]
+                    self._tell(f"no further stage: {_reason(member.exception())}; serving {number}")
+                    break
+                member.add_done_callback(partial(_say_end, place.tell, self._members))
+                if member.done():
+                    break
+            while self._members:
+                await asyncio.wait(self._members.values(), return_when=asyncio.FIRST_COMPLETED)
+                for place in [place for place, member in self._members.items() if member.done()]:
+                    member = self._members.pop(place)
+                    self._last_words.append(member.exception() or member.result())
+                if self._moves and not self._members:
+                    await asyncio.wait(self._moves)
+        finally:
+            ending = [*self._moves, *self._members.values()]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+        for said_last in self._last_words:
+            if isinstance(said_last, BaseException):
+                raise said_last
+        return str(self._last_words[-1])
+
+    async def _start(self, place: Place) -> "asyncio.Task[str]":
+        """Starts a member: returns when it has its stage, or has ended."""
+        member = asyncio.ensure_future(self._host(place))
+        self._members[place] = member
+        loaded = asyncio.ensure_future(place.loaded())
+        try:
+            await asyncio.wait((member, loaded), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            loaded.cancel()
+        return member
+
+    def move(
+        self, place: Place, member: int, stage: int, leave: Callable[[str], None], stay: Callable[[], None]
+    ) -> None:
+        """Has another member host `stage` in place of `member`; `leave` is called when that one serves, `stay` if it
+        cannot."""
+        number = next(number for number in range(AS_MANY_AS_FIT) if number not in [at.number for at in self.places])
+        heir = Place(number, _numbered(self._tell, number), self, stage, member)
+        task = asyncio.ensure_future(self._move(heir, leave, stay))
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+
+    async def _move(self, heir: Place, leave: Callable[[str], None], stay: Callable[[], None]) -> None:
+        heir.tell(f"moving to stage {heir.stage}")
+        member = await self._start(heir)
+        serves = asyncio.ensure_future(heir.serves.wait())
+        try:
+            await asyncio.wait((member, serves), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            serves.cancel()
+        if heir.serves.is_set():
+            leave(f"it moves to stage {heir.stage}")
+            return
+        if member.done() and isinstance(member.exception(), SwarmError):
+            self._members.pop(heir, None)
+            heir.tell(f"not moving: {_reason(member.exception())}")
+        stay()
+
+
 async def host_stages(count: int, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None]) -> str:
     """Serves `count` stages, or as many as there is room for, until the run ends: the trainer's last word."""
-    members: list[asyncio.Task[str]] = []
-    hosted: list[int] = []
-    try:
-        for number in range(count):
-            said = tell if count == 1 else _numbered(tell, number)
-            place = Place(number, said, hosted)
-            member = asyncio.ensure_future(host(place))
-            loaded = asyncio.ensure_future(place.loaded())
-            members.append(member)
-            try:
-                await asyncio.wait((member, loaded), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                loaded.cancel()
-            if number and member.done() and isinstance(member.exception(), SwarmError):
-                members.pop()
-                tell(f"no further stage: {_reason(member.exception())}; serving {number}")
-                break
-            member.add_done_callback(partial(_say_end, said, members))
-            if member.done():
-                break
-        last_words = await asyncio.gather(*members, return_exceptions=True)
-    finally:
-        for member in members:
-            member.cancel()
-        await asyncio.gather(*members, return_exceptions=True)
-    for said_last in last_words:
-        if isinstance(said_last, BaseException):
-            raise said_last
-    return str(last_words[0])
+    return await Span(host, tell).run(count)
 
 
-def _say_end(tell: Callable[[str], None], members: list["asyncio.Task[str]"], member: "asyncio.Task[str]") -> None:
+def _say_end(
+    tell: Callable[[str], None], members: dict[Place, "asyncio.Task[str]"], member: "asyncio.Task[str]"
+) -> None:
     """A member may end long before the others do."""
-    others = any(not other.done() for other in members)
+    others = any(not other.done() for other in members.values())
     if others and not member.cancelled() and isinstance(member.exception(), SwarmError):
         tell(f"stopped: {_reason(member.exception())}")
 

@@ -132,8 +132,9 @@ class SimulatedSwarm:
         finally:
             await transport.close()
 
-    def start_peer(self, number: int, stage: int | None) -> None:
-        """Starts a peer; one of the same number that was killed comes again under its name."""
+    def start_peer(self, number: int, stage: int | None, replaces: int = 0) -> Peer:
+        """Starts a peer; one of the same number that was killed comes again under its name. `replaces`: the member that
+        its machine moves away from."""
         identity = Identity.from_seed(f"peer {number}")
         transport = self.network.transport(identity.peer_id)
         device = SimulatedDevice(random.Random(f"{self.seed}/{number}"))
@@ -147,8 +148,18 @@ class SimulatedSwarm:
             self.watch(self, name, moment)
 
         peer = Peer(transport, self.directory, device, self.parts, MemorySpill(self.disk_bytes), observe=observe)
+        peer.replaces, peer.moves = replaces, lambda target: self._move(peer, target)
         self.peers[name] = peer
         transport.spawn(self._run_peer(name, peer, stage, transport))
+        return peer
+
+    def _move(self, peer: Peer, target: int) -> bool:
+        """A machine that can host two stages for a while: another peer of it comes, and this one leaves for it."""
+        if peer.host is None or peer.leaving:
+            return False
+        heir = self.start_peer(len(self.peers), target, peer.host.member)
+        heir.serves = lambda: None if peer.leaving else peer.leave(f"it moves to stage {target}")
+        return True
 
     async def _run_peer(self, name: str, peer: Peer, stage: int | None, transport: MemoryTransport) -> None:
         try:

@@ -159,6 +159,7 @@ async def resume(path: Path, *, organizer: Identity, initial_peers: Sequence[str
         samples=take_up(manifest).samples(),
         identity=identity,
         delegation=delegate(organizer, manifest.run_id, identity.public_hex),
+        organizer=organizer,
     )
     standby = manifest.settings.pipeline.standby
     with CoordinatorState.claim(manifest.run_id, identity) if standby else nullcontext() as state:

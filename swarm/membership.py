@@ -9,6 +9,7 @@ the stream ends or nothing comes for the silence limit, with `RefusedError` when
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +147,11 @@ class Membership:
         self.leaving = why
         await self._say(pb.Leave(why=why))
 
+    async def decline(self) -> None:
+        """Tells the trainer that this peer does not move."""
+        with suppress(UnreachableError):
+            await self._say(pb.Move(stage=self.host.stage))
+
     async def _tell_idle(self) -> None:
         """Tells the trainer when nothing is open here any more, and nothing can come."""
         host = self.host
@@ -184,7 +190,7 @@ class Membership:
                 await self._take_commit(body)
             elif isinstance(body, pb.Move):
                 if body.stage >= self.host.manifest.stages or not self.moves(body.stage):
-                    await self._say(pb.Move(stage=body.stage))
+                    await self.decline()
             elif isinstance(body, pb.Drain):
                 self.host.until = None if body.off else body.until
                 self.host.ended.notify()

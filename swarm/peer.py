@@ -144,6 +144,11 @@ class Peer:
         """Bytes sent and received, all together."""
         return sum(meter.sent + meter.received for meter in (self.meter, self.with_trainers))
 
+    def stay(self) -> None:
+        """Tells the trainer that this machine does not move as it was asked to."""
+        if self._membership is not None and self.host is not None:
+            self._tasks.create_task(self._membership.decline())
+
     def links(self) -> Sequence[pb.LinkReport]:
         """The links that were measured last."""
         return () if self.host is None else self._survey.reports()
@@ -242,8 +247,8 @@ class Peer:
                 self.meter,
                 self._survey.reports,
                 self.leaving,
-                self.moves,
-                self.serves,
+                lambda target: self.moves(target),
+                lambda: self.serves(),
             )
             return await self._membership.run()
         finally:
