@@ -138,6 +138,8 @@ class Rebalancer:
         self, stages: Stages, totals: Sequence[float], target: int, sources: Sequence[int], keep: int
     ) -> list[_Candidate]:
         """All moves from `sources` that leave `keep` others there."""
+        if not sources:
+            return []
         typical, candidates = typical_rate(stages), []
         for source in sources:
             for hosted in spared(stages[source], keep):

@@ -159,9 +159,11 @@ class Churn:
     def _ticking(self, now: float) -> None:
         """A twentieth of the rates is measured anew; the policy is asked."""
         for machine in range(round(now / self.tick) % TURNS, self.trace.machines, TURNS):
-            hosted = self._at[self._where[machine]][machine] if machine in self._where else None
-            if hosted and hosted.rate:
-                self._at[self._where[machine]][machine] = replace(hosted, rate=self._measure(machine))
+            if machine in self._where:
+                at = self._at[self._where[machine]]
+                was = at[machine]
+                rate = self._measure(machine) if was.rate else 0.0
+                at[machine] = Hosted(was.member, was.peer, rate, was.since, was.ready)
         self._ask(now)
         self._later(now + self.tick, self._ticking)
 
@@ -246,7 +248,7 @@ class Churn:
         return hosted if hosted and hosted.member == member else None
 
     def _measure(self, machine: int) -> float:
-        return self.rates[machine] * (1 + self._draw.uniform(-self.noise, self.noise))
+        return self.rates[machine] * (1 + self.noise * (2 * self._draw.random() - 1))
 
     def _record(self, now: float) -> None:
         """The span that ends now. To be called before anything changes who serves where."""
