@@ -8,10 +8,12 @@ replicas together, the run as its slowest stage.
 
 The preemption log of that study is not public. The trace here is drawn from a seed (`tests/churn.py`): machines are
 preempted one by one and in waves, each wave taking a fifth to nine tenths of one of eight zones, and come back 20
-minutes (after a wave: an hour) later in the mean. Both grow with the fourth power of time: that was chosen, so that
-without rebalancing, placed at random, a run ends near the published share; nothing else was. `even` has equal machines,
-`steady` as many losses at a constant pace, `uneven` machines of which the fastest is up to four times as fast as the
-slowest. Measured rates are up to 5 % off.
+minutes (after a wave: an hour) later in the mean. Both grow with the fourth power of time. These numbers were picked
+from about ten sets, so that without rebalancing, placed at random, mean and last hour come out near the published ones:
+that row agrees because it was made to; what SWARM's rule did was seen, too. They, and `confirm` of our rule (0, 30 and
+60 s were tried), were chosen on seeds 0 to 9, so what is printed is of others. `even` has equal machines, `steady` as
+many losses at a constant pace, `uneven` machines of which the fastest is up to four times as fast as the slowest.
+Measured rates are up to 5 % off.
 
 Shares are means over time, of the slowest stage over what all who serve could do if they were spread evenly:
 `divisible` as if a machine could be divided, `whole` with floor(live / 32) of them at the slowest stage (if they are
@@ -38,6 +40,9 @@ from swarm_peer.swarm.rebalancing import Move, Rebalancer, Settings
 from tests.churn import HOUR, Churn, Place, Trace
 
 STAGES = 32
+FIRST_SEED = 100
+"""Lower ones were looked at while the trace and the rule were made."""
+
 EVEN = Trace(machines=400, hours=32.0, losses=0.02, waves=0.25, rising=4.0)
 TRACES = {"even": EVEN, "steady": replace(EVEN, rising=0.0), "uneven": replace(EVEN, skew=4.0)}
 STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -140,7 +145,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def row(name: str, policy: Policy, outcomes: Sequence[Outcome]) -> dict[str, object]:
+def row(name: str, policy: Policy, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """All that is said of a policy on a trace, in per cent."""
 
     def shares(of: Callable[[Outcome], tuple[float, ...]], hours: slice) -> tuple[float, float]:
@@ -218,7 +223,8 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         pending = {
             (name, policy): [
-                pool.submit(outcome, policy, TRACES[name], seed, options.loading) for seed in range(options.seeds)
+                pool.submit(outcome, policy, TRACES[name], FIRST_SEED + seed, options.loading)
+                for seed in range(options.seeds)
             ]
             for name in options.only
             for policy in POLICIES

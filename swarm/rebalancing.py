@@ -157,8 +157,8 @@ def _totals(stages: Stages) -> list[float]:
 
 
 def spared(replicas: Sequence[Hosted], keep: int) -> list[Hosted]:
-    """Those of a stage that may move, so that `keep` others are left, and at least one, that take visits and stay."""
-    serving = [hosted for hosted in replicas if hosted.ready and not hosted.leaving]
+    """Of those of a stage that stay, who may move, so that `keep` others are left that take visits, and at least one."""
+    serving = [hosted for hosted in replicas if hosted.ready]
     return serving if len(serving) > max(1, keep) else []
 
 
