@@ -157,7 +157,7 @@ def _totals(stages: Stages) -> list[float]:
 
 
 def spared(replicas: Sequence[Hosted], keep: int) -> list[Hosted]:
-    """Of those of a stage that stay, who may move, so that `keep` others are left that take visits, and at least one."""
+    """Of those of a stage that stay: who may move, so that `keep` others that take visits are left, at least one."""
     serving = [hosted for hosted in replicas if hosted.ready]
     return serving if len(serving) > max(1, keep) else []
 
