@@ -52,7 +52,7 @@ def typical_rate(stages: Stages) -> float:
 
 def total_rate(replicas: Sequence[Hosted], typical: float) -> float:
     """Visits a second of a stage; the same in whatever order its replicas are given."""
-    return math.fsum(hosted.rate if hosted.rate > 0 else typical for hosted in replicas)
+    return math.fsum([hosted.rate if hosted.rate > 0 else typical for hosted in replicas])
 
 
 def place(stages: Stages, besides: Collection[int] = (), min_replicas: int = 1) -> int:

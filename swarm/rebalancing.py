@@ -138,6 +138,8 @@ class Rebalancer:
         self, stages: Stages, totals: Sequence[float], target: int, sources: Sequence[int], keep: int
     ) -> list[_Candidate]:
         """All moves from `sources` that leave `keep` others there."""
+        if not sources:
+            return []
         typical, candidates = typical_rate(stages), []
         for source in sources:
             for hosted in spared(stages[source], keep):
@@ -155,8 +157,8 @@ def _totals(stages: Stages) -> list[float]:
 
 
 def spared(replicas: Sequence[Hosted], keep: int) -> list[Hosted]:
-    """Those of a stage that may move, so that `keep` others are left, and at least one, that take visits and stay."""
-    serving = [hosted for hosted in replicas if hosted.ready and not hosted.leaving]
+    """Of those of a stage that stay: who may move, so that `keep` others that take visits are left, at least one."""
+    serving = [hosted for hosted in replicas if hosted.ready]
     return serving if len(serving) > max(1, keep) else []
 
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from swarm_peer.swarm.placement import Hosted
 from swarm_peer.swarm.rebalancing import Move
@@ -144,7 +145,7 @@ class Churn:
         for machine, stage in enumerate(self.hosts or self._dealt_out()):
             self._host(machine, stage, since=-HOUR, ready=True, measured=True)
         for when, machine, comes in self.trace.events(self.seed):
-            self._later(when, lambda now, machine=machine, comes=comes: self._come_or_go(now, machine, comes))
+            self._later(when, partial(self._come_or_go, machine, comes))
         end = self.trace.hours * HOUR
         if self._decide:
             self._later(0.0, self._ticking)
@@ -159,17 +160,19 @@ class Churn:
     def _ticking(self, now: float) -> None:
         """A twentieth of the rates is measured anew; the policy is asked."""
         for machine in range(round(now / self.tick) % TURNS, self.trace.machines, TURNS):
-            hosted = self._at[self._where[machine]][machine] if machine in self._where else None
-            if hosted and hosted.rate:
-                self._at[self._where[machine]][machine] = replace(hosted, rate=self._measure(machine))
+            if machine in self._where:
+                at = self._at[self._where[machine]]
+                was = at[machine]
+                rate = self._measure(machine) if was.rate else 0.0
+                at[machine] = Hosted(was.member, was.peer, rate, was.since, was.ready)
         self._ask(now)
         self._later(now + self.tick, self._ticking)
 
-    def _come_or_go(self, now: float, machine: int, comes: bool) -> None:
+    def _come_or_go(self, machine: int, comes: bool, now: float) -> None:
         self._record(now)
         if comes:
             self._host(machine, self.place(self.snapshot()), since=now, ready=not self.loading)
-            self._later(now + self.loading, lambda later, member=self._members: self._loaded(later, machine, member))
+            self._later(now + self.loading, partial(self._loaded, machine, self._members))
         else:
             del self._at[self._where.pop(machine)][machine]
             self.losses += 1
@@ -177,7 +180,7 @@ class Churn:
                 self._end_move(now, machine, ok=False)
         self._ask(now)
 
-    def _loaded(self, now: float, machine: int, member: int) -> None:
+    def _loaded(self, machine: int, member: int, now: float) -> None:
         hosted = self._find(machine, member)
         if hosted:
             self._record(now)
@@ -246,7 +249,7 @@ class Churn:
         return hosted if hosted and hosted.member == member else None
 
     def _measure(self, machine: int) -> float:
-        return self.rates[machine] * (1 + self._draw.uniform(-self.noise, self.noise))
+        return self.rates[machine] * (1 + self.noise * (2 * self._draw.random() - 1))
 
     def _record(self, now: float) -> None:
         """The span that ends now. To be called before anything changes who serves where."""
