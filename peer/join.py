@@ -161,7 +161,7 @@ async def _take_part(
 
 def _move(place: Place, peer: Peer, stage: int) -> bool:
     """Has another member of this machine host a stage in place of this one, unless its owner wants this one here."""
-    if peer.fixed or peer.leaving or peer.host is None or stage in (place.hosts, *place.besides()):
+    if peer.fixed or peer.leaving or peer.host is None or stage in place.besides():
         return False
     place.span.move(place, peer.host.member, stage, peer.leave, peer.stay)
     return True

@@ -34,14 +34,17 @@ class Place:
     hosts: int | None = None
     """The stage that is loaded."""
 
+    left: bool = False
+    """Whether another one has taken its place."""
+
     serves: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when what it does counts."""
 
     _loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     def besides(self) -> list[int]:
-        """The stages of the other members of this machine."""
-        return [place.hosts for place in self.span.places if place.hosts is not None and place is not self]
+        """The stages of all members of this machine, as they are loaded."""
+        return [place.hosts for place in self.span.places if place.hosts is not None]
 
     def placed(self, stage: int) -> None:
         self.hosts = stage
@@ -60,7 +63,7 @@ class Span:
         self._tell = tell
         self._members: dict[Place, asyncio.Task[str]] = {}
         self._moves: set[asyncio.Task[None]] = set()
-        self._last_words: list[str | BaseException] = []
+        self._ended: dict[Place, asyncio.Task[str]] = {}
 
     @property
     def places(self) -> list[Place]:
@@ -82,8 +85,7 @@ class Span:
             while self._members:
                 await asyncio.wait(self._members.values(), return_when=asyncio.FIRST_COMPLETED)
                 for place in [place for place, member in self._members.items() if member.done()]:
-                    member = self._members.pop(place)
-                    self._last_words.append(member.exception() or member.result())
+                    self._ended[place] = self._members.pop(place)
                 if self._moves and not self._members:
                     await asyncio.wait(self._moves)
         finally:
@@ -91,10 +93,9 @@ class Span:
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
-        for said_last in self._last_words:
-            if isinstance(said_last, BaseException):
-                raise said_last
-        return str(self._last_words[-1])
+        ended = sorted(self._ended, key=lambda place: (place.left, place.number))
+        last_words = [self._ended[place].result() for place in ended]
+        return last_words[0]
 
     async def _start(self, place: Place) -> "asyncio.Task[str]":
         """Starts a member: returns when it has its stage, or has ended."""
@@ -114,11 +115,11 @@ class Span:
         cannot."""
         number = next(number for number in range(AS_MANY_AS_FIT) if number not in [at.number for at in self.places])
         heir = Place(number, _numbered(self._tell, number), self, stage, member)
-        task = asyncio.ensure_future(self._move(heir, leave, stay))
+        task = asyncio.ensure_future(self._move(place, heir, leave, stay))
         self._moves.add(task)
         task.add_done_callback(self._moves.discard)
 
-    async def _move(self, heir: Place, leave: Callable[[str], None], stay: Callable[[], None]) -> None:
+    async def _move(self, place: Place, heir: Place, leave: Callable[[str], None], stay: Callable[[], None]) -> None:
         heir.tell(f"moving to stage {heir.stage}")
         member = await self._start(heir)
         serves = asyncio.ensure_future(heir.serves.wait())
@@ -127,6 +128,7 @@ class Span:
         finally:
             serves.cancel()
         if heir.serves.is_set():
+            place.left = True
             leave(f"it moves to stage {heir.stage}")
             return
         if member.done() and isinstance(member.exception(), SwarmError):

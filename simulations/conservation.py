@@ -70,8 +70,8 @@ class Conservation:
                 raise ConservationError(f"{_describe(credited)} are credited to {member.number}, who is gone")
             if host is None or host.member != member.number or member.peer in killed:
                 continue  # it is gone, and the trainer will hear of it
-            gradients = host.gradients
-            if gradients.lacking(0, step, indices) and not gradients.taken_back(0, step):
+            gradients, epoch = host.gradients, trainer.beginning.epoch
+            if gradients.lacking(epoch, step, indices) and not gradients.taken_back(epoch, step):
                 # Had it just dropped a sum to take something back, it would say so when asked to reduce.
                 raise ConservationError(
                     f"{_describe(credited)} are credited to member {member.number}, who does not hold them all"

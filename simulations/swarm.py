@@ -70,7 +70,7 @@ class SimulatedSwarm:
         """Trains to the end; the trainer's report."""
         self._report = asyncio.get_running_loop().create_future()
         for number, identity in enumerate(self.delegations):
-            self._start_coordinator(identity, lead=number == 0)
+            self._start_coordinator(identity, lead=number == 0, origin=None if number else self.origin)
         for number, stage in enumerate(self.wanted):
             self.start_peer(number, stage)
         report = await self._report
@@ -93,7 +93,7 @@ class SimulatedSwarm:
     def _trainers(self) -> list[Trainer]:
         return [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
 
-    def _start_coordinator(self, identity: Identity, *, lead: bool) -> None:
+    def _start_coordinator(self, identity: Identity, *, lead: bool, origin: Checkpoint | None = None) -> None:
         transport = self.network.transport(identity.peer_id)
         coordinator = Succession(
             manifest=self.manifest,
@@ -108,7 +108,7 @@ class SimulatedSwarm:
             give_up=self.give_up,
             keep=self.keep,
             checkpoints=self.checkpoints,
-            origin=self.origin if lead else None,
+            origin=origin,
             device=SimulatedDevice(random.Random(f"{self.seed}/{identity.peer_id}")),
             highest=self._terms.get(identity.peer_id, 0),
             remember=lambda term: self._terms.update({identity.peer_id: term}),
@@ -191,6 +191,16 @@ class SimulatedSwarm:
         else:
             identity = next(identity for identity in self.delegations if identity.peer_id == peer)
             self._start_coordinator(identity, lead=False)
+
+    def resume(self, peer: str, checkpoint: Checkpoint) -> None:
+        """Starts a killed coordinator again, which goes back to a checkpoint."""
+        self.killed.remove(peer)
+        identity = next(identity for identity in self.delegations if identity.peer_id == peer)
+        self._start_coordinator(identity, lead=True, origin=checkpoint)
+
+    def move(self, peer: str, target: int) -> bool:
+        """Has the machine of a peer host another stage in its place; says whether it will."""
+        return self.peers[peer].moves(target)
 
     def freeze(self, peer: str) -> None:
         """SIGSTOP."""

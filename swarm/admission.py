@@ -9,13 +9,14 @@ to `errands.py`.
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import ProtocolError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
+from .beginning import Beginning
 from .conditions import Signal
 from .epochs import Lineage, read_lineage
 from .errands import Errands
@@ -63,14 +64,10 @@ class Listener(Protocol):
     def closed_marker(self) -> int: ...
 
     @property
-    def lineage(self) -> Lineage: ...
+    def beginning(self) -> Beginning: ...
 
     def tells_of(self, lineage: Lineage) -> None:
         """A peer has followed a trainer of these epochs."""
-        ...
-
-    def donors(self, stage: int) -> list[pb.Member]:
-        """Who can give the state of a stage."""
         ...
 
     def declines(self, member: Member) -> None:
@@ -79,10 +76,6 @@ class Listener(Protocol):
 
     def loaded(self, member: Member) -> None:
         """A newcomer to whom nobody gives the state of its stage has the rest of it."""
-        ...
-
-    def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> Awaitable[None]:
-        """Gives what a checkpoint holds."""
         ...
 
     def settled(self) -> int:
@@ -180,7 +173,7 @@ class Admission:
         if isinstance(body, pb.Watch):
             await serve_watch(incoming, pb.Heartbeat)
         elif isinstance(body, pb.Fetch):
-            await self.listener.serve_fetch(incoming, body)
+            await self.listener.beginning.serve_fetch(incoming, body)
         else:
             raise ProtocolError(f"{incoming.peer} sent {body.DESCRIPTOR.name} where a trainer gives only what it has")
 
@@ -236,7 +229,7 @@ class Admission:
                 manifest=self.manifest.canonical(),
                 signature=self.signature,
                 term=self.term,
-                epochs=self.listener.lineage.epochs,
+                epochs=self.listener.beginning.lineage.epochs,
             )
         )
         hearing = asyncio.create_task(self._hear_past(channel)) if self._has_led(channel, follow) else None
@@ -308,7 +301,7 @@ class Admission:
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
         number = hello.epochs[-1].term.number if hello.epochs else 0
-        member.returning = hello.returning and number == self.listener.lineage.number
+        member.returning = hello.returning and number == self.listener.beginning.lineage.number
         member.about, member.replaces, member.fixed = hello.about, hello.replaces, hello.fixed
         replaced = self.roster.get(hello.replaces)
         if replaced is not None:
@@ -324,8 +317,8 @@ class Admission:
                 member=member.number,
                 stage=member.stage,
                 closed=self.listener.closed_marker(),
-                donors=self.listener.donors(member.stage),
-                epochs=self.listener.lineage.epochs,
+                donors=self.listener.beginning.donors(member.stage, self.listener.closed_marker()),
+                epochs=self.listener.beginning.lineage.epochs,
             )
         )
         return member

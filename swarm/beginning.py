@@ -46,9 +46,10 @@ class Beginning:
         """Steps below this are closed as the term begins, as far as is known."""
         return 0 if self.origin is None else self.origin.closed
 
-    def commit(self) -> pb.Commit | None:
-        """The Commit by which newcomers turn the checkpoint's version into the next."""
-        return None if self._restoring is None else self._restoring.commit()
+    def commits(self) -> dict[int, pb.Commit]:
+        """By step: the Commit by which newcomers turn the checkpoint's version into the next."""
+        commit = None if self._restoring is None else self._restoring.commit()
+        return {} if commit is None else {commit.step: commit}
 
     def donors(self, stage: int, closed: int) -> list[pb.Member]:
         """Ready replicas, and the trainer as long as its checkpoint is not too old."""

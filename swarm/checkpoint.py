@@ -83,5 +83,8 @@ class MemoryCheckpoints:
         self.kept.append(checkpoint)
 
     async def latest(self, lineage: Lineage) -> Checkpoint | None:
+        return self.newest(lineage)
+
+    def newest(self, lineage: Lineage) -> Checkpoint | None:
         fitting = [checkpoint for checkpoint in self.kept if checkpoint.is_of(lineage)]
         return max(fitting, key=lambda checkpoint: (checkpoint.closed, checkpoint.lineage.number), default=None)

@@ -25,18 +25,16 @@ class Crew:
     history: History
     founders: int = 0
     last_members: int = 0
-    resuming: bool | None = None
-    """Whether the run goes on where another trainer left it (whoever is there will do), or begins (so many replicas are
-    to be there); None: as members tell."""
+    resuming: bool = False
+    """Whether the term begins with a checkpoint: then whoever is there will do, as when another trainer has led."""
 
     reports: list[tuple[Member, pb.Held]] = field(default_factory=list)
 
     @property
     def resumes(self) -> bool:
         """Whether the run had begun before this trainer did."""
-        if self.resuming is not None:
-            return self.resuming
-        return bool(self.history.told) or any(member.returning for member in self.roster.everyone())
+        told = self.resuming or bool(self.history.told)
+        return told or any(member.returning for member in self.roster.everyone())
 
     def heard(self, member: Member, held: pb.Held) -> None:
         """What a member that comes (again) holds."""

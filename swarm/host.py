@@ -143,8 +143,7 @@ class StageHost:
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
         message = pb.Held(closed=self.authority.closed, members=self.authority.founders)
-        commits = self.recollection.commits
-        message.commits.extend(commits[step] for step in sorted(commits))
+        message.commits.extend(commit for _, commit in sorted(self.recollection.commits.items()))
         message.past.extend(self.recollection.past.values())
         message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)
         for (epoch, step), indices in self.gradients.held().items():
@@ -218,8 +217,7 @@ class StageHost:
     async def _tell_end(self, incoming: Incoming, visit: Visit, wanted: Attachment | None) -> None:
         if visit.failure is not None:
             failure = visit.failure
-            told = pb.Failed(stage=failure.stage, reason=failure.reason, detail=failure.detail)
-            await incoming.channel.send(told)
+            await incoming.channel.send(pb.Failed(stage=failure.stage, reason=failure.reason, detail=failure.detail))
             return
         done = pb.Done(path=visit.path(), load=self.load())
         if visit.loss is not None:

@@ -28,12 +28,14 @@ MOVE_SECONDS = 900.0
 
 @dataclass
 class Moving:
-    """`period`: seconds from a move to the next, 0 for none at all. `busy()`: whether now is no time to move anyone:
+    """`period`: seconds from a move to the next, 0 for none at all; `patience`: how long
+    a stage without replicas waits for one that returns. `busy()`: whether now is no time to move anyone:
     before the run has begun, while it ends, or somebody leaves."""
 
     roster: Roster
     period: float
     min_replicas: int
+    patience: float
     signal: Signal
     tell: Callable[[Member, Body], Awaitable[None]]
     busy: Callable[[], bool]
@@ -47,11 +49,16 @@ class Moving:
 
     async def run(self) -> None:
         """Never returns."""
+        empty_since: float | None = None
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.busy() or not self.period:
+            now = asyncio.get_running_loop().time()
+            is_empty = any(not replicas for replicas in self.roster.hosted())
+            empty_since = (now if empty_since is None else empty_since) if is_empty else None
+            returns = empty_since is not None and now < empty_since + self.patience
+            if self.busy() or not self.period or returns:
                 continue
-            move = self.rebalancer.decide(asyncio.get_running_loop().time(), self._movable())
+            move = self.rebalancer.decide(now, self._movable())
             mover = None if move is None else self.roster.get(move.member)
             if move is not None and mover is not None:
                 why = await self._carry_out(move, mover)

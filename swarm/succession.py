@@ -91,7 +91,6 @@ class Succession:
         self._begins = self.origin is not None
         """Whether the next term begins an epoch."""
 
-        self._resuming: bool | None = None if self.origin is None else False
 
     async def run(self, *, lead: bool) -> dict[str, Any] | None:
         """To the end of the run: the report if this coordinator led it then, else None. With `lead` it begins as the
@@ -135,18 +134,18 @@ class Succession:
         assert self.trainer is not None
         if self.trainer.fenced_by is not None:
             self.highest = max(self.highest, self.trainer.fenced_by.number)
-        self._begins, self._back_to, self._resuming = True, self.origin, False
+        self._begins, self._back_to = True, self.origin
 
     def _take_past(self) -> None:
         """Takes over what the trainer that was knows."""
         assert self.trainer is not None
-        self.lineage = self.trainer.lineage
+        self.lineage = self.trainer.beginning.lineage
         self._past.update((past.step, past) for past in self.trainer.past(0))
 
     async def _go_back(self) -> None:
         """The next term begins at the last checkpoint, or anew if there is none."""
         self._take_past()
-        self._begins, self._resuming = True, True
+        self._begins = True
         self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
 
     async def _lead(self) -> dict[str, Any]:
@@ -156,7 +155,7 @@ class Succession:
         self.highest = number
         begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
-        self._begins, self._back_to, self._resuming = False, None, None
+        self._begins, self._back_to = False, None
         self.emit(events.Leads(number))
         if begun is not None:
             self.emit(begun)
@@ -197,7 +196,7 @@ class Succession:
             banned=self.banned(),
             epochs=self.lineage,
             origin=self._back_to,
-            resuming=self._resuming,
+            resuming=self._begins,
             checkpoints=self.checkpoints,
             device=self.device,
         )

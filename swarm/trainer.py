@@ -36,7 +36,7 @@ from .directory import Directory
 from .driving import Driver, Samples
 from .epochs import Lineage
 from .errands import Errands
-from .exchange import Incoming, Meter, Pool
+from .exchange import Meter, Pool
 from .faults import FaultLog
 from .finishing import Finishing
 from .history import History
@@ -67,7 +67,7 @@ LINGER_SECONDS = 10.0
 class Trainer:
     """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever.
     `known`: what a standby was told of the steps before its term. `epochs`: of the run; the last one is this term's own
-    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: as a `Crew` has it. `device`: where a
+    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: whether it does. `device`: where a
     checkpoint is read."""
 
     manifest: Manifest
@@ -88,7 +88,7 @@ class Trainer:
 
     epochs: Lineage = field(default=Lineage())
     origin: Checkpoint | None = None
-    resuming: bool | None = None
+    resuming: bool = False
     checkpoints: Checkpoints | None = None
     device: Device = field(default_factory=ThreadDevice)
 
@@ -108,7 +108,6 @@ class Trainer:
         self.fenced_by: pb.Term | None = None
         """The term that has shown this one to be over."""
 
-        self.serve_fetch: Callable[[Incoming, pb.Fetch], Awaitable[None]] = self.beginning.serve_fetch
         self.history = History(
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
@@ -212,13 +211,12 @@ class Trainer:
         self.applied: Callable[[Member, int, bytes], None] = readiness.applied
         self.loaded: Callable[[Member], None] = readiness.loaded
         self.closing.closed = self.closing.committed = self.beginning.closed
-        commit = self.beginning.commit()
-        if commit is not None:
-            self.closing.commits[commit.step] = commit
+        self.closing.commits.update(self.beginning.commits())
         self._moving = Moving(
             roster=self.roster,
             period=manifest.settings.pipeline.rebalance,
             min_replicas=manifest.settings.pipeline.min_replicas,
+            patience=manifest.settings.pipeline.patience,
             signal=self.signal,
             tell=self.admission.tell,
             busy=lambda: not self._started or self._finishing or self._departures.are_under_way,
@@ -304,7 +302,7 @@ class Trainer:
                 manifest=self.manifest,
                 signature=self.signature,
                 term=self.term,
-                lineage=self.lineage,
+                lineage=self.beginning.lineage,
                 checkpoints=self.checkpoints,
                 roster=self.roster,
                 pool=self.pool,
@@ -441,20 +439,13 @@ class Trainer:
 
     # ---- epochs and checkpoints
 
-    @property
-    def lineage(self) -> Lineage:
-        return self.beginning.lineage
-
     def _reached(self) -> int:
         """The step that the last checkpoint goes back to."""
         return 0 if self._checkpointing is None else self._checkpointing.reached
 
-    def donors(self, stage: int) -> list[pb.Member]:
-        return self.beginning.donors(stage, self.closing.closed)
-
     def tells_of(self, lineage: Lineage) -> None:
         """Before it begins, this term takes over the newest epoch; later, who holds another begins anew."""
-        if lineage.number > self.lineage.number and not self._started:
+        if lineage.number > self.beginning.epoch and not self._started:
             self.history.follow(lineage)
             self._readiness.take_over(lineage)
 

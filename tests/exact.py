@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.swarm.checkpoint import MemoryCheckpoints
 from swarm_peer.swarm.driving import Microbatch
 from swarm_peer.swarm.exact_backend import ExactArithmetic, ExactBackend
 from swarm_peer.swarm.keys import Identity, delegate, sign_manifest, sign_term
@@ -91,3 +92,13 @@ def exact_swarm(manifest: Manifest, **options: Any) -> SimulatedSwarm:
         wanted=options.pop("wanted", (None,) * (manifest.stages * replicas)),
         **options,
     )
+
+
+def memory(manifest: Manifest, every: int = 1) -> MemoryCheckpoints:
+    """Checkpoints of an exact run, in memory."""
+
+    def digest(stage: int, state: bytes) -> bytes:
+        backend = ExactBackend(manifest.settings.seed, stage, manifest.stages)
+        return backend.digest(backend.load(state))
+
+    return MemoryCheckpoints(every, digest)

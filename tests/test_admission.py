@@ -1,6 +1,7 @@
 """The trainer's door: nobody is taken in by a trainer that leads no more."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 from swarm_peer.errors import UnreachableError
@@ -25,16 +26,13 @@ class Quiet:
 
     founders = 0
 
-    lineage = Lineage()
+    beginning = SimpleNamespace(lineage=Lineage(), donors=lambda stage, closed: [])
 
     def closed_marker(self) -> int:
         return 0
 
     def tells_of(self, lineage: Lineage) -> None:
         pass
-
-    def donors(self, stage: int) -> list[pb.Member]:
-        return []
 
     def refusal(self, peer: str) -> str:
         return ""

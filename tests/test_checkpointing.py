@@ -7,23 +7,14 @@ import pytest
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
-from swarm_peer.swarm.checkpoint import Checkpoint, MemoryCheckpoints
-from swarm_peer.swarm.exact_backend import ExactBackend
+from swarm_peer.swarm.checkpoint import Checkpoint
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.manifest import Manifest
 
-from tests.exact import exact_manifest, exact_swarm
+from tests.exact import exact_manifest, exact_swarm, memory
 from tests.exact_reference import reference
 
 STEPS = 5
-
-
-def memory(manifest: Manifest, every: int = 1) -> MemoryCheckpoints:
-    def digest(stage: int, state: bytes) -> bytes:
-        backend = ExactBackend(manifest.settings.seed, stage, manifest.stages)
-        return backend.digest(backend.load(state))
-
-    return MemoryCheckpoints(every, digest)
 
 
 def check(report: dict[str, Any], staleness: int) -> None:

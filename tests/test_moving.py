@@ -29,7 +29,7 @@ def trained(manifest: Manifest, wanted: tuple[int | None, ...], **options: Any) 
     durations = {**DURATIONS, FORWARD: 0.4, BACKWARD: 0.8}
 
     async def main() -> dict[str, Any]:
-        swarm = exact_swarm(manifest, emit=told.append, wanted=wanted, durations=durations, **options)
+        swarm = exact_swarm(manifest, wanted=wanted, durations=durations, **{"emit": told.append, **options})
         return await swarm.run()
 
     report = run(main(), limit=4000.0)
@@ -79,17 +79,21 @@ def test_who_declines_is_not_asked_again() -> None:
     assert len({move.member for move in moves}) == len(moves)
 
 
-def test_a_mover_that_is_lost_on_its_way_ends_its_move() -> None:
+def test_a_mover_that_is_lost_at_once_ends_its_move_and_another_one_moves() -> None:
+    swarms: list[SimulatedSwarm] = []
     killed: list[str] = []
+    told: list[events.Event] = []
+
+    def emit(event: events.Event) -> None:
+        told.append(event)
+        if isinstance(event, events.Moving) and not killed:
+            killed.append(event.peer)
+            swarms[0].kill(event.peer)
 
     def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
-        host = swarm.peers[peer].host
-        heirs = [other for other in swarm.peers.values() if other.replaces]
-        if heirs and not killed and host is not None and host.member == heirs[0].replaces:
-            killed.append(peer)
-            swarm.kill(peer)
+        swarms[:] = [swarm]
 
-    report, told = trained(manifest_of(), (0, 1, 2, 0, 0, 1), watch=watch)
-    assert len(killed) == 1
-    assert [bool(move.error) for move in of(told, events.Moved)][:1] == [True]
-    assert [len(replica["digests"]) for replica in report["replicas"]] == [2, 2, 2]
+    trained(manifest_of(), (0, 1, 2, 0, 0, 1, 0), watch=watch, emit=emit)
+    moved = of(told, events.Moved)
+    assert (moved[0].peer, moved[0].error) == (killed[0], "it was lost")
+    assert [(move.stage, move.target, move.error) for move in moved[1:]] == [(0, 2, "")]

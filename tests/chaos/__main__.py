@@ -15,11 +15,12 @@ import contextlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.checks import check_promises
 from tests.chaos.mutants import MUTANTS
-from tests.chaos.schedules import Schedule, draw_schedule
+from tests.chaos.schedules import Schedule, draw_elastic, draw_schedule
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import Chaos
 
@@ -52,24 +53,26 @@ def main() -> int:
     real.add_argument("--logs", type=Path, help="keep the processes' logs and all events in this folder")
     for command in [commands.choices[name] for name in ("run", "replay", "shrink")]:
         command.add_argument("--mutant", choices=sorted(MUTANTS), help="with this rule of the protocol broken")
+        command.add_argument("--elastic", action="store_true", help="with losses of whole stages, moves and resumes")
     options = parser.parse_args()
     if options.command == "real":
         return run_real(options)
+    draw = draw_elastic if options.elastic else draw_schedule
     with MUTANTS[options.mutant].broken() if options.mutant else contextlib.nullcontext():
         if options.command == "run":
-            return run_several(options.first, options.last)
+            return run_several(options.first, options.last, draw)
         if (options.seed is None) == (options.file is None):
             parser.error("give a seed or --file")
         text = options.file.read_text(encoding="utf-8") if options.file else ""
-        schedule = Schedule.from_json(text) if text else draw_schedule(options.seed)
+        schedule = Schedule.from_json(text) if text else draw(options.seed)
         return (replay if options.command == "replay" else shrunk)(schedule, options.out)
 
 
-def run_several(first: int, last: int) -> int:
+def run_several(first: int, last: int, draw: Callable[[int], Schedule] = draw_schedule) -> int:
     bad = 0
     longest = 0.0
     for seed in range(first, last):
-        error, chaos = problem_of(draw_schedule(seed))
+        error, chaos = problem_of(draw(seed))
         longest = max(longest, chaos.finished_at)
         if error is not None:
             bad += 1

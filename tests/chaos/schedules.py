@@ -46,6 +46,12 @@ CORRUPT = "corrupt"
 LEAVE = "leave"
 """A peer wants to leave; if it has gone, it comes again `seconds` later. `draw_leaving` alone draws it."""
 
+LOSE, MOVE, RESUME = "lose", "move", "resume"
+ELASTIC_KINDS = {LOSE: 3, MOVE: 3, "join": 1, RESUME: 2}
+"""What `draw_elastic` has besides. lose: every replica of a stage is killed, and they come again one after the other,
+with nothing. move: a peer's machine is asked to host another stage instead. resume: the trainer of a run without
+standbys is killed, and another one begins at the last checkpoint."""
+
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
 """Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and a replica of
 every stage are cut off from the rest."""
@@ -108,6 +114,10 @@ class Schedule:
     visits: int = 0
     spilled: int = 0
     disk: int = 0
+    checkpoints: int = 0
+    """How many steps lie between two checkpoints; 0: none are taken."""
+
+    patience: float = 30.0
 
     @property
     def peers(self) -> int:
@@ -167,6 +177,25 @@ def draw_leaving(seed: int) -> Schedule:
         for _ in range(draw.choice((1, 2, 3, 6)))
     ]
     return replace(base, faults=(*base.faults, *leaves))
+
+
+def draw_elastic(seed: int) -> Schedule:
+    """The schedule of this seed in which peers leave, move and come, stages lose their last replica, and trainers begin
+    at a checkpoint."""
+    base, draw = draw_leaving(seed), random.Random(f"elastic {seed}")
+    span = 10 if base.latency[1] > 0.1 else 1
+    kinds = {kind: odds for kind, odds in ELASTIC_KINDS.items() if kind != RESUME or not base.standby}
+    faults = list(base.faults)
+    for kind in draw.choices(list(kinds), list(kinds.values()), k=draw.choice((1, 2, 3))):
+        target = {LOSE: f"stage {draw.randrange(base.stages)}", RESUME: TRAINER}.get(
+            kind, f"peer {draw.randrange(base.peers)}"
+        )
+        other = f"stage {draw.randrange(base.stages)}" if kind == MOVE else ""
+        seconds = draw.choice((0.5, 2.0, 4.0, 8.0))
+        faults.append(Fault(kind, draw.uniform(0.3, 6.0) * span, seconds, target, other))
+    return replace(
+        base, faults=tuple(faults), checkpoints=draw.choice((1, 1, 2, 3)), patience=draw.choice((0.1, 1.0, 5.0))
+    )
 
 
 def draw_wrong_state(seed: int) -> Schedule:

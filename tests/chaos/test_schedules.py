@@ -18,6 +18,7 @@ from tests.chaos.schedules import (
     Fault,
     Schedule,
     Trigger,
+    draw_elastic,
     draw_leaving,
     draw_schedule,
     draw_wrong_state,
@@ -79,6 +80,24 @@ def check_leaving(seed: int) -> int:
 @pytest.mark.parametrize("tens", range(4))
 def test_peers_leave_politely_in_the_midst_of_faults(tens: int) -> None:
     assert sum(check_leaving(seed) for seed in range(10 * tens, 10 * tens + 10)) > 0
+
+
+def check_elastic(seed: int) -> Chaos:
+    schedule = draw_elastic(seed)
+    chaos = Chaos(schedule)
+    try:
+        check_promises(chaos.simulate(), schedule)
+    except BaseException as error:
+        error.add_note(f"python -m tests.chaos replay {seed} --elastic    # carried out: {chaos.done}")
+        raise
+    return chaos
+
+
+@pytest.mark.parametrize("tens", range(10))
+def test_elastic_schedules(tens: int) -> None:
+    """Joins, moves, leaves, stages that lose their last replica, runs that go back, trainers that resume."""
+    done = [check_elastic(seed) for seed in range(10 * tens, 10 * tens + 10)]
+    assert any("went-back" in line for chaos in done for line in chaos.log)
 
 
 @pytest.mark.slow

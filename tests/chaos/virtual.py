@@ -20,6 +20,7 @@ from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import BackwardResult, Context, State, Update
+from swarm_peer.swarm.checkpoint import MemoryCheckpoints
 from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event, Stepped
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
@@ -29,8 +30,8 @@ from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
 
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient
-from tests.chaos.schedules import LEAVE, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
-from tests.exact import ORGANIZER, exact_manifest, exact_swarm
+from tests.chaos.schedules import LEAVE, LOSE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
+from tests.exact import ORGANIZER, exact_manifest, exact_swarm, memory
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
 VIRTUAL_SECONDS = 400.0
@@ -59,6 +60,14 @@ class WatchedBackend(ExactBackend):
         super().__init__(seed, stage, stages)
         self.made_of: dict[int, tuple[bytes, ...]] = {}
 
+    def load(self, data: bytes) -> ExactState:
+        self.made_of.clear()  # of another epoch, perhaps
+        return super().load(data)
+
+    def initial_state(self) -> ExactState:
+        self.made_of.clear()
+        return super().initial_state()
+
     def backward(self, state: State, context: Context, output_gradient: bytes | None) -> BackwardResult:
         if self.wrong_next:
             self.wrong_next = False
@@ -83,7 +92,7 @@ def manifest_of(schedule: Schedule) -> Manifest:
         replicas=schedule.replicas,
     )
     settings = manifest.settings
-    pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby})
+    pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby, "patience": schedule.patience})
     limits = settings.limits
     if schedule.gradients:
         apart = schedule.gradients * ExactBackend(0, 0, schedule.stages).gradient_bytes
@@ -114,6 +123,8 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
         watch=chaos.watch,
         emit=chaos.emit,
     )
+    if schedule.checkpoints:
+        swarm.checkpoints = memory(manifest, schedule.checkpoints)
     swarm.parts = Parts(
         backend=lambda manifest, stage: WatchedBackend(manifest.settings.seed, stage, manifest.stages),
         arithmetic=swarm.parts.arithmetic,
@@ -210,6 +221,8 @@ class Chaos:
         host = self.swarm.peers[peer].host
         if host is None or host.stage != stage or not isinstance(host.backend, WatchedBackend):
             return (0, 0), ()
+        if host.authority.epoch != self.swarm.trainer.beginning.epoch:
+            return (0, 0), ()
         commit = host.recollection.commits.get(version - 1)
         choices = [choice for choice in commit.choices if choice.stage == stage] if commit is not None else []
         named = (choices[0].term, choices[0].attempt) if choices else (0, 0)
@@ -269,6 +282,10 @@ class Chaos:
 
     def _carried_out(self, fault: Fault, name: str, trainer: bool) -> bool:
         swarm = self.swarm
+        if fault.kind == LOSE:
+            return self._lose(fault)
+        if fault.kind == RESUME:
+            return self._resume(fault, name)
         if fault.kind == "join":
             swarm.start_peer(len(swarm.peers), None)
             return True
@@ -319,6 +336,31 @@ class Chaos:
 
         if seconds != math.inf:
             self.swarm.later(seconds, undo)
+
+    def _lose(self, fault: Fault) -> bool:
+        """Kills all replicas of a stage, which come again one after the other."""
+        stage = int(fault.target.removeprefix("stage "))
+        found = [name for name in self.swarm.live_at(stage) if name not in self._down]
+        for number, name in enumerate(found if self.swarm.trainer.steps else ()):
+            self.swarm.kill(name)
+            self._back(name, fault.seconds * (1 + number), partial(self.swarm.restart, name))
+        return bool(found) and bool(self.swarm.trainer.steps)
+
+    def _resume(self, fault: Fault, name: str) -> bool:
+        """Kills the only trainer there is, and has another one begin at the last checkpoint."""
+        kept = self.swarm.checkpoints
+        assert isinstance(kept, MemoryCheckpoints)
+        if name in self.swarm.killed or name in self._down or not kept.kept:
+            return False
+        last = kept.newest(self.swarm.trainer.beginning.lineage)
+        if last is None:
+            return False
+        self.swarm.kill(name)
+        self._back(name, fault.seconds, partial(self.swarm.resume, name, last))
+        return True
+
+    def _move(self, fault: Fault, name: str, trainer: bool) -> None:
+        self.swarm.move(name, int(fault.other.removeprefix("stage ")))
 
     def _kill(self, fault: Fault, name: str, trainer: bool) -> None:
         self.swarm.kill(name)
