@@ -103,6 +103,9 @@ class Admission:
     _standbys: dict[Channel, int] = field(default_factory=dict)
     """By standby: the step below which it has been told everything."""
 
+    _giving: set[Stream] = field(default_factory=set)
+    """Streams of those who take from a checkpoint."""
+
     def __post_init__(self) -> None:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
@@ -142,6 +145,7 @@ class Admission:
                 await self.errands.serve(channel, hello)
                 return
             if isinstance(hello, pb.Fetch | pb.Watch):
+                self._giving.add(stream)
                 await serve_exchanges(stream, self.meter, lambda: 0, self._give, first=hello)
                 return
             refusal = self._refusal(hello, channel.peer)
@@ -164,6 +168,7 @@ class Admission:
         finally:
             stream.close()
             self._standbys.pop(channel, None)
+            self._giving.discard(stream)
             if member is not None:
                 self._channels.pop(member.number, None)
                 self.listener.lost(member, why)
@@ -378,8 +383,8 @@ class Admission:
     def close(self) -> None:
         """Ends every control stream, and takes no more: whoever is led by this trainer looks for another."""
         self._closed = True
-        for channel in (*self._channels.values(), *self._standbys):
-            channel.close()
+        for stream in (*self._channels.values(), *self._standbys, *self._giving):
+            stream.close()
 
     @property
     def connected(self) -> int:

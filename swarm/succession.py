@@ -91,7 +91,6 @@ class Succession:
         self._begins = self.origin is not None
         """Whether the next term begins an epoch."""
 
-
     async def run(self, *, lead: bool) -> dict[str, Any] | None:
         """To the end of the run: the report if this coordinator led it then, else None. With `lead` it begins as the
         trainer."""

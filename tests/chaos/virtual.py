@@ -28,9 +28,10 @@ from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity, delegate
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
+from swarm_peer.swarm.roster import Member
 
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient
-from tests.chaos.schedules import LEAVE, LOSE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
+from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.exact import ORGANIZER, exact_manifest, exact_swarm, memory
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
@@ -297,7 +298,7 @@ class Chaos:
             return False  # the run has not begun: it would wait for as many peers as it is to begin with
         if trainer and fault.kind == "kill" and not self._followed():
             return False
-        needs_another = fault.kind in ("kill", "freeze", "isolate", "corrupt", "part", LEAVE) or (
+        needs_another = fault.kind in ("kill", "freeze", "isolate", "corrupt", "part", LEAVE, MOVE) or (
             fault.kind == "hang" and fault.seconds == math.inf
         )
         if needs_another and not trainer and not self._spare(name, fault.seconds):
@@ -322,9 +323,13 @@ class Chaos:
         others = [
             other.peer
             for other in self.swarm.trainer.roster.ready(member.stage)
-            if other is not member and not (seconds == math.inf and self.swarm.peers[other.peer].leaving)
+            if other is not member and not (seconds == math.inf and self._is_going(other))
         ]
         return any(other not in self.swarm.killed and other not in self._down for other in others)
+
+    def _is_going(self, member: Member) -> bool:
+        moves = any(peer.replaces == member.number for peer in self.swarm.peers.values())
+        return moves or bool(self.swarm.peers[member.peer].leaving)
 
     def _back(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         """Undoes a fault after `seconds`; meanwhile the peer counts as down."""
@@ -350,7 +355,7 @@ class Chaos:
         """Kills the only trainer there is, and has another one begin at the last checkpoint."""
         kept = self.swarm.checkpoints
         assert isinstance(kept, MemoryCheckpoints)
-        if name in self.swarm.killed or name in self._down or not kept.kept:
+        if name in self.swarm.killed or name in self._down or self.swarm.trainer.over:
             return False
         last = kept.newest(self.swarm.trainer.beginning.lineage)
         if last is None:
