@@ -93,7 +93,10 @@ def manifest_of(schedule: Schedule) -> Manifest:
         replicas=schedule.replicas,
     )
     settings = manifest.settings
-    pipeline = settings.pipeline.model_copy(update={"standby": schedule.standby, "patience": schedule.patience})
+    # A device that hangs for good while its peer beats on can be told from a slow one by nobody: no one moves away from it.
+    hangs = any(fault.kind == "hang" and fault.seconds == math.inf for fault in schedule.faults)
+    pace = {"standby": schedule.standby, "patience": schedule.patience, "rebalance": 0.0 if hangs else 300.0}
+    pipeline = settings.pipeline.model_copy(update=pace)
     limits = settings.limits
     if schedule.gradients:
         apart = schedule.gradients * ExactBackend(0, 0, schedule.stages).gradient_bytes
