@@ -23,6 +23,7 @@ from .manifest import Manifest
 from .model.names import trainable_shapes
 from .optimizer import StageState, state_digest, state_from_bytes
 from .roster import Roster
+from .sizes import state_bytes
 
 TRIES = 20
 PAUSE_SECONDS = 0.5
@@ -116,7 +117,8 @@ async def _fetch_soon(manifest: Manifest, pool: Pool, stage: int, version: int, 
 
 async def _fetch(manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member]) -> StageState:
     limit = manifest.settings.limits.payload_bytes
-    snapshot = await fetch_snapshot(pool, donors, manifest.run_id, stage, limit, version)
+    most = state_bytes(manifest, stage)
+    snapshot = await fetch_snapshot(pool, donors, manifest.run_id, stage, limit, version, max_bytes=most)
     shapes = trainable_shapes(manifest, stage)
     try:
         return state_from_bytes(snapshot.data, shapes, torch.device("cpu"), manifest.settings.optimizer.state)

@@ -27,7 +27,6 @@ from ..errors import (
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
-from .catching_up import Snapshots
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
 from .exchange import Incoming, Pool
@@ -41,6 +40,7 @@ from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import PLACES, Neighbours
 from .routing import Place
+from .snapshots import Snapshots
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
 

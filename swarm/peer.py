@@ -32,6 +32,7 @@ from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, Neighbours
 from .reduction import Reducer
+from .sizes import state_bytes
 from .survey import Survey
 from .transport import Stream, Transport
 
@@ -211,7 +212,10 @@ class Peer:
         else:
             host.drop_state()
             limit = host.manifest.settings.limits.payload_bytes
-            snapshot = await fetch_snapshot(self.pool, welcome.donors, host.authority.run_id, host.stage, limit)
+            most = state_bytes(host.manifest, host.stage)
+            snapshot = await fetch_snapshot(
+                self.pool, welcome.donors, host.authority.run_id, host.stage, limit, max_bytes=most
+            )
             version, data = snapshot.version, snapshot.data
             state = await host.device.run(BACKGROUND, lambda: host.backend.load(data))
         digest = await host.device.run(BACKGROUND, lambda: host.backend.digest(state))
