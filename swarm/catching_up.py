@@ -97,14 +97,18 @@ class _Fetching:
             asking = [task for task in self._asking.values() if not task.done()]
             if offer is not None:
                 tried.append(offer)
-                table = PartTable(offer)
+                may_give = [
+                    donor for donor in self._donors if offer in self._offers[donor] or not self._asking[donor].done()
+                ]
+                table = PartTable(offer, len(may_give))
                 await self._pull(table)
                 if table.complete:
                     return Snapshot(offer.version, table.data)
             elif asking:
                 await _first_of(asking)
             else:
-                said = "; ".join(self._problems.values()) or "no replica is ready"
+                problems = [self._problems[donor] for donor in self._donors if donor in self._problems]
+                said = "; ".join(problems) or "no replica is ready"
                 raise UnreachableError(f"nobody gives the state of stage {self._stage}: {said}")
 
     async def end(self) -> None:

@@ -19,8 +19,11 @@ from ..protos import swarm_pb2 as pb
 MAX_STATE_PARTS = 1 << 14
 DIGEST_BYTES = 32
 
-FIRST_AT_ONCE, MOST_AT_ONCE = 2, 4
-"""Parts that one donor is asked for at once: at first, and at the most."""
+MOST_AT_ONCE = 4
+"""Parts that one donor is asked for at once. A fresh stream carries little in each round trip, so one is too few."""
+
+FIRST_ALTOGETHER = 8
+"""Parts that all donors together are asked for at first, one of each at the least."""
 
 QUICK_SECONDS = 1.0
 """A part that took longer was slow."""
@@ -85,10 +88,11 @@ def most_offered(offers: Mapping[str, Sequence[Offer]], without: Collection[Offe
 
 
 class PartTable:
-    """Which parts of an offer are there, on their way and from whom, or still to be asked for."""
+    """Which parts of an offer, which so many donors make, are there, on their way and from whom, or due."""
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: Offer, donors: int) -> None:
         self.offer = offer
+        self._at_first = max(1, min(MOST_AT_ONCE, FIRST_ALTOGETHER // donors))
         self.data = bytearray(offer.size)
         self._due = deque(range(len(offer.digests)))
         self._missing = set(self._due)
@@ -149,7 +153,8 @@ class PartTable:
                 self._due.appendleft(part)
 
     def _has_enough(self, donor: str) -> bool:
-        return sum(donor in asked for asked in self._coming.values()) >= self._at_once.setdefault(donor, FIRST_AT_ONCE)
+        asked_for = sum(donor in asked for asked in self._coming.values())
+        return asked_for >= self._at_once.setdefault(donor, self._at_first)
 
     def _late_for(self, donor: str) -> tuple[float, int] | None:
         """The part that another donor has been at for longest, and when this one may be asked for it."""

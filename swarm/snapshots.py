@@ -1,7 +1,7 @@
 """A donor's end of catching up: gives a version of its stage's state, in parts.
 
 Owns the exports: one a version, made once however many ask for it, kept while somebody reads it, two at the most. What
-takes time (export, digests) is done on the device in the background; of parts no more than two leave at once, so that
+takes time (export, digests) is done on the device in the background; of parts no more than four leave at once, so that
 visits find room on the link. Nothing of the donor's own work waits for a newcomer.
 
 A version that is not kept is refused (NOT_KEPT), and so is a third one while two are being read (NOT_READY). Errors:
@@ -32,7 +32,7 @@ KEPT_SECONDS = 30.0
 READ_SECONDS = 3.0
 """An export that somebody has asked for so recently gives way to none of another version."""
 
-SENDING_AT_ONCE = 2
+SENDING_AT_ONCE = 4
 SEND_SECONDS = 60.0
 """How long a part may take to leave: who takes it in more slowly would keep others from their turn."""
 

@@ -138,8 +138,8 @@ class Recorded(PartTable):
 
     tables: ClassVar[list["Recorded"]] = []
 
-    def __init__(self, offer: Offer) -> None:
-        super().__init__(offer)
+    def __init__(self, offer: Offer, donors: int) -> None:
+        super().__init__(offer, donors)
         self.times = Counter[int]()
         self.there: set[int] = set()
         self.tables.append(self)
@@ -214,11 +214,11 @@ def test_a_slow_donor_does_not_hold_up_the_end(recorded: type[Recorded]) -> None
         world = World(down=None)
         for name in "ab":
             await world.add(name)
-        slow = await world.add("slow", up=RATE / 20)
+        slow = await world.add("slow", up=RATE / 30)
         began = now()
         assert_right(await world.fetch())
         # The slow one needs 5 s for its first two parts, which the others fetch once more.
-        assert 2 * PART / (RATE / 20) > 5.0
+        assert 2 * PART / (RATE / 30) > 5.0
         assert now() - began < 1.5 * SIZE / RATE
         assert slow.given == 0
         (table,) = recorded.tables
@@ -665,7 +665,7 @@ def offer(parts: int) -> tuple[Offer, list[bytes]]:
 
 def test_quick_donors_are_asked_for_more_at_once_and_slow_ones_for_less() -> None:
     made, data = offer(40)
-    table = PartTable(made)
+    table = PartTable(made, 4)
 
     def at_once(donor: str, seconds: float) -> int:
         """How many parts it is asked for at once, all of which come after so long."""
@@ -682,9 +682,15 @@ def test_quick_donors_are_asked_for_more_at_once_and_slow_ones_for_less() -> Non
     assert table.arrived_bytes == 10 * 21
 
 
+@pytest.mark.parametrize(("donors", "asked"), [(1, 4), (2, 4), (3, 2), (8, 1), (50, 1)])
+def test_many_donors_are_asked_for_few_parts_each_at_first(donors: int, asked: int) -> None:
+    table = PartTable(offer(100)[0], donors)
+    assert len(list(iter(lambda: table.next_for("a", 0.0), None))) == asked
+
+
 def test_at_the_end_what_is_late_is_asked_of_one_more() -> None:
     made, data = offer(3)
-    table = PartTable(made)
+    table = PartTable(made, 4)
     assert [table.next_for("a", 0.0), table.next_for("b", 1.0), table.next_for("a", 1.0)] == [0, 1, 2]
     table.arrived(1, "b", data[1], 4.0)  # a part takes 3 s
     table.ended(1, "b")
