@@ -97,10 +97,7 @@ class _Fetching:
             asking = [task for task in self._asking.values() if not task.done()]
             if offer is not None:
                 tried.append(offer)
-                may_give = [
-                    donor for donor in self._donors if offer in self._offers[donor] or not self._asking[donor].done()
-                ]
-                table = PartTable(offer, len(may_give))
+                table = PartTable(offer, len(asking) + sum(offer in made for made in self._offers.values()))
                 await self._pull(table)
                 if table.complete:
                     return Snapshot(offer.version, table.data)

@@ -28,9 +28,10 @@ FIRST_ALTOGETHER = 8
 QUICK_SECONDS = 1.0
 """A part that took longer was slow."""
 
-FIRST_PATIENCE_SECONDS, LEAST_PATIENCE_SECONDS = 2.0, 0.5
-PATIENCE = 2.0
-"""How many times longer than usual a part may be on its way before another donor is asked for it too."""
+FIRST_PATIENCE_SECONDS, LEAST_PATIENCE_SECONDS = 3.0, 1.0
+PATIENCE = 4.0
+"""How many times longer than usual a part may be on its way before another donor is asked for it too. Of the streams of
+one connection some carry much more than others: what is fetched twice for that takes room from the rest."""
 
 FETCHERS = 2
 """Donors that are asked for the same part at once, at the most."""
