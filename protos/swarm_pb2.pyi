@@ -352,18 +352,20 @@ class Fetch(_message.Message):
     def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ...) -> None: ...
 
 class Fetched(_message.Message):
-    __slots__ = ("payload", "version", "parts", "size", "epoch")
+    __slots__ = ("payload", "version", "parts", "size", "digests", "epoch")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     payload: int
     version: int
     parts: int
     size: int
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
     epoch: int
-    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    def __init__(self, payload: _Optional[int] = ..., version: _Optional[int] = ..., parts: _Optional[int] = ..., size: _Optional[int] = ..., digests: _Optional[_Iterable[bytes]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ()

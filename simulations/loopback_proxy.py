@@ -43,10 +43,28 @@ SMALLEST_PIECE = 256
 NETS = 1 << 14
 
 
+@dataclass(eq=False)
+class _Downlink:
+    """What comes to one process, from whomever: a token bucket of `PIECE_SECONDS`, without limit if `rate` is 0."""
+
+    rate: float = 0.0
+    _free_at: float = 0.0
+
+    async def pass_through(self, size: int) -> None:
+        """Returns when so many bytes have come through; in the order of the calls."""
+        if not self.rate:
+            return
+        loop = asyncio.get_running_loop()
+        self._free_at = max(self._free_at, loop.time() - PIECE_SECONDS) + size / self.rate
+        if self._free_at > loop.time():
+            await asyncio.sleep(self._free_at - loop.time())
+
+
 class _Way:
     """One direction between two processes, shared by all their connections."""
 
-    def __init__(self, delay: float, rate: float) -> None:
+    def __init__(self, delay: float, rate: float, into: _Downlink) -> None:
+        self.into = into
         self.delay = delay
         self.rate = rate
         self.cut = False
@@ -84,6 +102,7 @@ class _Way:
                 self._free_at = max(self._free_at, loop.time()) + len(piece) / self.rate
                 await asyncio.sleep(self._free_at - loop.time())
                 await self.arrive(sent)
+            await self.into.pass_through(len(piece))
             await write(piece)
             self.carried += len(piece)
             data = data[len(piece) :]
@@ -163,6 +182,7 @@ class ProxyNet:
         self._numbers: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._ways: dict[tuple[str, str], _Way] = {}
+        self._downlinks: dict[str, _Downlink] = {}
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], None] = {}
         self.refused = 0
@@ -220,6 +240,14 @@ class ProxyNet:
         """Each way carries no more than this; 0 takes the limit away."""
         self._change(one, other, True, rate=bytes_per_second)
 
+    def narrow(self, name: str, bytes_per_second: float) -> None:
+        """All that comes to this process together is no more than this; 0 takes the limit away."""
+
+        async def narrow() -> None:
+            self._downlink(name).rate = bytes_per_second
+
+        self._do(narrow)
+
     def delay(self, one: str, other: str, seconds: float) -> None:
         """Each way takes this long; a round trip takes twice as long."""
         self._change(one, other, True, delay=seconds)
@@ -240,7 +268,12 @@ class ProxyNet:
         self._do(change)
 
     def _way(self, sender: str, receiver: str) -> _Way:
-        return self._ways.setdefault((sender, receiver), _Way(self._delay, self._rate))
+        if (sender, receiver) not in self._ways:
+            self._ways[sender, receiver] = _Way(self._delay, self._rate, self._downlink(receiver))
+        return self._ways[sender, receiver]
+
+    def _downlink(self, name: str) -> _Downlink:
+        return self._downlinks.setdefault(name, _Downlink())
 
     # ---- connections
 

@@ -383,7 +383,9 @@ class Admission:
     def close(self) -> None:
         """Ends every control stream, and takes no more: whoever is led by this trainer looks for another."""
         self._closed = True
-        for stream in (*self._channels.values(), *self._standbys, *self._giving):
+        for channel in (*self._channels.values(), *self._standbys):
+            channel.close()
+        for stream in self._giving:
             stream.close()
 
     @property

@@ -144,7 +144,7 @@ class StageBackend(Protocol):
         """A state as bytes, for another replica of this stage."""
         ...
 
-    def load(self, data: bytes) -> State:
+    def load(self, data: bytes | bytearray) -> State:
         """The state that a replica exported. Raises `WireError` for bytes that are no state of this stage."""
         ...
 

@@ -23,6 +23,7 @@ from .keys import SignedManifest
 from .manifest import Manifest
 from .reduction import AttemptKey, pull_reduction
 from .roster import Roster
+from .sizes import state_bytes
 
 
 @dataclass
@@ -98,12 +99,13 @@ class Checkpointing:
                 self.pool, self.manifest.run_id, key, choice, [holder.to_message() for holder in holders], limit
             )
             reduction = {name: made.parts for name, made in found.items()}
+        most, epoch = state_bytes(self.manifest, stage), self.lineage.number
         snapshot = await fetch_snapshot(
-            self.pool, donors, self.manifest.run_id, stage, limit, version, epoch=self.lineage.number
+            self.pool, donors, self.manifest.run_id, stage, limit, version, epoch=epoch, max_bytes=most
         )
-        if await self.checkpoints.digest(stage, snapshot.data) != self._digest(stage, version):
+        if await self.checkpoints.digest(stage, bytes(snapshot.data)) != self._digest(stage, version):
             raise TrustError(f"the state of stage {stage} at version {version} has not the digest that replicas report")
-        return StageCheckpoint(snapshot.data, reduction)
+        return StageCheckpoint(bytes(snapshot.data), reduction)
 
     def _digest(self, stage: int, version: int) -> bytes:
         digest = self.roster.digest_of(stage, version)

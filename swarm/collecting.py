@@ -23,6 +23,7 @@ from .manifest import Manifest
 from .model.names import trainable_shapes
 from .optimizer import StageState, state_digest, state_from_bytes
 from .roster import Roster
+from .sizes import state_bytes
 
 TRIES = 20
 PAUSE_SECONDS = 0.5
@@ -38,12 +39,12 @@ class Collected:
     states: Mapping[int, StageState]
 
 
-async def collect_as_trainer(manifest: Manifest, roster: Roster, pool: Pool, version: int) -> Collected:
+async def collect_as_trainer(manifest: Manifest, roster: Roster, pool: Pool, version: int, epoch: int) -> Collected:
     """A version from the replicas of a roster; each state's digest is the one that they have reported."""
     states = {}
     for stage in range(manifest.stages):
         donors = [member.to_message() for member in roster.ready(stage)]
-        state = await _fetch(manifest, pool, stage, version, donors)
+        state = await _fetch(manifest, pool, stage, version, donors, epoch)
         if state_digest(state) != roster.digest_of(stage, version):
             raise TrustError(f"the state of stage {stage} at version {version} has not the digest that replicas report")
         states[stage] = state
@@ -58,10 +59,10 @@ async def collect_from_run(manifest: Manifest, directory: Directory, pool: Pool)
         try:
             records = [await directory.read(manifest.run_id, stage) for stage in range(manifest.stages)]
             donors = [_donors(stage, found) for stage, found in enumerate(records)]
-            version = await _newest_version(manifest, pool, donors[0])
+            newest = await _newest_version(manifest, pool, donors[0])
             stages = range(manifest.stages)
-            states = await asyncio.gather(*(_agreed(manifest, pool, at, version, donors[at]) for at in stages))
-            return Collected(version, dict(enumerate(states)))
+            states = await asyncio.gather(*(_agreed(manifest, pool, at, newest, donors[at]) for at in stages))
+            return Collected(newest.version, dict(enumerate(states)))
         except UnreachableError as error:
             problem = error
         await asyncio.sleep(PAUSE_SECONDS)
@@ -75,7 +76,7 @@ def _donors(stage: int, records: Sequence[Record]) -> list[pb.Member]:
     return [pb.Member(peer=record.peer, addresses=record.addresses) for record in records]
 
 
-async def _newest_version(manifest: Manifest, pool: Pool, donors: Sequence[pb.Member]) -> int:
+async def _newest_version(manifest: Manifest, pool: Pool, donors: Sequence[pb.Member]) -> pb.Fetched:
     """The newest version of a stage that one of `donors` has."""
     question = pb.Fetch(run=manifest.run_id, kind=pb.Fetch.STATE, newest=True, part=BEYOND_EVERY_PART)
     problem: SwarmError | None = None
@@ -83,30 +84,32 @@ async def _newest_version(manifest: Manifest, pool: Pool, donors: Sequence[pb.Me
         pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
         try:
             answer, _ = await fetch(pool, donor.peer, question, 0)
-            return answer.version
+            return answer
         except (UnreachableError, RefusedError, WireError) as error:
             problem = error
     raise UnreachableError(f"nobody of stage 0 says which version it has: {problem}")
 
 
-async def _agreed(manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member]) -> StageState:
+async def _agreed(
+    manifest: Manifest, pool: Pool, stage: int, newest: pb.Fetched, donors: Sequence[pb.Member]
+) -> StageState:
     """The state of a stage, from two replicas that must agree, where there are two that have it."""
     first, *others = await asyncio.gather(
-        *(_fetch_soon(manifest, pool, stage, version, donor) for donor in donors[:2]), return_exceptions=True
+        *(_fetch_soon(manifest, pool, stage, newest, donor) for donor in donors[:2]), return_exceptions=True
     )
     found = [state for state in (first, *others) if isinstance(state, StageState)]
     if not found:
         raise first if isinstance(first, SwarmError) else UnreachableError(f"stage {stage}: {first}")
     if len({state_digest(state) for state in found}) > 1:
-        raise TrustError(f"two replicas of stage {stage} give different states of version {version}")
+        raise TrustError(f"two replicas of stage {stage} give different states of version {newest.version}")
     return found[0]
 
 
-async def _fetch_soon(manifest: Manifest, pool: Pool, stage: int, version: int, donor: pb.Member) -> StageState:
+async def _fetch_soon(manifest: Manifest, pool: Pool, stage: int, newest: pb.Fetched, donor: pb.Member) -> StageState:
     """A version that the donor has, or is about to make."""
     for patience in range(SOON_TRIES - 1, -1, -1):
         try:
-            return await _fetch(manifest, pool, stage, version, [donor])
+            return await _fetch(manifest, pool, stage, newest.version, [donor], newest.epoch)
         except UnreachableError:
             if not patience:
                 raise
@@ -114,9 +117,12 @@ async def _fetch_soon(manifest: Manifest, pool: Pool, stage: int, version: int, 
     raise AssertionError
 
 
-async def _fetch(manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member]) -> StageState:
+async def _fetch(
+    manifest: Manifest, pool: Pool, stage: int, version: int, donors: Sequence[pb.Member], epoch: int
+) -> StageState:
     limit = manifest.settings.limits.payload_bytes
-    snapshot = await fetch_snapshot(pool, donors, manifest.run_id, stage, limit, version)
+    most = state_bytes(manifest, stage)
+    snapshot = await fetch_snapshot(pool, donors, manifest.run_id, stage, limit, version, epoch=epoch, max_bytes=most)
     shapes = trainable_shapes(manifest, stage)
     try:
         return state_from_bytes(snapshot.data, shapes, torch.device("cpu"), manifest.settings.optimizer.state)

@@ -28,7 +28,7 @@ def _encode(values: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values)
 
 
-def _decode(data: bytes, length: int) -> list[int]:
+def _decode(data: bytes | bytearray, length: int) -> list[int]:
     if len(data) != 8 * length:
         raise WireError(f"expected {length} residues of 8 bytes, got {len(data)} bytes")
     values = list(struct.unpack(f"<{length}Q", data))
@@ -110,7 +110,7 @@ class ExactBackend:
     def export(self, state: ExactState) -> bytes:
         return _encode((state.version, *state.weights))
 
-    def load(self, data: bytes) -> ExactState:
+    def load(self, data: bytes | bytearray) -> ExactState:
         version, *weights = _decode(data, WIDTH + 1)
         return ExactState(version, tuple(weights))
 

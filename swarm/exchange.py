@@ -61,7 +61,7 @@ class Channel:
     def peer(self) -> str:
         return self._stream.peer
 
-    async def send(self, body: Body, payload: bytes = b"", *, category: str | None = None) -> None:
+    async def send(self, body: Body, payload: bytes | memoryview = b"", *, category: str | None = None) -> None:
         """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as."""
         if payload:
             body.payload = len(payload)  # type: ignore[union-attr]

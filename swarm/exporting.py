@@ -46,7 +46,9 @@ class Export:
         manifest = trainer.manifest
         steps = manifest.settings.train.steps
         try:
-            self.collected = await collect_as_trainer(manifest, trainer.roster, trainer.pool, steps)
+            self.collected = await collect_as_trainer(
+                manifest, trainer.roster, trainer.pool, steps, trainer.beginning.epoch
+            )
         except SwarmError as error:
             self.problem = str(error)
         before, after = trainer.heldout["before"], trainer.heldout["after"]

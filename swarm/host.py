@@ -27,7 +27,6 @@ from ..errors import (
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
-from .catching_up import Snapshots
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
 from .epochs import Lineage
@@ -43,6 +42,7 @@ from .messages import check_run, from_scalar, to_scalar
 from .neighbours import PLACES, Neighbours
 from .recollection import Recollection
 from .routing import Place
+from .snapshots import Snapshots
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
 
@@ -125,9 +125,8 @@ class StageHost:
 
     def drop_state(self) -> None:
         """Forgets what it holds of the model: it is wrong, or too old to be brought up to date."""
-        settings = self.manifest.settings
-        self.visits = VisitTable(settings.pipeline.slots)
-        self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
+        self.visits = VisitTable(self.manifest.settings.pipeline.slots)
+        self.gradients = GradientStore(self.backend, self.manifest.settings.limits.gradient_bytes)
         self.kept.clear()
         self.versions = VersionStore()
         self.recollection.commits.clear()
@@ -138,6 +137,7 @@ class StageHost:
         self.drop_state()
         self.recollection.go_back(lineage.first)
         self.lineage = lineage
+        self.snapshots.epoch = lineage.number
         self.authority.enter(lineage.number)
 
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:

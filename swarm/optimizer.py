@@ -10,6 +10,7 @@ Loshchilov and Hutter, "Decoupled weight decay regularization", 2019. Decay appl
 """
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,8 +63,12 @@ def state_digest(state: StageState) -> bytes:
 
 
 def state_to_bytes(state: StageState) -> bytes:
-    """Parameters and both moments, little-endian, in the order of `state_digest`."""
-    return b"".join(_bytes(piece) for _, piece in state.pieces())
+    """Parameters and both moments, little-endian, in the order of `state_digest`; at no time more than these bytes and
+    one tensor's."""
+    written = io.BytesIO()
+    for _, piece in state.pieces():
+        written.write(_bytes(piece))
+    return written.getvalue()
 
 
 def _bytes(piece: Tensor) -> bytes:
@@ -72,7 +77,7 @@ def _bytes(piece: Tensor) -> bytes:
 
 
 def state_from_bytes(
-    data: bytes, shapes: Mapping[str, tuple[int, ...]], device: torch.device, form: Form = "fp32"
+    data: bytes | bytearray, shapes: Mapping[str, tuple[int, ...]], device: torch.device, form: Form = "fp32"
 ) -> StageState:
     """The state of tensors of these shapes. Raises `WireError` for another number of bytes, and for NaN or infinity."""
     due = sum(_due(math.prod(shape), form) for shape in shapes.values())

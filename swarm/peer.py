@@ -32,6 +32,7 @@ from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, Neighbours
 from .reduction import Reducer
+from .sizes import state_bytes
 from .survey import Survey
 from .transport import Stream, Transport
 
@@ -270,8 +271,15 @@ class Peer:
             if not welcome.donors:
                 await self._wait_for_donors(channel)
             limit = host.manifest.settings.limits.payload_bytes
+            most = state_bytes(host.manifest, host.stage)
             snapshot = await fetch_snapshot(
-                self.pool, welcome.donors, host.authority.run_id, host.stage, limit, epoch=host.authority.epoch
+                self.pool,
+                welcome.donors,
+                host.authority.run_id,
+                host.stage,
+                limit,
+                epoch=host.authority.epoch,
+                max_bytes=most,
             )
             version, data = snapshot.version, snapshot.data
             state = await host.device.run(BACKGROUND, lambda: host.backend.load(data))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from ..errors import StorageError
 from ..protos import swarm_pb2 as pb
-from .catching_up import Snapshots
 from .checkpoint import Checkpoint, StageCheckpoint
 from .compute import BACKGROUND, Device
 from .exchange import Incoming
+from .snapshots import Snapshots
 from .versions import VersionStore
 
 
@@ -77,7 +77,7 @@ class Restoring:
             self._stage = stage, kept
             self._versions = VersionStore()
             self._versions.put(self.checkpoint.version, kept.state, self.checkpoint.digests[stage])
-            self._snapshots = Snapshots(self.run_id, stage, _Exported(), self.device, self.max_payload)
+            self._snapshots = Snapshots(self.run_id, stage, _Exported(), self.device, self.max_payload, self.epoch)
         return self._stage[1]
 
     async def _refuse(self, incoming: Incoming, reason: pb.Reason, detail: str) -> None:

@@ -236,7 +236,7 @@ class TorchBackend:
     def export(self, state: StageState) -> bytes:
         return state_to_bytes(state)
 
-    def load(self, data: bytes) -> StageState:
+    def load(self, data: bytes | bytearray) -> StageState:
         return state_from_bytes(data, self._shapes, self._device, self._form)
 
     def _inputs(self, visit: StageInput) -> Tensor:

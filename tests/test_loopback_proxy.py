@@ -211,6 +211,24 @@ def test_delay_and_rate_are_felt_and_can_change(net: ProxyNet, folder: Path) -> 
     run(body())
 
 
+def test_all_that_comes_to_a_process_shares_its_downlink(net: ProxyNet, folder: Path) -> None:
+    async def body() -> None:
+        async with nodes(net, folder, "a", "b", "c") as (a, b, c):
+            streams = [await c.open(peer.peer_id, peer.addresses) for peer in (a, b)]
+            for stream in streams:
+                await asked(stream, b"x")
+            net.narrow("c", 100_000)
+            began = asyncio.get_running_loop().time()
+            await asyncio.gather(*(asked(stream, bytes(20_000)) for stream in streams))
+            # 40,000 bytes come to it, of which 2,000 may come at once; what it sends is not held up.
+            assert asyncio.get_running_loop().time() - began >= 0.36
+            net.narrow("c", 0)
+            # With the limit this would take 20 s.
+            await asyncio.gather(*(asked(stream, bytes(1_000_000)) for stream in streams))
+
+    run(body())
+
+
 def test_many_segments_are_in_flight_at_once() -> None:
     """Through 0.5 s each way, one after the other they would take longer than a test may: there are at least 128."""
 
