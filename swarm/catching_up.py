@@ -65,7 +65,7 @@ async def fetch_snapshot(
     for donor in donors:
         pool.addresses.setdefault(donor.peer, tuple(donor.addresses))
     names = tuple(dict.fromkeys(donor.peer for donor in donors))[:MAX_DONORS]
-    about = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage, version=version, epoch=epoch)
+    about = pb.Fetch(run=run_id, kind=pb.Fetch.STATE, stage=stage, epoch=epoch)
     fetching = _Fetching(pool, names, about, max_payload, max_bytes)
     try:
         return await fetching.run(version)
@@ -129,7 +129,7 @@ class _Fetching:
 
     async def _ask(self, donor: str, version: int | None) -> None:
         """Has a donor say what it can give."""
-        question = self._question(pb.Fetch(part=BEYOND_EVERY_PART))
+        question = self._question(pb.Fetch(version=version, part=BEYOND_EVERY_PART))
         try:
             answer, _ = await fetch(self._pool, donor, question, 0, OFFER_SECONDS)
             offer = read_offer(answer, donor, version, self._max_payload, self._max_bytes)

@@ -9,14 +9,14 @@ Errors: none end the run; a checkpoint that could not be taken or kept is told o
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import SwarmError, TrustError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .catching_up import fetch_snapshot
 from .checkpoint import Checkpoint, Checkpoints, StageCheckpoint
-from .conditions import innermost
+from .conditions import Signal, innermost
 from .epochs import Lineage
 from .exchange import Pool
 from .keys import SignedManifest
@@ -24,6 +24,8 @@ from .manifest import Manifest
 from .reduction import AttemptKey, pull_reduction
 from .roster import Roster
 from .sizes import state_bytes
+
+TRIES, PAUSE_SECONDS = 5, 1.0
 
 
 @dataclass
@@ -40,25 +42,47 @@ class Checkpointing:
     pool: Pool
     past: Callable[[int], list[pb.Past]]
     emit: Callable[[events.Event], None]
+    closed: Callable[[], int]
+    """The trainer's marker."""
+
     reached: int = 0
-    _taking: bool = False
+    done: Signal = field(default_factory=Signal)
+    """Notified when one has been taken, or has failed."""
+
+    taking: bool = False
 
     def is_due(self, closed: int) -> bool:
         last = closed == self.manifest.settings.train.steps
-        return closed > self.reached and not self._taking and (last or closed >= self.reached + self.checkpoints.every)
+        return closed > self.reached and not self.taking and (last or closed >= self.reached + self.checkpoints.every)
 
     async def take(self, closed: int, commit: pb.Commit) -> None:
         """Takes and keeps the checkpoint of all steps below `closed`; `commit`: of the last one of them."""
-        self._taking = True
+        self.taking = True
         try:
-            checkpoint = await self._gather(closed, commit)
+            checkpoint = await self._gather_patiently(closed, commit)
             await self.checkpoints.save(checkpoint)
             self.reached = closed
             self.emit(events.Checkpointed(closed))
         except SwarmError as error:
             self.emit(events.CheckpointFailed(closed, str(error)))
         finally:
-            self._taking = False
+            self.taking = False
+            self.done.notify()
+
+    async def ended(self) -> None:
+        """Returns when none is being taken."""
+        await self.done.wait_for(lambda: not self.taking)
+
+    async def _gather_patiently(self, closed: int, commit: pb.Commit) -> Checkpoint:
+        """Donors may be busy with others; they keep what is asked for until the next step is closed."""
+        for _ in range(TRIES - 1):
+            try:
+                return await self._gather(closed, commit)
+            except SwarmError:
+                await asyncio.sleep(PAUSE_SECONDS)
+                if self.closed() != closed:
+                    raise
+        return await self._gather(closed, commit)
 
     async def _gather(self, closed: int, commit: pb.Commit) -> Checkpoint:
         delayed = self.manifest.settings.pipeline.staleness

@@ -308,6 +308,7 @@ class Trainer:
                 pool=self.pool,
                 past=self.past,
                 emit=self.emit,
+                closed=self.closed_marker,
                 reached=self.closing.closed,
             )
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
@@ -335,6 +336,8 @@ class Trainer:
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
         self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
         await self.errands.run(settings.train.steps)
+        if self._checkpointing is not None:
+            await self._checkpointing.ended()
         if self.keep is not None:
             await self.keep(self)
         await self.admission.conclude()

@@ -4,6 +4,7 @@ stopped."""
 from typing import Any
 
 import pytest
+from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
@@ -15,6 +16,8 @@ from tests.exact import exact_manifest, exact_swarm, memory
 from tests.exact_reference import reference
 
 STEPS = 5
+SLOW = {**DURATIONS, FORWARD: 0.5, BACKWARD: 1.0}
+"""A step takes longer than a donor is busy with the checkpoint of the step before."""
 
 
 def check(report: dict[str, Any], staleness: int) -> None:
@@ -33,6 +36,7 @@ def trained(manifest: Manifest, **options: Any) -> tuple[dict[str, Any], list[ev
     told: list[events.Event] = []
 
     async def main() -> dict[str, Any]:
+        options.setdefault("durations", SLOW)
         report: dict[str, Any] = await exact_swarm(manifest, emit=told.append, **options).run()
         return report
 
