@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from swarm_peer.errors import CheckpointError, StorageError
+from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
 from swarm_peer.swarm.checkpoint import Checkpoint
 from swarm_peer.swarm.checkpoint_folder import CheckpointFolder, find_checkpoint, open_checkpoint
+from swarm_peer.swarm.compute import BACKWARD, FORWARD
 from swarm_peer.swarm.epochs import Lineage
 from swarm_peer.swarm.keys import CHECKPOINT_DOMAIN, Identity
 from swarm_peer.swarm.manifest import Manifest
@@ -22,6 +24,8 @@ from swarm_peer.swarm.manifest import Manifest
 from tests.tiny import TRAINER, tiny_manifest, tiny_swarm
 
 STEPS = 4
+SLOW = {**DURATIONS, FORWARD: 1.0, BACKWARD: 2.0}
+"""A step takes longer than a donor is busy with the checkpoint of the step before."""
 
 
 class AtOnce(CheckpointFolder):
@@ -49,7 +53,7 @@ def trained(manifest: Manifest, **options: Any) -> tuple[dict[str, Any], list[ev
     told: list[events.Event] = []
 
     async def main() -> dict[str, Any]:
-        report: dict[str, Any] = await tiny_swarm(manifest, emit=told.append, **options).run()
+        report: dict[str, Any] = await tiny_swarm(manifest, emit=told.append, durations=SLOW, **options).run()
         return report
 
     return run(main(), limit=400.0), told

@@ -9,6 +9,7 @@ from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import events
 from swarm_peer.swarm.checkpoint import Checkpoint
+from swarm_peer.swarm.compute import BACKWARD, FORWARD
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.manifest import Manifest
 
