@@ -29,8 +29,9 @@ MOVE_SECONDS = 900.0
 @dataclass
 class Moving:
     """`period`: seconds from a move to the next, 0 for none at all; `patience`: how long
-    a stage without replicas waits for one that returns. `busy()`: whether now is no time to move anyone:
-    before the run has begun, while it ends, or somebody leaves."""
+    a stage without replicas waits for one that returns. `began()`: whether the term has begun: before that nobody takes
+    part, and who has a state may move. `busy()`: whether now is no time to move anyone: before the run has begun, while
+    it ends, or somebody leaves."""
 
     roster: Roster
     period: float
@@ -38,6 +39,7 @@ class Moving:
     patience: float
     signal: Signal
     tell: Callable[[Member, Body], Awaitable[None]]
+    began: Callable[[], bool]
     busy: Callable[[], bool]
     emit: Callable[[events.Event], None]
     _declined: set[int] = field(default_factory=set)
@@ -69,13 +71,25 @@ class Moving:
         """Who declined, or is held where it is by its owner, stays: to the policy it hosts every stage."""
         everywhere = tuple(range(self.roster.stages))
         return [
-            [replace(replica, besides=everywhere) if self._stays(replica.member) else replica for replica in replicas]
+            [
+                replace(
+                    replica,
+                    besides=everywhere if self._stays(replica.member) else replica.besides,
+                    ready=replica.ready or self._is_waiting(replica.member),
+                )
+                for replica in replicas
+            ]
             for replicas in self.roster.hosted()
         ]
 
     def _stays(self, number: int) -> bool:
         member = self.roster.get(number)
         return number in self._declined or member is None or member.fixed
+
+    def _is_waiting(self, number: int) -> bool:
+        """Whether a member has all it takes to take part in a term that has not begun."""
+        member = self.roster.get(number)
+        return not self.began() and member is not None and member.version >= 0
 
     async def _carry_out(self, move: Chosen, mover: Member) -> str:
         """Has a member move: why it did not, "" if it did."""

@@ -55,8 +55,8 @@ def flip_reduction(swarm: SimulatedSwarm, peer: str, moment: Moment) -> bool:
 
 
 def spoil_what_is_over(swarm: SimulatedSwarm, lineage: Lineage) -> None:
-    """Makes wrong what peers and coordinators still hold of epochs that are over. It would be right otherwise: the exact
-    backend does the same again, bit by bit, and nobody would notice what takes it for a part of the run."""
+    """Makes wrong what peers and coordinators still hold of epochs that are over. It would be right otherwise: the
+    exact backend does the same again, bit by bit, and nobody would notice who takes it for a part of the run."""
     for peer in swarm.peers.values():
         if peer.host is not None and peer._reducer is not None and peer.host.authority.epoch < lineage.number:
             _spoil_host(peer.host, lineage)
