@@ -108,6 +108,9 @@ class Peer:
         self.leaving = ""
         """Why it leaves, "" while it stays."""
 
+        self._welcome = False
+        """Whether the trainer that was asked last has let it in."""
+
         self._membership: Membership | None = None
         self._wants_out = asyncio.Event()
         self._reducer: Reducer | None = None
@@ -176,6 +179,7 @@ class Peer:
             heed_cancellation()
             began = asyncio.get_running_loop().time()
             trainer = await self._find_trainer(run_id, failures)
+            self._welcome = False
             try:
                 return await self._serve_under(trainer, run_id, stage)
             except OrganizerError:
@@ -194,7 +198,8 @@ class Peer:
                     if error.reason in ("WRONG_STATE", "TOO_OLD"):
                         self.host.drop_state()
                 self.tell(f"not under trainer {trainer.peer}: {error}")
-            served = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
+            # A trainer that cannot be reached may take long to say nothing.
+            served = self._welcome and asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
             failures = 0 if served else failures + 1
             await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** max(0, failures - 1), MAX_REJOIN_PAUSE_SECONDS))
 
@@ -232,6 +237,7 @@ class Peer:
                 if welcome.stage != host.stage:
                     raise ProtocolError(f"{trainer.peer} moves this peer to stage {welcome.stage}")
                 host.rebadge(welcome.member)
+            self._welcome = True
             if lineage.number != host.lineage.number:
                 host.enter(lineage)
                 if self._reducer is not None:

@@ -10,6 +10,7 @@ def away_while_the_run_went_back(seed: int) -> Schedule:
     """A peer cannot reach the trainer, but the others, who meanwhile have begun anew, still find it in the directory."""
     when = Trigger("forward", 1, 1, 0)
     faults = (
+        Fault("slow", 0.0, 60.0, "peer 1", "", when),
         Fault("cut", 0.0, 30.0, "peer 4", TRAINER, when),
         Fault(LOSE, 4.0, 0.5, "stage 2", "", when),
     )
@@ -21,9 +22,9 @@ def standby_that_missed_an_epoch(seed: int) -> Schedule:
     standby, who leads then, has been told of those steps as they were before."""
     when = Trigger("forward", 2, 2, 0)
     faults = (
-        Fault("cut", 0.0, 40.0, TRAINER, STANDBY, when),
+        Fault("cut", 0.0, 90.0, TRAINER, STANDBY, when),
         Fault(LOSE, 0.05, 0.5, "stage 2", "", when),
-        Fault("isolate", 0.1, 20.0, TRAINER, "", Trigger("applied", 0, 1, 3)),
+        Fault("isolate", 0.1, 60.0, TRAINER, "", Trigger("applied", 0, 1, 3)),
     )
     return Schedule(seed, staleness=0, replicas=2, standby=True, faults=faults, patience=0.1)
 
@@ -36,5 +37,5 @@ def checkpoint_that_is_loaded_wrong(seed: int) -> Schedule:
 
 def twice_back(seed: int) -> Schedule:
     """A stage loses its state, and after it was restored, loses it again."""
-    faults = tuple(Fault(LOSE, 0.0, 0.5, "stage 1", "", Trigger("forward", 1, 3, nth)) for nth in (0, 5))
+    faults = tuple(Fault(LOSE, 0.0, 0.5, "stage 1", "", Trigger("forward", 1, 3, nth)) for nth in (0, 2))
     return Schedule(seed, staleness=1, replicas=2, standby=False, faults=faults, checkpoints=1, patience=0.1)
