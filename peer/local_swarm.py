@@ -67,6 +67,10 @@ class LocalSwarm:
         path.write_text(manifest, encoding="utf-8")
         return self._spawn(name, self._coordinator(str(path), *flags))
 
+    def resume_coordinator(self, checkpoint: Path, *flags: str, name: str = "coordinator") -> Child:
+        """Starts the trainer of a run that goes on from a checkpoint."""
+        return self._spawn(name, self._coordinator("--resume", str(checkpoint), *flags))
+
     def start_standby(self, run_id: str, addresses: Sequence[str], *flags: str, name: str = "standby") -> Child:
         """Starts a coordinator that stands by; or the killed one of this name again, which does so too."""
         command = self._coordinator("--standby", "--run", run_id, "--initial-peers", *addresses, *flags)
@@ -74,8 +78,8 @@ class LocalSwarm:
 
     def _coordinator(self, *arguments: str) -> list[str]:
         key = self.folder.path / "organizer.key"
-        start = ["swarm_peer.swarm.coordinator_cli", "start", *arguments, "--json", "--organizer-key", str(key)]
-        start += ["--checkpoints", str(self.folder.path / "checkpoints")]
+        kept = ["--checkpoints", str(self.folder.path / "checkpoints")]
+        start = ["swarm_peer.swarm.coordinator_cli", "start", *kept, *arguments, "--json", "--organizer-key", str(key)]
         return start if "--listen" in arguments else [*start, "--listen", LISTEN]
 
     def start_peers(self, count: int, run_id: str, addresses: Sequence[str]) -> None:
