@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..errors import ModelError, UsageError
+from ..errors import DeviceError, ModelError, UsageError
 from ..protos import swarm_pb2 as pb
 from ..swarm.compute import ThreadDevice
 from ..swarm.invites import Invite, read_invite
@@ -174,11 +174,15 @@ async def _hosted(
     loading: Loading,
     device: ThreadDevice,
 ) -> str:
+    hangs = False
     try:
         return await host_stages(said.stages or AS_MANY_AS_FIT, host, tell)
+    except DeviceError:
+        hangs = True
+        raise
     finally:
         loading.cancel()
-        device.close()
+        device.close(wait=not hangs)
 
 
 def _model_of(invite: Invite) -> str | None:

@@ -13,7 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OrganizerError, ProtocolError, RefusedError, SilentError, TrustError, UnreachableError, WireError
+from ..errors import (
+    DeviceError,
+    OrganizerError,
+    ProtocolError,
+    RefusedError,
+    SilentError,
+    TrustError,
+    UnreachableError,
+    WireError,
+)
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
@@ -42,6 +51,12 @@ MAX_REJOIN_PAUSE_SECONDS = 1.0
 WRONG_STATES = 3
 """A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0
+HANG_SECONDS, HANG_TIMES = 120.0, 30.0
+"""A device that is at one visit for so long, and so many times as long as it takes for one, hangs."""
+
+FIRST_HANG_SECONDS = 300.0
+"""The same before it has done any."""
+
 NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
 """Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
@@ -358,6 +373,7 @@ class Peer:
         self.placed(stage)
         self._tasks.create_task(self._announce(manifest, host))
         self._tasks.create_task(self._look_ahead(manifest, host))
+        self._tasks.create_task(self._watch_device(host))
         return host
 
     def _spawn(self, work: Any) -> Any:
@@ -386,6 +402,19 @@ class Peer:
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
             await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    async def _watch_device(self, host: StageHost) -> None:
+        """Ends this peer when its device hangs, heartbeats or not: others take its work, as of one that was killed."""
+        while True:
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+            own = host.pace.forward + host.pace.backward
+            limit = max(HANG_SECONDS, HANG_TIMES * own) if own else FIRST_HANG_SECONDS
+            began, now = host.queue.began, asyncio.get_running_loop().time()
+            if began is not None and now - began > limit:
+                raise DeviceError(
+                    f"the device has been at one visit for {now - began:.0f} s, where {own:.1f} s are the rule: it "
+                    "hangs; start this peer again when it works"
+                )
 
     async def _look_ahead(self, manifest: Manifest, host: StageHost) -> None:
         """Keeps the snapshot of the next stage's replicas fresh."""

@@ -93,9 +93,7 @@ def manifest_of(schedule: Schedule) -> Manifest:
         replicas=schedule.replicas,
     )
     settings = manifest.settings
-    # A device that hangs for good while its peer beats on is told from a slow one by nobody: no one moves away from it.
-    hangs = any(fault.kind == "hang" and fault.seconds == math.inf for fault in schedule.faults)
-    pace = {"standby": schedule.standby, "patience": schedule.patience, "rebalance": 0.0 if hangs else 300.0}
+    pace = {"standby": schedule.standby, "patience": schedule.patience}
     pipeline = settings.pipeline.model_copy(update=pace)
     limits = settings.limits
     if schedule.gradients:
