@@ -210,6 +210,7 @@ class Membership:
         proven = self.authority.admit(term, self.channel.peer)
         if proven.trainer != public_key_of(self.channel.peer):
             raise TrustError(f"{self.channel.peer} speaks in the name of another trainer")
+        self.authority.follow(closed)
         self.host.close(closed)
         self.reducer.close(closed)
         for step in [step for step in self._attempts if step < closed]:

@@ -273,6 +273,8 @@ class Peer:
 
     async def _catch_up(self, host: StageHost, welcome: pb.Welcome, channel: Channel) -> None:
         """Sees to it that this peer holds a version from which it can be brought up to date by kept reductions."""
+        if welcome.began:
+            host.authority.follow(welcome.closed)
         host.close(welcome.closed)
         assert self._reducer is not None
         self._reducer.close(welcome.closed)

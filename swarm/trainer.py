@@ -219,7 +219,8 @@ class Trainer:
             patience=manifest.settings.pipeline.patience,
             signal=self.signal,
             tell=self.admission.tell,
-            busy=lambda: not self._started or self._finishing or self._departures.are_under_way,
+            began=lambda: self._started,
+            busy=lambda: self._finishing or self._departures.are_under_way,
             emit=self.emit,
         )
         self.declines: Callable[[Member], None] = self._moving.declined
