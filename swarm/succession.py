@@ -88,6 +88,7 @@ class Succession:
         self._proven = ProvenTerms(self.manifest)
         self._past: dict[int, pb.Past] = {}
         self._back_to: Checkpoint | None = self.origin
+        self._last_members = 0
         self._begins = self.origin is not None
         """Whether the next term begins an epoch."""
 
@@ -144,7 +145,8 @@ class Succession:
     async def _go_back(self) -> None:
         """The next term begins at the last checkpoint, or anew if there is none."""
         self._take_past()
-        self._begins = True
+        assert self.trainer is not None
+        self._begins, self._last_members = True, self.trainer.crew.last_members
         self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
 
     async def _lead(self) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Succession:
         self.highest = number
         begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
-        self._begins, self._back_to = False, None
+        self._begins, self._back_to, self._last_members = False, None, 0
         self.emit(events.Leads(number))
         if begun is not None:
             self.emit(begun)
@@ -196,6 +198,7 @@ class Succession:
             epochs=self.lineage,
             origin=self._back_to,
             resuming=self._begins,
+            last_members=self._last_members,
             checkpoints=self.checkpoints,
             device=self.device,
         )
