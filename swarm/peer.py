@@ -126,6 +126,9 @@ class Peer:
         self._membership: Membership | None = None
         self._wants_out = asyncio.Event()
         self._reducer: Reducer | None = None
+        self._moving_to = -1
+        """The stage that its machine is about to host in its place, as it announces."""
+
         self._survey: Survey
         self._tasks: asyncio.TaskGroup
 
@@ -160,8 +163,14 @@ class Peer:
         """Bytes sent and received, all together."""
         return sum(meter.sent + meter.received for meter in (self.meter, self.with_trainers))
 
+    def _moves(self, target: int) -> bool:
+        moves = self.moves(target)
+        self._moving_to = target if moves else -1
+        return moves
+
     def stay(self) -> None:
         """Tells the trainer that this machine does not move as it was asked to."""
+        self._moving_to = -1
         if self._membership is not None and self.host is not None:
             self._tasks.create_task(self._membership.decline())
 
@@ -263,7 +272,7 @@ class Peer:
                 self.meter,
                 self._survey.reports,
                 self.leaving,
-                lambda target: self.moves(target),
+                self._moves,
                 lambda: self.serves(),
             )
             return await self._membership.run()
@@ -397,6 +406,7 @@ class Peer:
                 throughput=host.pace.throughput,
                 queue=host.visits.open,
                 versions=(host.versions.oldest, host.versions.latest),
+                moving_to=self._moving_to,
             )
             try:
                 if host.versions.latest >= 0 and host.until is None:
