@@ -26,6 +26,7 @@ from .roster import Roster
 from .sizes import state_bytes
 
 TRIES, PAUSE_SECONDS = 5, 1.0
+MAX_MET = 32
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Checkpointing:
             digests=[self._digest(stage, version) for stage in stages],
             commit=commit if delayed else None,
             past=[told for told in past if told.step < closed],
+            met=[address for member in self.roster.live()[:MAX_MET] for address in member.addresses],
             read=parts.__getitem__,
         )
 
