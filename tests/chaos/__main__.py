@@ -98,8 +98,12 @@ def run_real(options: argparse.Namespace) -> int:
         print(f"{type(error).__name__}: {error}")
         return 1
     counts = Counter(fault["kind"] for fault in chaos.done)
-    print(f"every promise kept; carried out: {', '.join(f'{counts[kind]} x {kind}' for kind in sorted(counts))}")
+    print(f"every promise kept; carried out: {_listed(counts)}; the swarm itself: {_listed(chaos.happened)}")
     return 0
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[kind]} x {kind}" for kind in sorted(counts))
 
 
 def replay(schedule: Schedule, out: Path | None) -> int:

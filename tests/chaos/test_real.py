@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.real import DISTURBANCES, draw_real
+from tests.chaos.real_faults import DISTURBANCES, draw_real
 from tests.processes import Home, home
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the proxies need all of 127.0.0.0/8")
