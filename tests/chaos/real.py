@@ -33,7 +33,7 @@ from swarm_peer.swarm.freezing import prepare
 from swarm_peer.swarm.manifest import parse_settings
 from swarm_peer.swarm.process import SharedFolder
 
-from tests.chaos.real_faults import JOIN, LEAVE, LOSE, TRAINER_KILL, Pace, RealFault, draw_real
+from tests.chaos.real_faults import JOIN, KILL, LEAVE, LOSE, TRAINER_KILL, Pace, RealFault, draw_real
 
 STAGES, REPLICAS = 3, 3
 BATCH = 64
@@ -61,7 +61,10 @@ RETRY_SECONDS, RETRIES = 0.5, 60
 """How often, and how many times, a fault that may hit nobody now is tried again."""
 
 
-def manifest_toml(seed: int, steps: int) -> str:
+LEARNING_RATE = 3e-3
+
+
+def manifest_toml(seed: int, steps: int, learning_rate: float = LEARNING_RATE) -> str:
     return f"""
 seed = {seed}
 [model]
@@ -74,7 +77,7 @@ batch = {BATCH}
 [data]
 sequence_length = 64
 [optimizer]
-learning_rate = 3e-3
+learning_rate = {learning_rate}
 warmup_steps = 3
 [pipeline]
 standby = true
@@ -87,7 +90,8 @@ rebalance = {REBALANCE_SECONDS}
 @dataclass
 class RealChaos:
     """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `happened`: how often the swarm itself
-    moved, went back and the like; `tell` is given lines for people; `look` sees the processes every `look_seconds`."""
+    moved, went back and the like; `tell` is given lines for people; `look` sees the processes every `look_seconds`;
+    `spared`: a peer that is neither killed nor asked to leave."""
 
     seed: int
     seconds: float
@@ -95,6 +99,8 @@ class RealChaos:
     pace: Pace = field(default_factory=Pace)
     look: Callable[[LocalSwarm], None] | None = None
     look_seconds: float = 5.0
+    spared: str = ""
+    learning_rate: float = LEARNING_RATE
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
     log: list[str] = field(default_factory=list)
@@ -103,7 +109,8 @@ class RealChaos:
 
     def __post_init__(self) -> None:
         self.faults = draw_real(self.seed, self.seconds, self.pace)
-        self.toml = manifest_toml(self.seed, max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE)))
+        steps = max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE))
+        self.toml = manifest_toml(self.seed, steps, self.learning_rate)
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -268,7 +275,9 @@ class RealChaos:
             joined = [child for child in self._machines() if child.alive and self._has_joined(child)]
             return f"peer-{len(self._machines())}" if len(joined) < MOST_JOINED else None
         if fault.kind == LOSE:
-            return None if self._down else str(int(fault.choice * STAGES))
+            spared = [child for child in self._machines() if child.name == self.spared]
+            stages = [stage for stage in range(STAGES) if not any(self._hosts(child, stage) for child in spared)]
+            return None if self._down else str(stages[int(fault.choice * len(stages))])
         down = {
             peer
             for child in self._machines()
@@ -276,7 +285,10 @@ class RealChaos:
             for peer in self.swarm.peers_of(child)
         }
         peers = self._watching.may_fail(down, lambda peer: self.swarm.child_of(peer).name)
-        return self.swarm.child_of(peers[int(fault.choice * len(peers))]).name if peers else None
+        names = [self.swarm.child_of(peer).name for peer in peers]
+        if fault.kind in (KILL, LEAVE):
+            names = [name for name in names if name != self.spared]
+        return names[int(fault.choice * len(names))] if names else None
 
     def _leader_that_is_followed(self) -> str | None:
         well = [name for name in self._followers if name not in self._down and self.swarm.children[name].alive]
@@ -301,7 +313,7 @@ class RealChaos:
                 self._kill(child, fault.seconds)
             return {"killed": [child.name for child in hosts]}
         child = self.swarm.children[name]
-        if fault.kind in ("kill", TRAINER_KILL):
+        if fault.kind in (KILL, TRAINER_KILL):
             self._kill(child, fault.seconds)
             return {}
         if fault.kind == LEAVE:

@@ -7,7 +7,7 @@ DISTURBANCES = {"freeze": 3, "cut": 3, "one-way cut": 1, "stall": 2, "thin": 2, 
 COMING_BACK_SECONDS = (3.0, 6.0)
 """Between a kill and the start of its successor: the killed one's network daemon is gone by then."""
 
-TRAINER_KILL, LEAVE, JOIN, LOSE = "trainer kill", "leave", "join", "lose"
+KILL, TRAINER_KILL, LEAVE, JOIN, LOSE = "kill", "trainer kill", "leave", "join", "lose"
 """leave: a peer is asked to leave (SIGTERM), and comes again when it has gone. join: a machine more, without a stage
 that it wants. lose: every replica of a stage is killed, so that the run goes back to its last checkpoint."""
 
@@ -48,7 +48,7 @@ def draw_real(seed: int, seconds: float, pace: Pace | None = None) -> list[RealF
         at += draw.uniform(0.7, 1.3) * pace.disturbance
     at = draw.uniform(0.3, 0.6) * pace.kill
     while at < seconds:
-        faults.append(RealFault("kill", at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
+        faults.append(RealFault(KILL, at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
         at += draw.uniform(0.7, 1.3) * pace.kill
     spread = {
         TRAINER_KILL: max(1, int(seconds / pace.trainer)),
