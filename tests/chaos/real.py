@@ -29,6 +29,7 @@ from swarm_peer.peer.local_swarm import Child, LocalSwarm
 from swarm_peer.peer.reference import run_reference
 from swarm_peer.peer.watching import Watching
 from swarm_peer.simulations.loopback_proxy import ProxyNet
+from swarm_peer.swarm.flags import EXIT_ERROR
 from swarm_peer.swarm.freezing import prepare
 from swarm_peer.swarm.manifest import parse_settings
 from swarm_peer.swarm.process import SharedFolder
@@ -56,6 +57,9 @@ MOST_JOINED = 2
 
 PORTS = 2
 """A machine that moves to another stage hosts two for a while."""
+
+NOBODY_ANSWERED, STARTS_IN_VAIN = "initial peers answer", 10
+"""What a program says that was started and reached nobody, and how many times in a run that is no fault."""
 
 RETRY_SECONDS, RETRIES = 0.5, 60
 """How often, and how many times, a fault that may hit nobody now is tried again."""
@@ -197,14 +201,20 @@ class RealChaos:
 
     def _see_end(self, child: Child) -> None:
         """Nobody goes of its own accord: who was killed or asked to leave is `down`. At the end of the run all go, with
-        nothing to complain of."""
+        nothing to complain of. Who was started when it could reach nobody (a cut, a dead coordinator, a machine too
+        busy to answer) is started again, as whoever looks after such a program does."""
         code, process = child.process.poll(), child.process.pid
         if code is None or child.name in self._down or process in self._fallen:
             return
         self._fallen.add(process)
-        self._note({"event": "ended", "target": child.name, "code": code})
-        if code:
-            raise AssertionError(f"{child.name} ended with exit code {code}:\n{self.swarm.last_words(child.name)}")
+        words = self.swarm.last_words(child.name)
+        self._note({"event": "ended", "target": child.name, "code": code, "words": words})
+        in_vain = code == EXIT_ERROR and NOBODY_ANSWERED in _error_of(child)
+        if in_vain and self.happened["start in vain"] < STARTS_IN_VAIN:
+            self.happened["start in vain"] += 1
+            self._start_again(child)
+        elif code:
+            raise AssertionError(f"{child.name} ended with exit code {code}:\n{words}")
 
     def _overdue(self) -> None:
         words = "\n".join(f"--- {name}:\n{self.swarm.last_words(name)[-500:]}" for name in self.swarm.children)
@@ -229,7 +239,8 @@ class RealChaos:
             self.happened["term"] += 1
         elif kind in ("moved", "went-back", "left") and leads and not event.get("error"):
             self.happened[kind] += 1
-            self.tell(f"{self._time():6.1f} s  {kind} {event.get('target', event.get('step', event.get('stage')))}")
+            told = {key: event[key] for key in ("stage", "target", "step") if key in event}
+            self.tell(f"{self._time():6.1f} s  {kind} {told}")
         elif kind == "follows":
             self._followers[by] = time.monotonic()
         elif kind == "ended":
@@ -391,6 +402,11 @@ class RealChaos:
 
     def _note(self, what: dict[str, Any]) -> None:
         self.log.append(json.dumps({"t": round(self._time(), 3), **what}))
+
+
+def _error_of(child: Child) -> str:
+    """What a program has said last, after its name."""
+    return child.log.read_text(encoding="utf-8", errors="replace").rpartition("\nswarm-")[2]
 
 
 def _number_of(child: Child) -> int:
