@@ -14,7 +14,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -267,10 +267,13 @@ async def serve_control(control: Control) -> AsyncIterator[None]:
         return
     path.unlink(missing_ok=True)
     try:
-        async with serving(pb.DESCRIPTOR.services_by_name["Peer"], control.handlers(), f"unix:{path}"):
+        async with AsyncExitStack() as stack:
+            service, handlers = pb.DESCRIPTOR.services_by_name["Peer"], control.handlers()
+            try:
+                await stack.enter_async_context(serving(service, handlers, f"unix:{path}"))
+            except UnreachableError as error:
+                raise UsageError(f"this peer cannot be asked at {path}: {error}") from error
             path.chmod(0o600)
             yield
-    except UnreachableError as error:
-        raise UsageError(f"this peer cannot be asked at {path}: {error}") from error
     finally:
         path.unlink(missing_ok=True)

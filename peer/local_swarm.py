@@ -140,13 +140,23 @@ class LocalSwarm:
 
     def child_of(self, peer: str) -> Child:
         """The process of a peer id."""
-        return next(child for child in self.children.values() if child.peer == peer)
+        return next(child for child in self.children.values() if peer in self.peers_of(child))
+
+    def peers_of(self, child: Child) -> set[str]:
+        """The peer ids of a machine: of a coordinator none, of a peer its own, and those of members that have come when
+        it moved to another stage."""
+        keys = self.folder.path.glob(f"{child.name}-*.key") if child.peer else ()
+        return {child.peer, *(Identity.load_or_create(key).peer_id for key in keys)} - {""}
 
     def kill(self, child: Child) -> float:
         """SIGKILL; the monotonic time at which it was sent."""
         at = time.monotonic()
         child.process.send_signal(signal.SIGKILL)
         return at
+
+    def ask_to_leave(self, child: Child) -> None:
+        """SIGTERM: a peer finishes what is open, then it goes."""
+        child.process.send_signal(signal.SIGTERM)
 
     def freeze(self, child: Child) -> float:
         """SIGSTOP to the process and to its network daemon, as when a machine stops; the monotonic time."""

@@ -15,8 +15,8 @@ import pytest
 import torch
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from swarm_peer.errors import UsageError
-from swarm_peer.peer.control import Control
+from swarm_peer.errors import UnreachableError, UsageError
+from swarm_peer.peer.control import Control, serve_control
 from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
 from swarm_peer.peer.owner import Pause
@@ -50,6 +50,18 @@ def test_before_it_hosts_anything(tmp_path: Path) -> None:
         control.limit(slots=3)
     assert not control.leave("bed time")
     assert in_words(control.status()) == "leaving: bed time"
+
+
+def test_what_is_out_of_reach_is_not_its_socket(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of what the peer does is told as what it is."""
+    monkeypatch.setenv("SWARM_PEER_STATE", place.environment["SWARM_PEER_STATE"])
+
+    async def fail() -> None:
+        async with serve_control(Control()):
+            raise UnreachableError("no trainer")
+
+    with pytest.raises(UnreachableError, match=r"^no trainer$"):
+        asyncio.run(fail())
 
 
 def test_what_it_waits_for_between_two_times_in_a_run() -> None:
