@@ -1,6 +1,6 @@
 """How long a volunteer who joins a running swarm takes until it counts, and what that costs the others.
 
-    python benchmarks/joining.py [--joins 3] [--quiet 15] [--batch 16] [--visit 0.1 0.2] [--json]
+    python benchmarks/joining.py [--joins 3] [--quiet 10] [--batch 16] [--visit 0.1 0.2] [--json]
 
 Real processes, libp2p and DHT on this machine; `tiny`, 3 stages of 2 peers, one-step delayed updates. Devices are
 simulated: each visit keeps one for `--visit` seconds, forward and backward, so that what is slow here is what would be
@@ -264,7 +264,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joins", type=int, default=3)
-    parser.add_argument("--quiet", type=float, default=15.0)
+    parser.add_argument("--quiet", type=float, default=10.0)
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--visit", type=float, nargs=2, default=(0.1, 0.2), metavar=("FORWARD", "BACKWARD"))

@@ -402,7 +402,10 @@ class Peer:
                     await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
-            await asyncio.sleep(ANNOUNCE_SECONDS)
+            if host.versions.latest < 0:
+                await host.versions.wait_for(0, ANNOUNCE_SECONDS)  # others can call a newcomer once it has a state
+            else:
+                await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def _look_ahead(self, manifest: Manifest, host: StageHost) -> None:
         """Keeps the snapshot of the next stage's replicas fresh."""
