@@ -181,6 +181,8 @@ class Membership:
             if isinstance(body, pb.Reduce):
                 self.serves()
                 self._lead(body.term, body.closed)
+                if body.indices:
+                    self.host.observe(Moment("credited", self.host.stage, body.step))
                 earlier = self._attempts.pop(body.step, None)
                 if earlier is not None:
                     earlier.cancel()

@@ -31,12 +31,13 @@ from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
-from .host import Observe, StageHost
+from .host import Moment, Observe, StageHost
 from .kept import SpillFile
 from .link import serve_nothing
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
+from .milestones import Milestones, in_words
 from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, Neighbours
@@ -113,6 +114,9 @@ class Peer:
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
 
+    milestones: Milestones = field(default_factory=Milestones)
+    """On its way to its first credited microbatch, by the loop's clock."""
+
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.with_trainers = Meter()
@@ -138,6 +142,7 @@ class Peer:
         Raises `RefusedError` (no place in the run), `TrustError`, `OrganizerError` (at once), `ModelError`,
         `UnreachableError` (no trainer found, or its stream ended).
         """
+        self._reach("start")
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self.transport.serve(self._serve)
@@ -200,6 +205,7 @@ class Peer:
             heed_cancellation()
             began = asyncio.get_running_loop().time()
             trainer = await self._find_trainer(run_id, failures)
+            self._reach("directory")
             try:
                 return await self._serve_under(trainer, run_id, stage)
             except OrganizerError:
@@ -238,7 +244,9 @@ class Peer:
                     fixed=self.fixed,
                     organizer=self.organizer,
                 )
+                self._reach("place")
                 host = await self._build_host(manifest, trainer.peer, welcome)
+                self._reach("weights")
             else:
                 manifest, welcome, lineage = await say_hello(
                     channel,
@@ -263,6 +271,7 @@ class Peer:
             self.tell(f"hosting stage {host.stage} of {manifest.stages} as member {host.member}")
             await self._catch_up(host, welcome, channel)
             assert self._reducer is not None
+            self._reach("state")
             self.tell("ready")
             self._membership = Membership(
                 channel,
@@ -373,7 +382,7 @@ class Peer:
             pool=self.pool,
             neighbours=neighbours,
             spawn=self._spawn,
-            observe=self.observe,
+            observe=self._saw,
             spill=self.spill,
         )
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
@@ -389,6 +398,14 @@ class Peer:
 
     def _spawn(self, work: Any) -> Any:
         return self._tasks.create_task(work)
+
+    def _reach(self, phase: str) -> None:
+        self.milestones.reach(phase, asyncio.get_running_loop().time())
+
+    def _saw(self, moment: Moment) -> None:
+        if self.milestones.see(moment.name, asyncio.get_running_loop().time()):
+            self.tell(in_words(self.milestones.took))
+        self.observe(moment)
 
     async def _announce(self, manifest: Manifest, host: StageHost) -> None:
         """Publishes this peer's record again and again; one that fails is tried again with the next."""
@@ -413,7 +430,10 @@ class Peer:
                     await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
-            await asyncio.sleep(ANNOUNCE_SECONDS)
+            if host.versions.latest < 0:
+                await host.versions.wait_for(0, ANNOUNCE_SECONDS)  # others can call a newcomer once it has a state
+            else:
+                await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def _watch_device(self, host: StageHost) -> None:
         """Ends this peer when its device hangs, heartbeats or not: others take its work, as of one that was killed."""
