@@ -26,7 +26,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +172,15 @@ class Bench:
             join.visited = join.visited or now
             if event["phase"] == "HELD":
                 join.credited = join.credited or now
-        elif kind in ("left", "lost"):
-            if join.counted:
-                self._end(join)
+        elif kind in ("left", "lost") and join.counted:
+            self._end(join)
 
     def _end(self, join: Join) -> None:
         assert self._child is not None
         self._child.process.wait(30)
-        told = [json.loads(line) for line in self._child.log.read_text(encoding="utf-8").splitlines() if line[:1] == "{"]
+        told = [
+            json.loads(line) for line in self._child.log.read_text(encoding="utf-8").splitlines() if line[:1] == "{"
+        ]
         join.phases = next(event["phases"] for event in told if event["event"] == "counted")
         said = [event["text"] for event in told if event["event"] == "said"]
         join.refusals = [text for text in said if text.startswith("not under trainer")]
@@ -254,7 +255,9 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     told("dip before its first visit", "dip_before_its_first_visit", ".1%")
     told("dip when nobody joins", "dip_by_chance", ".1%")
     again = sum(row["places"] - 1 for row in rows)
-    print(f"\n{len(rows)} joined, at stages {', '.join(str(row['stage']) for row in rows)}; sent away and back: {again}.")
+    print(
+        f"\n{len(rows)} joined, at stages {', '.join(str(row['stage']) for row in rows)}; sent away and back: {again}."
+    )
     for line in (line for row in rows for line in row["refusals"]):
         print(f"  {line}")
     loads = ", ".join(f"{row['load']:.1f}" for row in rows)
