@@ -40,12 +40,14 @@ class Restoring:
         return self.checkpoint.commit is not None and step == self.checkpoint.commit.step
 
     def commit(self) -> pb.Commit | None:
-        """The Commit of the last step in it, as one of this epoch."""
+        """The Commit of the last step in it, as one of this epoch: those who made it are not those who go on from it,
+        so that it says of nobody how many they were."""
         if self.checkpoint.commit is None:
             return None
         renewed = pb.Commit()
         renewed.CopyFrom(self.checkpoint.commit)
         renewed.epoch = self.epoch
+        renewed.members = 0
         return renewed
 
     async def serve(self, incoming: Incoming, question: pb.Fetch) -> None:

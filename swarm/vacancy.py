@@ -38,18 +38,20 @@ async def watch_stages(
         assert stage is not None
         empty_since = loop.time()
         emit(events.Waiting(stage, restorable()))
-        try:
-            async with asyncio.timeout(give_up):
-                await signal.wait_for(partial(lambda at: not is_lost(at) or _is_loaded(roster, at), stage))
-        except TimeoutError as error:
-            raise StoppedError(
-                f"stage {stage} has had no replica for {give_up:.0f} s; start the run again with more replicas"
-            ) from error
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(empty_since + patience):
-                await signal.wait_for(partial(lambda at: not is_lost(at), stage))
-        if is_lost(stage) and _is_loaded(roster, stage):
-            raise GoingBackError(f"nobody has the state of stage {stage} any more")
+        while is_lost(stage):
+            try:
+                async with asyncio.timeout_at(None if give_up is None else empty_since + give_up):
+                    await signal.wait_for(partial(lambda at: not is_lost(at) or _is_loaded(roster, at), stage))
+            except TimeoutError as error:
+                raise StoppedError(
+                    f"stage {stage} has had no replica for {give_up:.0f} s; start the run again with more replicas"
+                ) from error
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(empty_since + patience):
+                    await signal.wait_for(partial(lambda at: not is_lost(at), stage))
+            # Whoever had it loaded may have gone again: then the next one need not be waited for as long.
+            if is_lost(stage) and _is_loaded(roster, stage):
+                raise GoingBackError(f"nobody has the state of stage {stage} any more")
 
 
 def _is_loaded(roster: Roster, stage: int) -> bool:

@@ -1,9 +1,11 @@
 """What a schedule can have go wrong besides machines and links: memory that flips a bit, a gradient that is not finite,
-and a stranger who forges or repeats messages. The rules that answer it have no other cause among honest peers.
+a stranger who forges or repeats messages, and what is left of an epoch that is over. The rules that answer it have no
+other cause among honest peers.
 """
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -12,10 +14,12 @@ from swarm_peer.errors import SwarmError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.swarm.authority import from_term
-from swarm_peer.swarm.host import Moment
+from swarm_peer.swarm.epochs import Lineage
+from swarm_peer.swarm.exact_backend import WIDTH, ExactState
+from swarm_peer.swarm.host import Moment, StageHost
 from swarm_peer.swarm.keys import Identity, delegate, sign_term
 from swarm_peer.swarm.messages import pack
-from swarm_peer.swarm.reduction import Reducer
+from swarm_peer.swarm.reduction import GroupReduction, Reducer
 
 from tests.exact import LENGTH
 
@@ -48,6 +52,46 @@ def flip_reduction(swarm: SimulatedSwarm, peer: str, moment: Moment) -> bool:
     wrong = replace(made, parts=(first, *made.parts[1:]), part_digests=(bytes(32), *made.part_digests[1:]))
     reducer._kept[key]["stage"] = wrong  # type: ignore[index]  # the very mapping that its answer is made of
     return True
+
+
+def spoil_what_is_over(swarm: SimulatedSwarm, lineage: Lineage) -> None:
+    """Makes wrong what peers and coordinators still hold of epochs that are over. It would be right otherwise: the
+    exact backend does the same again, bit by bit, and nobody would notice who takes it for a part of the run."""
+    for peer in swarm.peers.values():
+        if peer.host is not None and peer._reducer is not None and peer.host.authority.epoch < lineage.number:
+            _spoil_host(peer.host, lineage)
+            _spoil_reductions(peer._reducer)
+    for coordinator in swarm.coordinators.values():
+        _spoil_past(coordinator._past.values(), lineage)
+
+
+def _spoil_host(host: StageHost, lineage: Lineage) -> None:
+    for version, state in host.versions._states.items():
+        wrong = ExactState(version, (state.weights[0] ^ 1, *state.weights[1:]))
+        host.versions.put(version, wrong, host.backend.digest(wrong))
+    for entry in host.gradients._steps.values():
+        entry.apart = {index: host.backend.add([gradient, [1] * WIDTH]) for index, gradient in entry.apart.items()}
+        entry.summed = None if entry.summed is None else host.backend.add([entry.summed, [1] * WIDTH])
+    for commit in host.recollection.commits.values():
+        commit.loss.residue ^= 1
+    _spoil_past(host.recollection.past.values(), lineage)
+
+
+def _spoil_reductions(reducer: Reducer) -> None:
+    """Their digests are those of what is in them then."""
+    for key, reduction in reducer._kept.items():
+        reducer._kept[key] = {name: _with_a_bit_flipped(made) for name, made in reduction.items()}
+
+
+def _with_a_bit_flipped(made: GroupReduction) -> GroupReduction:
+    parts = tuple(bytes([part[0] ^ 1]) + part[1:] if part else part for part in made.parts)
+    return replace(made, parts=parts, part_digests=tuple(hashlib.sha256(part).digest() for part in parts))
+
+
+def _spoil_past(told: Iterable[pb.Past], lineage: Lineage) -> None:
+    for past in told:
+        if not lineage.holds(past.epoch, past.step):
+            past.loss.residue ^= 1
 
 
 def spoil_gradient(swarm: SimulatedSwarm, peer: str) -> bool:

@@ -52,6 +52,9 @@ ELASTIC_KINDS = {LOSE: 3, MOVE: 3, "join": 1, RESUME: 2}
 with nothing. move: a peer's machine is asked to host another stage instead. resume: the trainer of a run without
 standbys is killed, and another one begins at the last checkpoint."""
 
+AT_A_MOMENT = 0.7
+"""How many of those come at a moment of the protocol."""
+
 TRAINER_KINDS = {"kill": 2, "freeze": 1, "isolate": 1, "split": 1}
 """Faults of the trainer, where a standby is configured; a killed one comes back as standby. split: it and a replica of
 every stage are cut off from the rest."""
@@ -191,8 +194,13 @@ def draw_elastic(seed: int) -> Schedule:
             kind, f"peer {draw.randrange(base.peers)}"
         )
         other = f"stage {draw.randrange(base.stages)}" if kind == MOVE else ""
-        seconds = draw.choice((0.5, 2.0, 4.0, 8.0))
-        faults.append(Fault(kind, draw.uniform(0.3, 6.0) * span, seconds, target, other))
+        seconds, at = draw.choice((0.5, 2.0, 4.0, 8.0)), draw.uniform(0.3, 6.0) * span
+        stage, step, nth = draw.randrange(base.stages), draw.randrange(1, base.steps), draw.randrange(base.replicas)
+        if kind != "join" and draw.random() < AT_A_MOMENT:  # most runs are over before they are lost by the clock
+            trigger = Trigger(draw.choice(MOMENTS), stage, step, nth)
+            faults.append(Fault(kind, draw.choice((0.0, draw.uniform(0, 0.1))), seconds, target, other, trigger))
+        else:
+            faults.append(Fault(kind, at, seconds, target, other))
     return replace(
         base, faults=tuple(faults), checkpoints=draw.choice((1, 1, 2, 3)), patience=draw.choice((0.1, 1.0, 5.0))
     )

@@ -22,7 +22,7 @@ from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import BackwardResult, Context, State, Update
 from swarm_peer.swarm.checkpoint import MemoryCheckpoints
 from swarm_peer.swarm.compute import BACKGROUND
-from swarm_peer.swarm.events import Event, Stepped
+from swarm_peer.swarm.events import Event, Stepped, WentBack
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity, delegate
@@ -30,7 +30,7 @@ from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
 from swarm_peer.swarm.roster import Member
 
-from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient
+from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient, spoil_what_is_over
 from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.exact import ORGANIZER, exact_manifest, exact_swarm, memory
 from tests.exact import TRAINER as TRAINER_IDENTITY
@@ -147,8 +147,9 @@ class Chaos:
         self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
-        self._crews: dict[int, int] = {}
+        self._crews: dict[tuple[int, int], int] = {}
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
+        self._spoiled = 0
         self.most_open = 0
         self.swarm: SimulatedSwarm
         self._conservation: Conservation
@@ -185,7 +186,17 @@ class Chaos:
     def emit(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._check_majority(event.step, event.members)
+        if isinstance(event, Stepped if self.schedule.standby else WentBack):
+            self._spoil()
         self._note("trainer", event)
+
+    def _spoil(self) -> None:
+        """An epoch has begun for good: alone, a trainer never goes on with an earlier one; with a standby, which might,
+        not once a majority has made a step in it. What is left of those before may not count from now on."""
+        trainer = self.swarm.trainer
+        if trainer.beginning.epoch > self._spoiled and (trainer.began or not self.schedule.standby):
+            self._spoiled = trainer.beginning.epoch
+            spoil_what_is_over(self.swarm, trainer.beginning.lineage)
 
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
         self._note(peer, moment)
@@ -231,9 +242,10 @@ class Chaos:
         return named, host.backend.made_of.get(version, ())
 
     def _check_majority(self, step: int, members: int) -> None:
-        """With a standby, a step is committed by more than half of those who committed the one before."""
-        before = self._crews.get(step - 1, self.schedule.peers)
-        self._crews.setdefault(step, members)
+        """With a standby, a step is committed by more than half of those who committed the one before in its epoch."""
+        epoch = self.swarm.trainer.beginning.epoch
+        before = self._crews.get((epoch, step - 1), self.schedule.peers)
+        self._crews.setdefault((epoch, step), members)
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
