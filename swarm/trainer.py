@@ -221,7 +221,6 @@ class Trainer:
             signal=self.signal,
             tell=self.admission.tell,
             began=lambda: self._started,
-            began=lambda: self._started,
             busy=lambda: not (self._started or self.crew.resumes) or self._finishing or self._departures.are_under_way,
             emit=self.emit,
         )
