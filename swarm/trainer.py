@@ -100,7 +100,9 @@ class Trainer:
         self.pool = Pool(self.transport, self.meter)
         self.signal = Signal()
         self.roster = Roster(self.run_id, manifest.stages, self.term.number)
-        self.beginning = Beginning(manifest, self.transport, self.roster, self.device, self.epochs, self.origin)
+        self.beginning = Beginning(
+            manifest, self.transport, self.roster, self.device, self.epochs, self.origin, self.last_members
+        )
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
         self.faults = FaultLog()
