@@ -82,6 +82,9 @@ class Succession:
         self.follows = False
         """Whether it hears a trainer, and has been told what is past."""
 
+        self._followed = 0
+        """The term of the trainer that it has said to follow; 0 while it leads."""
+
         self.lineage = Lineage() if self.origin is None else self.origin.lineage
         if self.origin is not None:
             self.highest = max(self.highest, self.origin.term.number)
@@ -153,7 +156,7 @@ class Succession:
         number = self.highest + 1
         self.remember(number)
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
-        self.highest = number
+        self.highest, self._followed = number, 0
         begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
         self._begins, self._back_to, self._last_members = False, None, 0
@@ -269,7 +272,8 @@ class Succession:
             raise TrustError(f"{channel.peer} does not lead run {self.manifest.run_id[:12]}")
         if term.number < self.highest:
             raise TrustError(f"{channel.peer} leads in term {term.number}; term {self.highest} has been")
-        if term.number > self.highest or self.trainer is None:
+        if term.number != self._followed:
+            self._followed = term.number
             self.emit(events.Follows(channel.peer, term.number))
         self.highest = max(self.highest, term.number)
         self.lineage = read_lineage(welcome.epochs, self._proven, self.manifest.run_id, channel.peer)

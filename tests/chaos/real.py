@@ -286,9 +286,9 @@ class RealChaos:
             joined = [child for child in self._machines() if child.alive and self._has_joined(child)]
             return f"peer-{len(self._machines())}" if len(joined) < MOST_JOINED else None
         if fault.kind == LOSE:
-            spared = [child for child in self._machines() if child.name == self.spared]
-            stages = [stage for stage in range(STAGES) if not any(self._hosts(child, stage) for child in spared)]
-            return None if self._down else str(stages[int(fault.choice * len(stages))])
+            stages = [stage for stage in range(STAGES) if self.spared not in self._hosting(stage)]
+            well = not self._down and all(self._hosting(stage) for stage in range(STAGES))
+            return str(stages[int(fault.choice * len(stages))]) if well else None
         down = {
             peer
             for child in self._machines()
@@ -319,10 +319,10 @@ class RealChaos:
             self._start_peer(len(self._machines()))
             return {}
         if fault.kind == LOSE:
-            hosts = [child for child in self._machines() if self._hosts(child, int(name))]
-            for child in hosts:
-                self._kill(child, fault.seconds)
-            return {"killed": [child.name for child in hosts]}
+            hosts = self._hosting(int(name))
+            for host in hosts:
+                self._kill(self.swarm.children[host], fault.seconds)
+            return {"killed": hosts}
         child = self.swarm.children[name]
         if fault.kind in (KILL, TRAINER_KILL):
             self._kill(child, fault.seconds)
@@ -338,9 +338,10 @@ class RealChaos:
             return {}
         return self._spoil_link(fault, name)
 
-    def _hosts(self, child: Child, stage: int) -> bool:
-        """Whether a machine hosts a stage, as far as the trainer knows."""
-        return any(self._watching.stages.get(peer) == stage for peer in self.swarm.peers_of(child))
+    def _hosting(self, stage: int) -> list[str]:
+        """The machines that host a stage, up to date or not, as far as the trainer knows."""
+        peers = {peer for peer, at in self._watching.stages.items() if at == stage}
+        return [child.name for child in self._machines() if child.alive and peers & self.swarm.peers_of(child)]
 
     def _kill(self, child: Child, seconds: float) -> None:
         self.swarm.kill(child)
@@ -354,6 +355,7 @@ class RealChaos:
             return
         assert code == 0, f"{child.name} left with exit code {code}:\n{self.swarm.last_words(child.name)}"
         self._note({"event": "gone", "target": child.name})
+        self._fallen.add(child.process.pid)
         if self._has_joined(child):
             self._down.discard(child.name)
         else:
