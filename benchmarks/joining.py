@@ -13,7 +13,8 @@ the phases, in its own words, go on to the first Reduce that names a microbatch 
 *Credited* is from the start to its first visit that the trainer heard to be done. Throughput is of the run: visits that
 ended with a gradient, over the stages. *Dip*: from the start of the newcomer's process until it counted, less than in
 the `--quiet` seconds before, as a share of these; *before its first visit* the same until then, when all work is the
-others'. *Nobody joins* is the same of two windows of these lengths in the quiet time: how much of a dip is chance.
+others'; *afterwards* the same of the `--quiet` seconds after it counted, when nobody joins: what of a dip is chance.
+*CPU* is what its own process has used when it counts: with other work on this machine, the rest of it was waiting.
 """
 
 import argparse
@@ -75,6 +76,7 @@ class Join:
     visited: float = 0.0
     credited: float = 0.0
     counted: float = 0.0
+    cpu: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     load: float = 0.0
@@ -158,7 +160,8 @@ class Bench:
     def _see_newcomer(self, join: Join, event: dict[str, Any], now: float) -> None:
         kind = event["event"]
         if kind == "settled" and not join.counted and join.members & {member for member, _ in event["counted"]}:
-            join.counted = now
+            assert self._child is not None
+            join.counted, join.cpu = now, _cpu_seconds(self._child.process.pid)
             self._later(self.options.quiet, self._leave)
         if event.get("peer") != join.peer:
             return
@@ -202,15 +205,14 @@ class Bench:
         quiet = self.options.quiet
         before = self.rate(join.began - quiet, join.began)
         after = self.rate(join.counted, join.counted + quiet)
-        length = join.counted - join.began
-        chance = 1 - self.rate(join.began - length, join.began) / before if length < quiet else 0.0
         return {
             "stage": join.stage,
             "places": join.places,
             "refusals": join.refusals,
             "load": join.load,
-            "counted": length,
+            "counted": join.counted - join.began,
             "credited": join.credited - join.began,
+            "cpu": join.cpu,
             "ready": join.ready - join.began,
             "phases": join.phases,
             "before": before,
@@ -218,8 +220,13 @@ class Bench:
             "after": after,
             "dip": 1 - self.rate(join.began, join.counted) / before,
             "dip_before_its_first_visit": 1 - self.rate(join.began, join.visited) / before,
-            "dip_by_chance": chance,
+            "dip_afterwards": 1 - after / before,
         }
+
+
+def _cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _write_texts(folder: Path) -> None:
@@ -246,6 +253,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     print("| of one join | median (range) |\n|---|---|")
     told("seconds until it counted", "counted", ".1f")
     told("until its first visit was credited", "credited", ".1f")
+    told("CPU seconds until it counted", "cpu", ".1f")
     for phase in PHASES:
         print(f"| - {phase} | {_range((row['phases'][phase] for row in rows), '.2f')} |")
     told("microbatches/s before", "before", ".2f")
@@ -253,7 +261,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     told("after", "after", ".2f")
     told("dip until it counted", "dip", ".1%")
     told("dip before its first visit", "dip_before_its_first_visit", ".1%")
-    told("dip when nobody joins", "dip_by_chance", ".1%")
+    told("dip afterwards", "dip_afterwards", ".1%")
     again = sum(row["places"] - 1 for row in rows)
     print(
         f"\n{len(rows)} joined, at stages {', '.join(str(row['stage']) for row in rows)}; sent away and back: {again}."

@@ -147,7 +147,7 @@ class Chaos:
         self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
-        self._crews: dict[tuple[int, int], int] = {}
+        self._crews: dict[int, int] = {}
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = 0
@@ -242,10 +242,10 @@ class Chaos:
         return named, host.backend.made_of.get(version, ())
 
     def _check_majority(self, step: int, members: int) -> None:
-        """With a standby, a step is committed by more than half of those who committed the one before in its epoch."""
-        epoch = self.swarm.trainer.beginning.epoch
-        before = self._crews.get((epoch, step - 1), self.schedule.peers)
-        self._crews.setdefault((epoch, step), members)
+        """With a standby, a step is committed by more than half of those who committed the one before it, that is the
+        last to do so: a Commit may have been heard by nobody, or be undone."""
+        before = self._crews.get(step - 1, self.schedule.peers)
+        self._crews[step] = members
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
