@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import (
-    DeviceError,
     OrganizerError,
     ProtocolError,
     RefusedError,
@@ -31,6 +30,7 @@ from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from .hanging import watch_device
 from .host import Moment, Observe, StageHost
 from .kept import SpillFile
 from .link import serve_nothing
@@ -52,12 +52,6 @@ MAX_REJOIN_PAUSE_SECONDS = 1.0
 WRONG_STATES = 3
 """A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0
-HANG_SECONDS, HANG_TIMES = 120.0, 30.0
-"""A device that is at one visit for so long, and so many times as long as it takes for one, hangs."""
-
-FIRST_HANG_SECONDS = 300.0
-"""The same before it has done any."""
-
 NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
 """Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
@@ -126,6 +120,9 @@ class Peer:
         self.host: StageHost | None = None
         self.leaving = ""
         """Why it leaves, "" while it stays."""
+
+        self._welcome = False
+        """Whether the trainer that was asked last has let it in."""
 
         self._membership: Membership | None = None
         self._wants_out = asyncio.Event()
@@ -206,6 +203,7 @@ class Peer:
             began = asyncio.get_running_loop().time()
             trainer = await self._find_trainer(run_id, failures)
             self._reach("directory")
+            self._welcome = False
             try:
                 return await self._serve_under(trainer, run_id, stage)
             except OrganizerError:
@@ -224,7 +222,8 @@ class Peer:
                     if error.reason in ("WRONG_STATE", "TOO_OLD"):
                         self.host.drop_state()
                 self.tell(f"not under trainer {trainer.peer}: {error}")
-            served = asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
+            # A trainer that cannot be reached may take long to say nothing.
+            served = self._welcome and asyncio.get_running_loop().time() - began > MAX_REJOIN_PAUSE_SECONDS
             failures = 0 if served else failures + 1
             await asyncio.sleep(min(REJOIN_PAUSE_SECONDS * 2 ** max(0, failures - 1), MAX_REJOIN_PAUSE_SECONDS))
 
@@ -264,6 +263,7 @@ class Peer:
                 if welcome.stage != host.stage:
                     raise ProtocolError(f"{trainer.peer} moves this peer to stage {welcome.stage}")
                 host.rebadge(welcome.member)
+            self._welcome = True
             if lineage.number != host.lineage.number:
                 host.enter(lineage)
                 if self._reducer is not None:
@@ -393,7 +393,7 @@ class Peer:
         self.placed(stage)
         self._tasks.create_task(self._announce(manifest, host))
         self._tasks.create_task(self._look_ahead(manifest, host))
-        self._tasks.create_task(self._watch_device(host))
+        self._tasks.create_task(watch_device(host))
         return host
 
     def _spawn(self, work: Any) -> Any:
@@ -434,19 +434,6 @@ class Peer:
                 await host.versions.wait_for(0, ANNOUNCE_SECONDS)  # others can call a newcomer once it has a state
             else:
                 await asyncio.sleep(ANNOUNCE_SECONDS)
-
-    async def _watch_device(self, host: StageHost) -> None:
-        """Ends this peer when its device hangs, heartbeats or not: others take its work, as of one that was killed."""
-        while True:
-            await asyncio.sleep(ANNOUNCE_SECONDS)
-            own = host.pace.forward + host.pace.backward
-            limit = max(HANG_SECONDS, HANG_TIMES * own) if own else FIRST_HANG_SECONDS
-            began, now = host.queue.began, asyncio.get_running_loop().time()
-            if began is not None and now - began > limit:
-                raise DeviceError(
-                    f"the device has been at one visit for {now - began:.0f} s, where {own:.1f} s are the rule: it "
-                    "hangs; start this peer again when it works"
-                )
 
     async def _look_ahead(self, manifest: Manifest, host: StageHost) -> None:
         """Keeps the snapshot of the next stage's replicas fresh."""

@@ -26,12 +26,12 @@ from tests.chaos.checks import check_promises
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.schedules import Schedule, draw_elastic, draw_schedule
 from tests.chaos.shrinking import shrink
-from tests.chaos.virtual import Chaos
+from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
 
 
-def problem_of(schedule: Schedule) -> tuple[Exception | None, Chaos]:
-    """What a schedule breaks, if anything, and the run."""
-    chaos = Chaos(schedule)
+def problem_of(schedule: Schedule, limit: float = VIRTUAL_SECONDS) -> tuple[Exception | None, Chaos]:
+    """What a schedule breaks, if anything, and the run, which has stuck if it takes longer than `limit`."""
+    chaos = Chaos(schedule, limit)
     try:
         check_promises(chaos.simulate(), schedule)
     except Exception as error:

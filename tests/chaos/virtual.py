@@ -29,6 +29,7 @@ from swarm_peer.swarm.keys import Identity, delegate
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.peer import Parts
 from swarm_peer.swarm.roster import Member
+from swarm_peer.swarm.trainer import Trainer
 
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient, spoil_what_is_over
 from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
@@ -53,9 +54,9 @@ THIN_BYTES_PER_SECOND = 4000.0
 
 
 class WatchedBackend(ExactBackend):
-    """Keeps what each version was made of, by version; makes one wrong update or gradient when told to."""
+    """Keeps what each version was made of, by version; makes one wrong update, gradient or state when told to."""
 
-    corrupt_next = wrong_next = False
+    corrupt_next = wrong_next = misload_next = False
 
     def __init__(self, seed: int, stage: int, stages: int) -> None:
         super().__init__(seed, stage, stages)
@@ -63,7 +64,11 @@ class WatchedBackend(ExactBackend):
 
     def load(self, data: bytes) -> ExactState:
         self.made_of.clear()  # of another epoch, perhaps
-        return super().load(data)
+        loaded = super().load(data)
+        if not self.misload_next:
+            return loaded
+        self.misload_next = False
+        return ExactState(loaded.version, (loaded.weights[0] ^ 1, *loaded.weights[1:]))
 
     def initial_state(self) -> ExactState:
         self.made_of.clear()
@@ -136,10 +141,12 @@ def swarm_of(schedule: Schedule, chaos: "Chaos") -> SimulatedSwarm:
 
 @dataclass
 class Chaos:
-    """One schedule being carried out. `done`: the faults that could be carried out; `most_open`: the most visits
-    that any peer had open at once."""
+    """One schedule being carried out: a run that takes longer than `limit` virtual seconds has stuck. `done`: the
+    faults that could be carried out; `most_open`, `most_kept`: the most visits that any peer had open at once, and
+    reductions that it kept."""
 
     schedule: Schedule
+    limit: float = VIRTUAL_SECONDS
     done: list[Fault] = field(default_factory=list)
     finished_at: float = 0.0
 
@@ -150,7 +157,7 @@ class Chaos:
         self._crews: dict[int, int] = {}
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
-        self.most_open = 0
+        self.most_open = self.most_kept = 0
         self.swarm: SimulatedSwarm
         self._conservation: Conservation
 
@@ -167,9 +174,10 @@ class Chaos:
                     self.swarm.later(fault.at, partial(self._carry_out, fault, fault.target))
             report = await self.swarm.run()
             self.finished_at = self.swarm.now
+            self._check_that_nobody_is_left_waiting()
             return report
 
-        return run(main(), limit=VIRTUAL_SECONDS)
+        return run(main(), limit=self.limit)
 
     @property
     def computed(self) -> int:
@@ -193,16 +201,31 @@ class Chaos:
     def _spoil(self) -> None:
         """An epoch has begun for good: alone, a trainer never goes on with an earlier one; with a standby, which might,
         not once a majority has made a step in it. What is left of those before may not count from now on."""
-        trainer = self.swarm.trainer
-        if trainer.beginning.epoch > self._spoiled and (trainer.began or not self.schedule.standby):
-            self._spoiled = trainer.beginning.epoch
-            spoil_what_is_over(self.swarm, trainer.beginning.lineage)
+        lineage = self._leader.beginning.lineage
+        if lineage.number > self._spoiled:
+            self._spoiled = lineage.number
+            spoil_what_is_over(self.swarm, lineage)
+
+    @property
+    def _leader(self) -> Trainer:
+        """The trainer of the highest term; with a standby, of those that have begun."""
+        trainers = [coordinator.trainer for coordinator in self.swarm.coordinators.values() if coordinator.trainer]
+        begun = [trainer for trainer in trainers if trainer.began]
+        return max(begun, key=lambda trainer: trainer.term.number) if len(trainers) > 1 else self.swarm.trainer
+
+    def _check_that_nobody_is_left_waiting(self) -> None:
+        """Whoever came while nobody had the state of its stage is taken up when somebody has it again."""
+        roster = self.swarm.trainer.roster
+        for member in roster.live():
+            if member.loaded and not member.sent_away and roster.ready(member.stage):
+                raise AssertionError(f"{member.peer} waits for a state of stage {member.stage}, which others have")
 
     def watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
         self._note(peer, moment)
-        host = swarm.peers[peer].host
-        if moment.name == "queued" and host is not None:
+        host, reducer = swarm.peers[peer].host, swarm.peers[peer]._reducer
+        if moment.name == "queued" and host is not None and reducer is not None:
             self.most_open = max(self.most_open, host.visits.open)
+            self.most_kept = max(self.most_kept, len(reducer.kept))
         if moment.name == "applied":
             self._check_update(peer, moment.stage, moment.step + 1)
         for entry in list(self._waiting):
@@ -361,8 +384,19 @@ class Chaos:
         found = [name for name in self.swarm.live_at(stage) if name not in self._down]
         for number, name in enumerate(found if self.swarm.trainer.steps else ()):
             self.swarm.kill(name)
-            self._back(name, fault.seconds * (1 + number), partial(self.swarm.restart, name))
+            again = partial(self._restart_misloading if fault.other and not number else self.swarm.restart, name)
+            self._back(name, fault.seconds * (1 + number), again)
         return bool(found) and bool(self.swarm.trainer.steps)
+
+    def _restart_misloading(self, name: str) -> None:
+        self.swarm.restart(name)
+        peer = self.swarm.peers[name]
+
+        def misload(stage: int) -> None:
+            assert peer.host is not None and isinstance(peer.host.backend, WatchedBackend)
+            peer.host.backend.misload_next = True
+
+        peer.placed = misload
 
     def _resume(self, fault: Fault, name: str) -> bool:
         """Kills the only trainer there is, and has another one begin at the last checkpoint."""
