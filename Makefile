@@ -17,12 +17,14 @@ ARGS ?=
 WORKERS ?= 2
 # Seconds after which a test that hangs fails.
 LIMIT ?= 400
+# How long `make soak` has things go wrong.
+MINUTES ?= 30
 
 # mypy finds a package by its folder's name, and the folder of this one may have any.
 TYPED := .mypy_cache/package
 MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
-.PHONY: install browser demo test test-images test-slow test-gpu check bench bench-gpu
+.PHONY: install browser demo test test-images test-slow test-gpu check bench bench-gpu soak
 
 install: $(STAMP)
 
@@ -74,3 +76,9 @@ bench: $(STAMP)
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+# Churn of all kinds on real processes; leaves samples, plot and logs in the folder `soak`.
+soak: $(STAMP)
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) -c constraints.txt 'matplotlib>=3.9'
+	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet >/dev/null
+	$(BIN)/python -m tests.chaos soak --minutes $(MINUTES) $(ARGS)

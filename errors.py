@@ -19,6 +19,7 @@
     │   └── GoingBackError       a stage has lost its state: the run goes back to its last checkpoint
     ├── StorageError             what was to be kept on disk cannot be written or read back
     │   └── CheckpointError      what is to be resumed from is no checkpoint of this run, or is damaged
+    ├── DeviceError              a device has been at one piece of work for so long that it will not come back
     ├── FittingError             a machine is too small for what it is to host: what is missing, what would fit
     ├── StuckError               a simulation in which nothing can happen any more
     ├── ConservationError        a simulation in which a microbatch is nowhere
@@ -118,6 +119,10 @@ class StorageError(SwarmError):
 
 class CheckpointError(StorageError):
     """What is to be resumed from is no checkpoint, one of another run, or damaged."""
+
+
+class DeviceError(SwarmError):
+    """A device hangs: what was given to it is lost, and nothing more can be."""
 
 
 class FittingError(SwarmError):

@@ -62,6 +62,8 @@ def _program() -> Program:
     join.add_argument("--spill", type=Path, help="folder for what does not fit into memory (default: a temporary one)")
     join.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     join.add_argument("--watch-parent", action="store_true", help=argparse.SUPPRESS)
+    # For benchmarks: a visit keeps the device for so many seconds, forward and backward.
+    join.add_argument("--simulated-device", nargs=2, type=float, help=argparse.SUPPRESS)
 
     reference = commands.add_parser("reference", help="the same training in one process, to compare with")
     add_run_flags(reference)

@@ -14,7 +14,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import grpc
 from ..errors import UnreachableError, UsageError
 from ..protos import api_pb2 as pb
 from ..swarm.api.server import serving
+from ..swarm.milestones import Milestones
 from ..swarm.work import stage_worth
 from .control_commands import sockets
 from .owner import Pause
@@ -52,6 +53,8 @@ class Control:
         self.sent_home = ""
         """Why its members leave, though the process stays."""
         self.waits: Pause | None = None
+        self.began: float | None = None
+        """When the command was given, by the loop's clock, until a member has set out."""
         self.asked = asyncio.Event()
         """Set when its owner has asked it to leave."""
         self.fetched: Callable[[], int] = lambda: 0
@@ -63,6 +66,13 @@ class Control:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._told = 0
         self._news = asyncio.Event()
+
+    def set_out(self, now: float) -> Milestones:
+        """One member more is on its way: the first one since the command was given."""
+        milestones = Milestones(now if self.began is None else self.began)
+        self.began = None
+        milestones.reach("start", now)
+        return milestones
 
     def add(self, peer: "Peer") -> None:
         """One member more; it leaves at once if the others are leaving."""
@@ -157,6 +167,7 @@ class Control:
                 found.version = host.versions.latest
                 if host.loss is not None:
                     found.loss = host.loss
+                found.counted_after.update(peer.milestones.took)
                 found.state = "working" if host.versions.latest >= 0 else "loading"
                 if below and below == host.visits.open:
                     found.waits = f"for {waits_for[-8:] or 'a peer'} of stage {host.stage + 1}"
@@ -267,10 +278,13 @@ async def serve_control(control: Control) -> AsyncIterator[None]:
         return
     path.unlink(missing_ok=True)
     try:
-        async with serving(pb.DESCRIPTOR.services_by_name["Peer"], control.handlers(), f"unix:{path}"):
+        async with AsyncExitStack() as stack:
+            service, handlers = pb.DESCRIPTOR.services_by_name["Peer"], control.handlers()
+            try:
+                await stack.enter_async_context(serving(service, handlers, f"unix:{path}"))
+            except UnreachableError as error:
+                raise UsageError(f"this peer cannot be asked at {path}: {error}") from error
             path.chmod(0o600)
             yield
-    except UnreachableError as error:
-        raise UsageError(f"this peer cannot be asked at {path}: {error}") from error
     finally:
         path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..swarm.api.screen import count
 from ..swarm.keys import state_folder
 from ..swarm.local_runs import is_alive
+from ..swarm.milestones import in_words as counted_in_words
 
 COMMANDS = ("status", "leave", "limit", "logs")
 LIMITS = ("slots", "threads")
@@ -73,13 +74,14 @@ def in_words(status: Any) -> str:
     refused = ", ".join(f"{times} {reason.lower()}" for reason, times in sorted(status.refused.items())) or "none"
     leaving = f" ({status.leaving})" if status.leaving else ""
     waits = f", waits {status.waits}" if status.waits else ""
+    way = counted_in_words(status.counted_after) if status.counted_after else ""
     return (
         f"{status.state}{leaving}: stage {status.stage} of {status.stages}, version {status.version}\n"
         f"{status.open} of {status.slots} visits open, {status.below} below{waits}; "
         f"up to {status.visits_per_second:.2f} visits/s on {count(status.threads, 'thread', 'threads')}\n"
         f"sent {status.sent / 1e6:.1f} MB, received {status.received / 1e6:.1f} MB; "
         f"busy {status.busy} times, refused: {refused}\n"
-        f"peer {status.peer} in run {status.run[:12]}"
+        f"peer {status.peer} in run {status.run[:12]}" + (f"\n{way}" if way else "")
     )
 
 

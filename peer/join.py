@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..errors import ModelError, UsageError
+from ..errors import DeviceError, ModelError, UsageError
 from ..protos import swarm_pb2 as pb
 from ..swarm.compute import ThreadDevice
 from ..swarm.invites import Invite, read_invite
@@ -20,7 +20,7 @@ from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import LocalRun, meet
 from ..swarm.machine import Overrides
 from ..swarm.peer import Peer
-from ..swarm.process import SharedFolder, network_node
+from ..swarm.process import SharedFolder, network_node, process_age
 from ..swarm.sources import cache_folder, model_source
 from ..swarm.spill_file import DiskSpill
 from .control import Control, serve_control
@@ -41,6 +41,8 @@ def default_device() -> str:
 
 async def join(options: argparse.Namespace, folder: SharedFolder, report: Report, control: Control) -> str:
     """Serves stages until the run ends; the trainer's last word. Raises what `Peer.run` does."""
+    age = process_age()
+    control.began = None if age is None else asyncio.get_running_loop().time() - age
     showing = asyncio.ensure_future(keep_showing(report, control.status))
     try:
         return await _join(options, folder, partial(say, report, control), report, control)
@@ -119,7 +121,7 @@ async def _take_part(
     """Serves stages until the run ends or this machine leaves it: the trainer's last word."""
     run = _meet_again(options, met)
     key = options.identity or state_folder() / "peer.key"
-    device = ThreadDevice()
+    device = _device(options)
     control.set_threads = lambda count: device.on_both(partial(torch.set_num_threads, count))
     device.on_both(partial(torch.set_num_threads, control.threads))
     loading = Loading(report.loading)
@@ -132,6 +134,7 @@ async def _take_part(
 
     async def host(place: Place) -> str:
         """One member: a node of its own, and one stage."""
+        milestones = control.set_out(asyncio.get_running_loop().time())
         identity = Identity.load_or_create(nth_key(key, place.number))
         where = folder.path / identity.peer_id[-8:]
         spill = DiskSpill((options.spill or where) / f"{place.number}")
@@ -146,7 +149,7 @@ async def _take_part(
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about
-                peer.surveys, peer.organizer = True, met.organizer
+                peer.surveys, peer.organizer, peer.milestones = True, met.organizer, milestones
                 peer.fixed, peer.replaces, peer.serves = options.stage is not None, place.replaces, place.serves.set
                 peer.moves = partial(_move, place, peer)
                 control.add(peer)
@@ -157,6 +160,14 @@ async def _take_part(
                 hosting.release(place.hosts)
 
     return await _hosted(said, host, tell, loading, device)
+
+
+def _device(options: argparse.Namespace) -> ThreadDevice:
+    if options.simulated_device is None:
+        return ThreadDevice()
+    from ..simulations.devices import TimedDevice
+
+    return TimedDevice(*options.simulated_device)
 
 
 def _move(place: Place, peer: Peer, stage: int) -> bool:
@@ -174,11 +185,15 @@ async def _hosted(
     loading: Loading,
     device: ThreadDevice,
 ) -> str:
+    hangs = False
     try:
         return await host_stages(said.stages or AS_MANY_AS_FIT, host, tell)
+    except DeviceError:
+        hangs = True
+        raise
     finally:
         loading.cancel()
-        device.close()
+        device.close(wait=not hangs)
 
 
 def _model_of(invite: Invite) -> str | None:

@@ -67,6 +67,10 @@ class LocalSwarm:
         path.write_text(manifest, encoding="utf-8")
         return self._spawn(name, self._coordinator(str(path), *flags))
 
+    def resume_coordinator(self, checkpoint: Path, *flags: str, name: str = "coordinator") -> Child:
+        """Starts the trainer of a run that goes on from a checkpoint."""
+        return self._spawn(name, self._coordinator("--resume", str(checkpoint), *flags))
+
     def start_standby(self, run_id: str, addresses: Sequence[str], *flags: str, name: str = "standby") -> Child:
         """Starts a coordinator that stands by; or the killed one of this name again, which does so too."""
         command = self._coordinator("--standby", "--run", run_id, "--initial-peers", *addresses, *flags)
@@ -74,8 +78,8 @@ class LocalSwarm:
 
     def _coordinator(self, *arguments: str) -> list[str]:
         key = self.folder.path / "organizer.key"
-        start = ["swarm_peer.swarm.coordinator_cli", "start", *arguments, "--json", "--organizer-key", str(key)]
-        start += ["--checkpoints", str(self.folder.path / "checkpoints")]
+        kept = ["--checkpoints", str(self.folder.path / "checkpoints")]
+        start = ["swarm_peer.swarm.coordinator_cli", "start", *kept, *arguments, "--json", "--organizer-key", str(key)]
         return start if "--listen" in arguments else [*start, "--listen", LISTEN]
 
     def start_peers(self, count: int, run_id: str, addresses: Sequence[str]) -> None:
@@ -136,13 +140,23 @@ class LocalSwarm:
 
     def child_of(self, peer: str) -> Child:
         """The process of a peer id."""
-        return next(child for child in self.children.values() if child.peer == peer)
+        return next(child for child in self.children.values() if peer in self.peers_of(child))
+
+    def peers_of(self, child: Child) -> set[str]:
+        """The peer ids of a machine: of a coordinator none, of a peer its own, and those of members that have come when
+        it moved to another stage."""
+        keys = self.folder.path.glob(f"{child.name}-*.key") if child.peer else ()
+        return {child.peer, *(Identity.load_or_create(key).peer_id for key in keys)} - {""}
 
     def kill(self, child: Child) -> float:
         """SIGKILL; the monotonic time at which it was sent."""
         at = time.monotonic()
         child.process.send_signal(signal.SIGKILL)
         return at
+
+    def ask_to_leave(self, child: Child) -> None:
+        """SIGTERM: a peer finishes what is open, then it goes."""
+        child.process.send_signal(signal.SIGTERM)
 
     def freeze(self, child: Child) -> float:
         """SIGSTOP to the process and to its network daemon, as when a machine stops; the monotonic time."""

@@ -5,7 +5,8 @@ the peer's status. Lines below its level are passed over.
 
 JSON, one object a line, each with `event` and `at` (Unix seconds): `said` (`level`, `text`), `loading` (`done`,
 `total` bytes), `status` (the fields of `PeerStatus` in protos/api.proto, whenever something of it has happened, and at
-least every 10 s), `ended` (`text`).
+least every 10 s), `counted` (when a peer's first microbatch is credited: `after` seconds from the command, and those of
+each of its `phases`), `ended` (`text`).
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from ..protos import api_pb2 as pb
 from ..swarm.apart import Apart, standard_output
+from ..swarm.milestones import PHASES
 from .panel import Rates, panel
 
 SHOW_SECONDS = 0.5
@@ -107,6 +109,7 @@ class JsonLines(_Bare):
     def __init__(self, level: int = logging.INFO, clock: Clock = time.monotonic, file: TextIO | None = None) -> None:
         super().__init__(level, clock, file)
         self._shown: tuple[object, ...] = ()
+        self._counted: dict[str, float] = {}
 
     def say(self, line: str, level: int = logging.INFO) -> None:
         if level >= self.level:
@@ -122,6 +125,10 @@ class JsonLines(_Bare):
             self._is_time("status", 0.0)
             self._shown = now
             self._emit("status", **status_fields(status))
+        if status.counted_after and dict(status.counted_after) != self._counted:
+            self._counted = dict(status.counted_after)
+            phases = {phase: round(self._counted[phase], 3) for phase in PHASES}
+            self._emit("counted", after=round(sum(self._counted.values()), 3), phases=phases)
 
     def end(self, line: str) -> None:
         self._emit("ended", text=line)
@@ -236,7 +243,7 @@ def status_fields(status: pb.PeerStatus) -> dict[str, Any]:
         value = getattr(status, field.name)
         if field.has_presence and not status.HasField(field.name):
             found[field.name] = None
-        elif field.name == "refused":
+        elif field.name in ("refused", "counted_after"):
             found[field.name] = dict(value)
         else:
             found[field.name] = list(value) if field.name == "hosted" else value

@@ -170,7 +170,7 @@ class Exported(_message.Message):
     def __init__(self, folder: _Optional[str] = ..., version: _Optional[int] = ..., files: _Optional[_Iterable[_Union[File, _Mapping]]] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving", "visits", "loss", "counted", "credit", "link_rate", "round_trip", "hosted", "threads")
+    __slots__ = ("peer", "run", "state", "stage", "stages", "version", "open", "below", "slots", "waits", "visits_per_second", "sent", "received", "busy", "refused", "leaving", "visits", "loss", "counted", "credit", "link_rate", "round_trip", "hosted", "threads", "counted_after")
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,13 @@ class PeerStatus(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class CountedAfterEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     PEER_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +209,7 @@ class PeerStatus(_message.Message):
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     HOSTED_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_AFTER_FIELD_NUMBER: _ClassVar[int]
     peer: str
     run: str
     state: str
@@ -226,7 +234,8 @@ class PeerStatus(_message.Message):
     round_trip: float
     hosted: _containers.RepeatedScalarFieldContainer[int]
     threads: int
-    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., visits: _Optional[int] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., credit: _Optional[float] = ..., link_rate: _Optional[float] = ..., round_trip: _Optional[float] = ..., hosted: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ...) -> None: ...
+    counted_after: _containers.ScalarMap[str, float]
+    def __init__(self, peer: _Optional[str] = ..., run: _Optional[str] = ..., state: _Optional[str] = ..., stage: _Optional[int] = ..., stages: _Optional[int] = ..., version: _Optional[int] = ..., open: _Optional[int] = ..., below: _Optional[int] = ..., slots: _Optional[int] = ..., waits: _Optional[str] = ..., visits_per_second: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ..., busy: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., leaving: _Optional[str] = ..., visits: _Optional[int] = ..., loss: _Optional[float] = ..., counted: _Optional[int] = ..., credit: _Optional[float] = ..., link_rate: _Optional[float] = ..., round_trip: _Optional[float] = ..., hosted: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., counted_after: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("why", "now")

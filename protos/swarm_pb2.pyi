@@ -464,7 +464,7 @@ class Evaluated(_message.Message):
     def __init__(self, version: _Optional[int] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors", "epochs")
+    __slots__ = ("manifest", "signature", "term", "member", "stage", "closed", "donors", "epochs", "began")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
@@ -473,6 +473,7 @@ class Welcome(_message.Message):
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     DONORS_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     signature: bytes
     term: Term
@@ -481,7 +482,8 @@ class Welcome(_message.Message):
     closed: int
     donors: _containers.RepeatedCompositeFieldContainer[Member]
     epochs: _containers.RepeatedCompositeFieldContainer[Epoch]
-    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ...) -> None: ...
+    began: bool
+    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ..., began: bool = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("digest", "version", "kernels")

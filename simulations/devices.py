@@ -1,4 +1,5 @@
-"""Simulated devices: work that takes a duration of virtual time and then happens at once."""
+"""Simulated devices: work that takes a duration of virtual time and then happens at once; and in real processes, a
+device of fixed pace."""
 
 import asyncio
 import random
@@ -6,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
+from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD, ThreadDevice
 
 T = TypeVar("T")
 
@@ -46,3 +47,19 @@ class SimulatedDevice:
 
     def close(self) -> None:
         """Nothing runs outside the loop."""
+
+
+class TimedDevice(ThreadDevice):
+    """A device of real processes that is as fast as it is told, whatever the work takes on this machine, unless that
+    is longer: `forward` and `backward` are seconds of a visit."""
+
+    def __init__(self, forward: float, backward: float) -> None:
+        super().__init__()
+        self._seconds = {FORWARD: forward, BACKWARD: backward}
+
+    async def run(self, phase: str, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._seconds.get(phase, 0.0)
+        result = await super().run(phase, work)
+        await asyncio.sleep(ends - loop.time())
+        return result

@@ -23,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -32,7 +33,8 @@ from .socket_owners import listener_with
 T = TypeVar("T")
 
 LISTEN_PORT = 4001
-"""Of every process, each on its own address; the proxies have it and the following ones on the net's first address."""
+"""Of every process, each on its own address, and the following ones if it has several; the proxies have it and the
+following ones on the net's first address."""
 
 CHUNK_BYTES = 64 << 10
 BUFFER_BYTES = 32 << 20
@@ -173,12 +175,21 @@ class _Buffer:
 
 class ProxyNet:
     """The links of a group of processes, known by any names. `delay` (seconds each way) and `bytes_per_second` (0: no
-    limit) are those of every pair until told otherwise. To be driven from any thread; close it when done."""
+    limit) are those of every pair until told otherwise. A process may listen at `ports` ports, one after the other, and
+    each has a proxy, at ports one after the other too. To be driven from any thread; close it when done."""
 
-    def __init__(self, *, delay: float = 0.0, bytes_per_second: float = 0.0, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        delay: float = 0.0,
+        bytes_per_second: float = 0.0,
+        buffer_bytes: int = BUFFER_BYTES,
+        ports: int = 1,
+    ) -> None:
         self._delay = delay
         self._rate = bytes_per_second
         self._buffer_bytes = buffer_bytes
+        self._ports = ports
         self._numbers: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._ways: dict[tuple[str, str], _Way] = {}
@@ -194,12 +205,12 @@ class ProxyNet:
     # ---- addresses
 
     def listen_for(self, name: str) -> str:
-        """The multiaddr at which this process is to listen."""
+        """The (first) multiaddr at which this process is to listen."""
         return f"/ip4/{self._prefix}.{self._number(name) + 2}/tcp/{LISTEN_PORT}"
 
     def address_for(self, name: str) -> str:
-        """The multiaddr that this process is to announce: its proxy's."""
-        return f"/ip4/{self._prefix}.1/tcp/{LISTEN_PORT + self._number(name)}"
+        """The (first) multiaddr that this process is to announce: its proxy's."""
+        return f"/ip4/{self._prefix}.1/tcp/{LISTEN_PORT + self._number(name) * self._ports}"
 
     def _number(self, name: str) -> int:
         return self._do(lambda: self._add(name))
@@ -209,12 +220,14 @@ class ProxyNet:
             number = self._numbers[name] = len(self._numbers)
             self._names[f"{self._prefix}.{number + 2}"] = name
 
-            def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                task = self._loop.create_task(self._accept(name, _Side(reader, writer)))
+            def accept(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                task = self._loop.create_task(self._accept(name, port, _Side(reader, writer)))
                 self._connections[task] = None
                 task.add_done_callback(self._connections.pop)
 
-            self._servers.append(await asyncio.start_server(accept, f"{self._prefix}.1", LISTEN_PORT + number))
+            for port in range(self._ports):
+                at = LISTEN_PORT + number * self._ports + port
+                self._servers.append(await asyncio.start_server(partial(accept, port), f"{self._prefix}.1", at))
         return self._numbers[name]
 
     # ---- links
@@ -277,13 +290,13 @@ class ProxyNet:
 
     # ---- connections
 
-    async def _accept(self, target: str, near: _Side) -> None:
+    async def _accept(self, target: str, port: int, near: _Side) -> None:
         try:
             dialer = await self._dialer(near.writer.get_extra_info("peername"))
             if dialer is None:
                 self.refused += 1
                 raise OSError("a connection from nobody of this net")
-            await self._connect(dialer, target, near)
+            await self._connect(dialer, target, port, near)
         except* OSError:
             pass  # nobody listens there: the dialer hears of it by the end of its connection
         finally:
@@ -293,11 +306,11 @@ class ProxyNet:
         """Which process a connection comes from."""
         if source[0] in self._names:
             return self._names[source[0]]
-        listeners = [(address, LISTEN_PORT) for address in self._names]
+        listeners = [(address, LISTEN_PORT + port) for address in self._names for port in range(self._ports)]
         found = await self._loop.run_in_executor(None, listener_with, source, listeners)
         return self._names[found[0]] if found else None
 
-    async def _connect(self, dialer: str, target: str, near: _Side) -> None:
+    async def _connect(self, dialer: str, target: str, port: int, near: _Side) -> None:
         there, back = self._way(dialer, target), self._way(target, dialer)
         outgoing, incoming = _Buffer(self._buffer_bytes), _Buffer(self._buffer_bytes)
         async with asyncio.TaskGroup() as tasks:
@@ -310,7 +323,7 @@ class ProxyNet:
             if not reached.done():
                 reached.cancel()
                 return
-            far = _Side(*await asyncio.open_connection(*self._where(target)))
+            far = _Side(*await asyncio.open_connection(*self._where(target, port)))
             try:
                 since = self._loop.time()
                 filling.append(tasks.create_task(incoming.fill(far)))
@@ -328,8 +341,8 @@ class ProxyNet:
         await there.arrive(self._loop.time())
         await back.arrive(self._loop.time())
 
-    def _where(self, target: str) -> tuple[str, int]:
-        return f"{self._prefix}.{self._numbers[target] + 2}", LISTEN_PORT
+    def _where(self, target: str, port: int) -> tuple[str, int]:
+        return f"{self._prefix}.{self._numbers[target] + 2}", LISTEN_PORT + port
 
     # ---- its thread
 

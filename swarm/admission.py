@@ -64,6 +64,11 @@ class Listener(Protocol):
     def closed_marker(self) -> int: ...
 
     @property
+    def began(self) -> bool:
+        """Whether the term has begun."""
+        ...
+
+    @property
     def beginning(self) -> Beginning: ...
 
     def tells_of(self, lineage: Lineage) -> None:
@@ -322,6 +327,7 @@ class Admission:
                 member=member.number,
                 stage=member.stage,
                 closed=self.listener.closed_marker(),
+                began=self.listener.began,
                 donors=self.listener.beginning.donors(member.stage, self.listener.closed_marker()),
                 epochs=self.listener.beginning.lineage.epochs,
             )

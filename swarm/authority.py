@@ -83,6 +83,11 @@ class Authority:
         """What this peer does from now on is of another epoch."""
         self.epoch, self.closed = epoch, 0
 
+    def follow(self, closed: int) -> None:
+        """Takes a trainer's word that no more is closed: it may not have heard of what one before it has closed, and
+        has a part of that done anew."""
+        self.closed = min(self.closed, closed)
+
     def advance(self, closed: int) -> bool:
         """Moves the closed marker forward; says whether it moved."""
         if closed <= self.closed:

@@ -41,6 +41,8 @@ class Checkpoint:
     commit: pb.Commit | None
     past: Sequence[pb.Past]
     read: Callable[[int], StageCheckpoint]
+    met: Sequence[str] = ()
+    """Where members of the run could be reached then: advice for whoever goes on with it."""
 
     def is_of(self, lineage: Lineage) -> bool:
         """Whether a run of these epochs has come by here."""

@@ -76,7 +76,8 @@ class _File(BaseModel):
 
 
 class _Index(BaseModel):
-    """checkpoint.json. `term` and `epochs` are protobuf messages in hex; `digests`: of each stage's state."""
+    """checkpoint.json. `term` and `epochs` are protobuf messages in hex; `digests`: of each stage's state; `met`: the
+    multiaddrs of members."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -89,6 +90,7 @@ class _Index(BaseModel):
     term: Hex
     epochs: list[Hex]
     digests: list[Sha256]
+    met: list[str]
     files: dict[str, _File]
 
 
@@ -161,6 +163,7 @@ class CheckpointFolder:
             term=checkpoint.term.SerializeToString(deterministic=True).hex(),
             epochs=[epoch.SerializeToString(deterministic=True).hex() for epoch in checkpoint.lineage.epochs],
             digests=[digest.hex() for digest in checkpoint.digests],
+            met=list(checkpoint.met),
             files={path.name: _measure(path) for path in sorted(folder.iterdir())},
         )
         data = (index.model_dump_json(indent=2) + "\n").encode()
@@ -229,6 +232,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             digests=digests,
             commit=commit,
             past=past,
+            met=index.met,
             read=partial(_read_stage, folder, manifest, index, digests),
         )
 

@@ -8,7 +8,7 @@ Errors: none end the run; a checkpoint that could not be taken or kept is told o
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import SwarmError, TrustError
@@ -26,6 +26,7 @@ from .roster import Roster
 from .sizes import state_bytes
 
 TRIES, PAUSE_SECONDS = 5, 1.0
+MAX_MET = 32
 
 
 @dataclass
@@ -106,30 +107,47 @@ class Checkpointing:
             digests=[self._digest(stage, version) for stage in stages],
             commit=commit if delayed else None,
             past=[told for told in past if told.step < closed],
+            met=[address for member in self.roster.live()[:MAX_MET] for address in member.addresses],
             read=parts.__getitem__,
         )
 
     async def _stage(self, stage: int, version: int, commit: pb.Commit | None) -> StageCheckpoint:
+        """State and reduction are asked for at once: donors let go of either when the next step is closed."""
+        async with asyncio.TaskGroup() as tasks:
+            state = tasks.create_task(self._state(stage, version))
+            reduction = None if commit is None else tasks.create_task(self._reduction(stage, commit))
+        return StageCheckpoint(state.result(), {} if reduction is None else reduction.result())
+
+    async def _state(self, stage: int, version: int) -> bytes:
         donors = [member.to_message() for member in self.roster.ready(stage)]
-        limit = self.manifest.settings.limits.payload_bytes
-        reduction = {}
-        if commit is not None:
-            choice = next(choice for choice in commit.choices if choice.stage == stage)
-            key = AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt)
-            holders = [
-                member for member in self.roster.live(stage) if member.holds(commit.step, choice.term, choice.attempt)
-            ]
-            found = await pull_reduction(
-                self.pool, self.manifest.run_id, key, choice, [holder.to_message() for holder in holders], limit
-            )
-            reduction = {name: made.parts for name, made in found.items()}
-        most, epoch = state_bytes(self.manifest, stage), self.lineage.number
+        limit, most = self.manifest.settings.limits.payload_bytes, state_bytes(self.manifest, stage)
         snapshot = await fetch_snapshot(
-            self.pool, donors, self.manifest.run_id, stage, limit, version, epoch=epoch, max_bytes=most
+            self.pool,
+            donors,
+            self.manifest.run_id,
+            stage,
+            limit,
+            version,
+            epoch=self.lineage.number,
+            max_bytes=most,
         )
-        if await self.checkpoints.digest(stage, bytes(snapshot.data)) != self._digest(stage, version):
+        data = bytes(snapshot.data)
+        if await self.checkpoints.digest(stage, data) != self._digest(stage, version):
             raise TrustError(f"the state of stage {stage} at version {version} has not the digest that replicas report")
-        return StageCheckpoint(bytes(snapshot.data), reduction)
+        return data
+
+    async def _reduction(self, stage: int, commit: pb.Commit) -> dict[str, Sequence[bytes]]:
+        """The coded parts of the reduction that a Commit names."""
+        choice = next(choice for choice in commit.choices if choice.stage == stage)
+        key = AttemptKey(commit.epoch, commit.step, choice.term, choice.attempt)
+        holders = [
+            member.to_message()
+            for member in self.roster.live(stage)
+            if member.holds(commit.step, choice.term, choice.attempt)
+        ]
+        limit = self.manifest.settings.limits.payload_bytes
+        found = await pull_reduction(self.pool, self.manifest.run_id, key, choice, holders, limit)
+        return {name: made.parts for name, made in found.items()}
 
     def _digest(self, stage: int, version: int) -> bytes:
         digest = self.roster.digest_of(stage, version)

@@ -41,10 +41,10 @@ class ThreadDevice:
         self._visits.submit(work)
         self._background.submit(work)
 
-    def close(self) -> None:
-        """Waits for what is running; drops what is queued."""
-        self._visits.shutdown(cancel_futures=True)
-        self._background.shutdown(cancel_futures=True)
+    def close(self, wait: bool = True) -> None:
+        """Waits for what is running, unless that would be for ever; drops what is queued."""
+        self._visits.shutdown(wait, cancel_futures=True)
+        self._background.shutdown(wait, cancel_futures=True)
 
 
 class ComputeQueue:
@@ -54,6 +54,9 @@ class ComputeQueue:
         self._device = device
         self._measured = measured
         self._busy = False
+        self.began: float | None = None
+        """When what the device is at began, by the loop's clock; None if it is at nothing."""
+
         self._arrivals = 0
         self._waiting: list[tuple[bool, int, int, int, asyncio.Future[None]]] = []
 
@@ -77,11 +80,12 @@ class ComputeQueue:
         self._busy = True
         try:
             begins()
-            began = asyncio.get_running_loop().time()
+            began = self.began = asyncio.get_running_loop().time()
             result = await self._device.run(phase, work)
             self._measured(phase, asyncio.get_running_loop().time() - began)
             return result
         finally:
+            self.began = None
             self._pass_on()
 
     def _pass_on(self) -> None:

@@ -10,13 +10,13 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import ManifestError, StoppedError, TrustError, UnreachableError
+from ..errors import ManifestError, StoppedError, TrustError, UnreachableError, UsageError
 from .arithmetic import RealArithmetic
 from .checkpoint import Checkpoint
 from .checkpoint_folder import CheckpointFolder, find_checkpoint, open_checkpoint
@@ -163,8 +163,24 @@ async def resume(path: Path, *, organizer: Identity, initial_peers: Sequence[str
     )
     standby = manifest.settings.pipeline.standby
     with CoordinatorState.claim(manifest.run_id, identity) if standby else nullcontext() as state:
-        async with node.network(identity, initial_peers) as (transport, directory):
+        async with _network_of_the_run(node, identity, initial_peers, checkpoint.met) as (transport, directory):
             return await part.take(node, transport, directory, state, lead=True, origin=checkpoint)
+
+
+@asynccontextmanager
+async def _network_of_the_run(
+    node: Node, identity: Identity, initial_peers: Sequence[str], met: Sequence[str]
+) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
+    """A node among those who are named, or who were met when the checkpoint was taken and are still there; on its own
+    if nobody is."""
+    async with AsyncExitStack() as stack:
+        try:
+            made = await stack.enter_async_context(node.network(identity, initial_peers or met))
+        except (UnreachableError, UsageError):
+            if initial_peers:
+                raise
+            made = await stack.enter_async_context(node.network(identity, ()))
+        yield made
 
 
 async def stand_by(

@@ -141,12 +141,11 @@ def _check(options: argparse.Namespace) -> None:
     """Whether the flags of `start` belong together. Raises `UsageError`."""
     if bool(options.api_cert) != bool(options.api_key):
         raise UsageError("--api-cert and --api-key belong together")
+    if options.resume and (options.manifest or options.standby or options.run):
+        raise UsageError("--resume takes the run from the checkpoint: no manifest, --standby or --run beside it")
     if options.standby and (options.manifest or not options.run or not options.initial_peers):
         raise UsageError("--standby takes --run and --initial-peers, as the trainer prints them, and no manifest")
-    if options.resume:
-        if options.manifest or options.standby or options.run:
-            raise UsageError("--resume takes the run from the checkpoint: no manifest, --standby or --run beside it")
-    elif not options.standby and (not options.manifest or options.run):
+    if not options.resume and not options.standby and (not options.manifest or options.run):
         raise UsageError("start takes a manifest, or --resume DIR, or --standby with --run and --initial-peers")
 
 

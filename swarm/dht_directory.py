@@ -68,6 +68,7 @@ _FIELDS = {
     "throughput": float,
     "queue": int,
     "versions": tuple,
+    "moving_to": int,
 }
 
 
@@ -146,6 +147,7 @@ def _sensible(record: Record, expires: float) -> bool:
     return (
         0 < len(record.run) <= 64
         and -1 <= record.stage < MAX_STAGES
+        and -1 <= record.moving_to < MAX_STAGES
         and len(record.addresses) <= MAX_ADDRESSES
         and all(type(entry) is str and 0 < len(entry) <= MAX_ADDRESS_CHARACTERS for entry in record.addresses)
         and min(record.sequence, record.protocol, record.queue) >= 0

@@ -20,7 +20,8 @@ class Record:
     """What a peer says of itself.
 
     `sequence` rises with every publication of this peer. `throughput`: visits a second, 0 if not yet measured.
-    `queue`: open visits. `versions`: the versions of the stage that can serve, lowest and highest.
+    `queue`: open visits. `versions`: the versions of the stage that can serve, lowest and highest. `moving_to`: the
+    stage that its machine is about to host in place of this one, -1 for none.
     """
 
     run: str
@@ -32,6 +33,7 @@ class Record:
     throughput: float = 0.0
     queue: int = 0
     versions: tuple[int, int] = (0, 0)
+    moving_to: int = -1
 
 
 class Directory(Protocol):

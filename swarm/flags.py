@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import configargparse
 import shtab
 
-from ..errors import StoppedError, SwarmError, UsageError
+from ..errors import DeviceError, StoppedError, SwarmError, UsageError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 Command = Callable[[argparse.Namespace], int]
@@ -147,6 +147,9 @@ class Program:
             print(f"{self.parser.prog}: {error}", file=sys.stderr)
             if isinstance(error, UsageError):
                 return EXIT_USAGE
+            if isinstance(error, DeviceError):  # its thread never ends, and so the process would not
+                sys.stderr.flush()
+                os._exit(EXIT_ERROR)
             return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_ERROR
 
 

@@ -55,7 +55,7 @@ BUSY_RETRY_MS, MAX_BUSY_RETRY_MS = 50, 1000
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Something that just happened on this peer; fault injection hooks in here. `name`: queued, forward, below,
-    backward, held, reduce, part, reduced, commit, applied."""
+    backward, held, credited, reduce, part, reduced, commit, applied."""
 
     name: str
     stage: int

@@ -181,6 +181,8 @@ class Membership:
             if isinstance(body, pb.Reduce):
                 self.serves()
                 self._lead(body.term, body.closed)
+                if body.indices:
+                    self.host.observe(Moment("credited", self.host.stage, body.step))
                 earlier = self._attempts.pop(body.step, None)
                 if earlier is not None:
                     earlier.cancel()
@@ -210,6 +212,7 @@ class Membership:
         proven = self.authority.admit(term, self.channel.peer)
         if proven.trainer != public_key_of(self.channel.peer):
             raise TrustError(f"{self.channel.peer} speaks in the name of another trainer")
+        self.authority.follow(closed)
         self.host.close(closed)
         self.reducer.close(closed)
         for step in [step for step in self._attempts if step < closed]:

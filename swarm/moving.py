@@ -29,9 +29,8 @@ MOVE_SECONDS = 900.0
 @dataclass
 class Moving:
     """`period`: seconds from a move to the next, 0 for none at all; `patience`: how long
-    a stage without replicas waits for one that returns. `began()`: whether the term has begun: before that nobody takes
-    part, and who has a state may move. `busy()`: whether now is no time to move anyone: before the run has begun, while
-    it ends, or somebody leaves."""
+    a stage without replicas waits for one that returns. `began()`: whether the
+    term has begun; `busy()`: whether now is no time to move anyone, while the run ends or somebody leaves."""
 
     roster: Roster
     period: float
@@ -68,28 +67,17 @@ class Moving:
                 self.rebalancer.settled(asyncio.get_running_loop().time(), move.member, ok=not why)
 
     def _movable(self) -> list[list[Hosted]]:
-        """Who declined, or is held where it is by its owner, stays: to the policy it hosts every stage."""
-        everywhere = tuple(range(self.roster.stages))
-        return [
-            [
-                replace(
-                    replica,
-                    besides=everywhere if self._stays(replica.member) else replica.besides,
-                    ready=replica.ready or self._is_waiting(replica.member),
-                )
-                for replica in replicas
-            ]
-            for replicas in self.roster.hosted()
-        ]
+        """The replicas of each stage. Who declined, or is held where it is by its owner, stays: to the policy it hosts
+        every stage. Before the term begins, when nobody takes part yet, whoever has a state will do."""
+        return [[self._as_seen(member) for member in self.roster.live(stage)] for stage in range(self.roster.stages)]
 
-    def _stays(self, number: int) -> bool:
-        member = self.roster.get(number)
-        return number in self._declined or member is None or member.fixed
-
-    def _is_waiting(self, number: int) -> bool:
-        """Whether a member has all it takes to take part in a term that has not begun."""
-        member = self.roster.get(number)
-        return not self.began() and member is not None and member.version >= 0
+    def _as_seen(self, member: Member) -> Hosted:
+        seen = member.hosted()
+        if not self.began():
+            seen = replace(seen, ready=member.version >= 0)
+        if member.fixed or member.number in self._declined:
+            seen = replace(seen, besides=tuple(range(self.roster.stages)))
+        return seen
 
     async def _carry_out(self, move: Chosen, mover: Member) -> str:
         """Has a member move: why it did not, "" if it did."""

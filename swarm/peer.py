@@ -13,7 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import OrganizerError, ProtocolError, RefusedError, SilentError, TrustError, UnreachableError, WireError
+from ..errors import (
+    OrganizerError,
+    ProtocolError,
+    RefusedError,
+    SilentError,
+    TrustError,
+    UnreachableError,
+    WireError,
+)
 from ..protos import swarm_pb2 as pb
 from .authority import Authority
 from .backend import Arithmetic, StageBackend
@@ -22,12 +30,14 @@ from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
-from .host import Observe, StageHost
+from .hanging import watch_device
+from .host import Moment, Observe, StageHost
 from .kept import SpillFile
 from .link import serve_nothing
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
+from .milestones import Milestones, in_words
 from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, Neighbours
@@ -98,6 +108,9 @@ class Peer:
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
 
+    milestones: Milestones = field(default_factory=Milestones)
+    """On its way to its first credited microbatch, by the loop's clock."""
+
     def __post_init__(self) -> None:
         self.meter = Meter()
         self.with_trainers = Meter()
@@ -114,6 +127,9 @@ class Peer:
         self._membership: Membership | None = None
         self._wants_out = asyncio.Event()
         self._reducer: Reducer | None = None
+        self._moving_to = -1
+        """The stage that its machine is about to host in its place, as it announces."""
+
         self._survey: Survey
         self._tasks: asyncio.TaskGroup
 
@@ -123,6 +139,7 @@ class Peer:
         Raises `RefusedError` (no place in the run), `TrustError`, `OrganizerError` (at once), `ModelError`,
         `UnreachableError` (no trainer found, or its stream ended).
         """
+        self._reach("start")
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self.transport.serve(self._serve)
@@ -148,8 +165,14 @@ class Peer:
         """Bytes sent and received, all together."""
         return sum(meter.sent + meter.received for meter in (self.meter, self.with_trainers))
 
+    def _moves(self, target: int) -> bool:
+        moves = self.moves(target)
+        self._moving_to = target if moves else -1
+        return moves
+
     def stay(self) -> None:
         """Tells the trainer that this machine does not move as it was asked to."""
+        self._moving_to = -1
         if self._membership is not None and self.host is not None:
             self._tasks.create_task(self._membership.decline())
 
@@ -179,6 +202,7 @@ class Peer:
             heed_cancellation()
             began = asyncio.get_running_loop().time()
             trainer = await self._find_trainer(run_id, failures)
+            self._reach("directory")
             self._welcome = False
             try:
                 return await self._serve_under(trainer, run_id, stage)
@@ -219,7 +243,9 @@ class Peer:
                     fixed=self.fixed,
                     organizer=self.organizer,
                 )
+                self._reach("place")
                 host = await self._build_host(manifest, trainer.peer, welcome)
+                self._reach("weights")
             else:
                 manifest, welcome, lineage = await say_hello(
                     channel,
@@ -245,6 +271,7 @@ class Peer:
             self.tell(f"hosting stage {host.stage} of {manifest.stages} as member {host.member}")
             await self._catch_up(host, welcome, channel)
             assert self._reducer is not None
+            self._reach("state")
             self.tell("ready")
             self._membership = Membership(
                 channel,
@@ -254,7 +281,7 @@ class Peer:
                 self.meter,
                 self._survey.reports,
                 self.leaving,
-                lambda target: self.moves(target),
+                self._moves,
                 lambda: self.serves(),
             )
             return await self._membership.run()
@@ -264,6 +291,8 @@ class Peer:
 
     async def _catch_up(self, host: StageHost, welcome: pb.Welcome, channel: Channel) -> None:
         """Sees to it that this peer holds a version from which it can be brought up to date by kept reductions."""
+        if welcome.began:
+            host.authority.follow(welcome.closed)
         host.close(welcome.closed)
         assert self._reducer is not None
         self._reducer.close(welcome.closed)
@@ -353,7 +382,7 @@ class Peer:
             pool=self.pool,
             neighbours=neighbours,
             spawn=self._spawn,
-            observe=self.observe,
+            observe=self._saw,
             spill=self.spill,
         )
         self._reducer = Reducer(host, self.parts.arithmetic(manifest))
@@ -364,10 +393,19 @@ class Peer:
         self.placed(stage)
         self._tasks.create_task(self._announce(manifest, host))
         self._tasks.create_task(self._look_ahead(manifest, host))
+        self._tasks.create_task(watch_device(host))
         return host
 
     def _spawn(self, work: Any) -> Any:
         return self._tasks.create_task(work)
+
+    def _reach(self, phase: str) -> None:
+        self.milestones.reach(phase, asyncio.get_running_loop().time())
+
+    def _saw(self, moment: Moment) -> None:
+        if self.milestones.see(moment.name, asyncio.get_running_loop().time()):
+            self.tell(in_words(self.milestones.took))
+        self.observe(moment)
 
     async def _announce(self, manifest: Manifest, host: StageHost) -> None:
         """Publishes this peer's record again and again; one that fails is tried again with the next."""
@@ -385,13 +423,17 @@ class Peer:
                 throughput=host.pace.throughput,
                 queue=host.visits.open,
                 versions=(host.versions.oldest, host.versions.latest),
+                moving_to=self._moving_to,
             )
             try:
                 if host.versions.latest >= 0 and host.until is None:
                     await self.directory.publish(record, RECORD_SECONDS)
             except UnreachableError as error:
                 self.tell(f"cannot announce myself: {error}")
-            await asyncio.sleep(ANNOUNCE_SECONDS)
+            if host.versions.latest < 0:
+                await host.versions.wait_for(0, ANNOUNCE_SECONDS)  # others can call a newcomer once it has a state
+            else:
+                await asyncio.sleep(ANNOUNCE_SECONDS)
 
     async def _look_ahead(self, manifest: Manifest, host: StageHost) -> None:
         """Keeps the snapshot of the next stage's replicas fresh."""

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,6 +71,15 @@ async def _run(main: Coroutine[Any, Any, T], watch_parent: bool, asked: Callable
         if stopped:
             raise Interrupted from None
         raise
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started, imports included; None where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return None
 
 
 class SharedFolder:

@@ -31,6 +31,9 @@ class Restoring:
     checkpoint: Checkpoint
     device: Device
     max_payload: int
+    members: int = 0
+    """Of the last Commit before the run went back; 0 where it is resumed by others."""
+
     _stage: tuple[int, StageCheckpoint] | None = field(default=None)
     _snapshots: Snapshots | None = field(default=None)
     _versions: VersionStore = field(default_factory=VersionStore)
@@ -41,13 +44,13 @@ class Restoring:
 
     def commit(self) -> pb.Commit | None:
         """The Commit of the last step in it, as one of this epoch: those who made it are not those who go on from it,
-        so that it says of nobody how many they were."""
+        and only who has led them knows how many must be heard: `members`."""
         if self.checkpoint.commit is None:
             return None
         renewed = pb.Commit()
         renewed.CopyFrom(self.checkpoint.commit)
         renewed.epoch = self.epoch
-        renewed.members = 0
+        renewed.members = self.members
         return renewed
 
     async def serve(self, incoming: Incoming, question: pb.Fetch) -> None:

@@ -36,6 +36,8 @@ NOTED = (
     events.Joined,
     events.Ready,
     events.Draining,
+    events.Moving,
+    events.Moved,
     events.Left,
     events.Banned,
     events.Lost,
@@ -238,10 +240,6 @@ def _went_back(state: RunState, event: events.WentBack, at: float) -> RunState:
     steps = {number: step for number, step in state.steps.items() if number < event.step}
     heldout = {version: loss for version, loss in state.heldout.items() if version <= event.step}
     return replace(state, steps=steps, heldout=heldout, ledger=ledger, closed=min(state.closed, event.step))
-
-
-def _checkpointed(state: RunState, event: events.Checkpointed, at: float) -> RunState:
-    return replace(state, checkpoint=event.step)
 
 
 def _paused(state: RunState, event: events.Paused, at: float) -> RunState:
@@ -482,8 +480,7 @@ _CHANGES: Mapping[type[Event], Callable[[RunState, Any, float], RunState]] = {
     events.Follows: _follows,
     events.Waiting: _waiting,
     events.WentBack: _went_back,
-    events.Checkpointed: _checkpointed,
-    events.CheckpointFailed: lambda state, event, at: state,
+    events.Checkpointed: lambda state, event, at: replace(state, checkpoint=event.step),
     events.Paused: _paused,
     events.Resumed: _resumed,
     events.Concluded: _concluded,

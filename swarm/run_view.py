@@ -108,6 +108,7 @@ def _run(state: RunState) -> dict[str, Any]:
         "run_id": "" if opened is None else opened.run_id,
         "began_at": state.began_at,
         "term": state.term,
+        "checkpoint": state.checkpoint,
         "join": "" if listening is None else listening.join,
         "stand_by": "" if listening is None else listening.stand_by,
     }
@@ -464,6 +465,12 @@ def in_words(state: RunState, event: events.Event) -> str:
             return f"{who(event.peer)} is ready at stage {event.stage}"
         case events.Draining():
             return f"{who(event.peer)} is leaving: {event.why}"
+        case events.Moving():
+            return f"{who(event.peer)} is to move from stage {event.stage} to stage {event.target}"
+        case events.Moved():
+            if event.error:
+                return f"{who(event.peer)} has not moved from stage {event.stage} to {event.target}: {event.error}"
+            return f"{who(event.peer)} has moved from stage {event.stage} to stage {event.target}"
         case events.Left():
             return f"{who(event.peer)} has left stage {event.stage}: {event.why}"
         case events.Banned():

@@ -62,7 +62,8 @@ def line_of(event: Event) -> str | None:
                 f"(swarm-peer join --stage {event.stage}) goes back to step {event.step}"
             )
         case WentBack():
-            return f"going on from step {event.step} in epoch {event.epoch}: {event.lost} committed steps are undone"
+            undone = f": {event.lost} committed steps are undone" if event.lost else ""
+            return f"going on from step {event.step} in epoch {event.epoch}{undone}"
         case CheckpointFailed():
             return f"no checkpoint at step {event.step}: {event.error}"
         case Checkpointed():

@@ -82,12 +82,16 @@ class Succession:
         self.follows = False
         """Whether it hears a trainer, and has been told what is past."""
 
+        self._followed = 0
+        """The term of the trainer that it has said to follow; 0 while it leads."""
+
         self.lineage = Lineage() if self.origin is None else self.origin.lineage
         if self.origin is not None:
             self.highest = max(self.highest, self.origin.term.number)
         self._proven = ProvenTerms(self.manifest)
         self._past: dict[int, pb.Past] = {}
         self._back_to: Checkpoint | None = self.origin
+        self._last_members = 0
         self._begins = self.origin is not None
         """Whether the next term begins an epoch."""
 
@@ -144,17 +148,18 @@ class Succession:
     async def _go_back(self) -> None:
         """The next term begins at the last checkpoint, or anew if there is none."""
         self._take_past()
-        self._begins = True
+        assert self.trainer is not None
+        self._begins, self._last_members = True, self.trainer.crew.last_members
         self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
 
     async def _lead(self) -> dict[str, Any]:
         number = self.highest + 1
         self.remember(number)
         term = sign_term(self.identity, self.manifest.run_id, number, self.delegation)
-        self.highest = number
+        self.highest, self._followed = number, 0
         begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
-        self._begins, self._back_to = False, None
+        self._begins, self._back_to, self._last_members = False, None, 0
         self.emit(events.Leads(number))
         if begun is not None:
             self.emit(begun)
@@ -196,6 +201,7 @@ class Succession:
             epochs=self.lineage,
             origin=self._back_to,
             resuming=self._begins,
+            last_members=self._last_members,
             checkpoints=self.checkpoints,
             device=self.device,
         )
@@ -266,7 +272,8 @@ class Succession:
             raise TrustError(f"{channel.peer} does not lead run {self.manifest.run_id[:12]}")
         if term.number < self.highest:
             raise TrustError(f"{channel.peer} leads in term {term.number}; term {self.highest} has been")
-        if term.number > self.highest or self.trainer is None:
+        if term.number != self._followed:
+            self._followed = term.number
             self.emit(events.Follows(channel.peer, term.number))
         self.highest = max(self.highest, term.number)
         self.lineage = read_lineage(welcome.epochs, self._proven, self.manifest.run_id, channel.peer)

@@ -67,8 +67,8 @@ LINGER_SECONDS = 10.0
 class Trainer:
     """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever.
     `known`: what a standby was told of the steps before its term. `epochs`: of the run; the last one is this term's own
-    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: whether it does. `device`: where a
-    checkpoint is read."""
+    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: whether it does; `last_members`: of the
+    last Commit before. `device`: where a checkpoint is read."""
 
     manifest: Manifest
     signature: bytes
@@ -89,6 +89,7 @@ class Trainer:
     epochs: Lineage = field(default=Lineage())
     origin: Checkpoint | None = None
     resuming: bool = False
+    last_members: int = 0
     checkpoints: Checkpoints | None = None
     device: Device = field(default_factory=ThreadDevice)
 
@@ -99,7 +100,9 @@ class Trainer:
         self.pool = Pool(self.transport, self.meter)
         self.signal = Signal()
         self.roster = Roster(self.run_id, manifest.stages, self.term.number)
-        self.beginning = Beginning(manifest, self.transport, self.roster, self.device, self.epochs, self.origin)
+        self.beginning = Beginning(
+            manifest, self.transport, self.roster, self.device, self.epochs, self.origin, self.last_members
+        )
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
         self.faults = FaultLog()
@@ -112,7 +115,7 @@ class Trainer:
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
         self.heldout = self.history.heldout
-        self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming)
+        self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming, last_members=self.last_members)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)

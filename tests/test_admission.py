@@ -25,6 +25,7 @@ class Quiet:
     """A listener that hears of members coming and going, and has nothing to tell."""
 
     founders = 0
+    began = True
 
     beginning = SimpleNamespace(lineage=Lineage(), donors=lambda stage, closed: [])
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from swarm_peer.errors import UsageError
-from swarm_peer.peer.control import Control
+from swarm_peer.errors import UnreachableError, UsageError
+from swarm_peer.peer.control import Control, serve_control
 from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.local_swarm import LISTEN, Child, LocalSwarm
 from swarm_peer.peer.owner import Pause
@@ -25,6 +25,8 @@ from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, FORWARD, ThreadDevice
 from swarm_peer.swarm.host import Moment
+from swarm_peer.swarm.milestones import PHASES
+from swarm_peer.swarm.milestones import in_words as in_words_counted
 from swarm_peer.swarm.process import SharedFolder
 
 from tests.exact import exact_manifest, exact_swarm
@@ -50,6 +52,27 @@ def test_before_it_hosts_anything(tmp_path: Path) -> None:
         control.limit(slots=3)
     assert not control.leave("bed time")
     assert in_words(control.status()) == "leaving: bed time"
+
+
+def test_what_is_out_of_reach_is_not_its_socket(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of what the peer does is told as what it is."""
+    monkeypatch.setenv("SWARM_PEER_STATE", place.environment["SWARM_PEER_STATE"])
+
+    async def fail() -> None:
+        async with serve_control(Control()):
+            raise UnreachableError("no trainer")
+
+    with pytest.raises(UnreachableError, match=r"^no trainer$"):
+        asyncio.run(fail())
+
+
+def test_only_the_first_member_has_been_on_its_way_since_the_command() -> None:
+    control = Control()
+    control.began = 100.0
+    first, second = control.set_out(103.0), control.set_out(120.0)
+    for milestones in (first, second):
+        milestones.reach("credit", 130.0)
+    assert (first.took["start"], second.took["start"]) == (3.0, 0.0)
 
 
 def test_what_it_waits_for_between_two_times_in_a_run() -> None:
@@ -188,6 +211,11 @@ def _read(told: list[dict[str, Any]]) -> None:
     assert last["loss"] > 0
     assert 0 < last["counted"] <= last["visits"]
     assert last["credit"] > 0
+    (counted,) = (event for event in told if event["event"] == "counted")
+    assert list(counted["phases"]) == list(PHASES)
+    assert counted["phases"]["start"] > 0.1, "it begins with the process, not when the imports are done"
+    assert counted["after"] == pytest.approx(sum(counted["phases"].values()), abs=0.01)
+    assert [text for text in said if text.startswith("counted after ")] == [in_words_counted(last["counted_after"])]
     assert told[-1]["event"] == "ended"
     assert "left the run: bed time" in told[-1]["text"]
 

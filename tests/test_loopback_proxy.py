@@ -287,6 +287,39 @@ def test_a_dialer_that_takes_another_port_is_known_by_where_it_listens(net: Prox
     assert (net.carried("a", "b"), net.refused) == (8, 0)
 
 
+@pytest.mark.parametrize("port", [0, 1])
+def test_a_process_may_listen_at_several_ports(port: int) -> None:
+    """As a machine that hosts two stages does; each port has its proxy, the one after the first one's."""
+    with ProxyNet(ports=2) as net:
+        (listen, first), (announced, proxy) = endpoint(net.listen_for("b")), endpoint(net.address_for("b"))
+        sender = endpoint(net.listen_for("a"))[0]
+        assert endpoint(net.address_for("c"))[1] > proxy + 1
+        with socket.create_server((listen, first + port)) as listening:
+            listening.settimeout(LIMIT)
+            address = (announced, proxy + port)
+            with socket.create_connection(address, LIMIT, (sender, 0)) as dialled, listening.accept()[0] as accepted:
+                accepted.settimeout(LIMIT)
+                dialled.sendall(b"who am I")
+                assert accepted.recv(8, socket.MSG_WAITALL) == b"who am I"
+        assert (net.carried("a", "b"), net.refused) == (8, 0)
+
+
+@pytest.mark.parametrize("port", [0, 1])
+def test_a_dialer_is_known_by_any_port_at_which_it_listens(port: int) -> None:
+    with ProxyNet(ports=2) as net, socket.create_server(endpoint(net.listen_for("b"))) as listening:
+        listening.settimeout(LIMIT)
+        at, first = endpoint(net.listen_for("a"))
+        where = (at, first + port, *endpoint(net.address_for("b")))
+        with subprocess.Popen([sys.executable, "-c", DIALER, *map(str, where)]) as process:
+            try:
+                with listening.accept()[0] as accepted:
+                    accepted.settimeout(LIMIT)
+                    assert accepted.recv(8, socket.MSG_WAITALL) == b"who am I"
+            finally:
+                process.kill()
+        assert (net.carried("a", "b"), net.refused) == (8, 0)
+
+
 def test_a_connection_from_nobody_is_refused(net: ProxyNet) -> None:
     announced = net.address_for("a").split("/")
     with socket.create_connection((announced[2], int(announced[4]))) as stranger:

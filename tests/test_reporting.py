@@ -7,10 +7,12 @@ import threading
 
 import pytest
 from rich.console import Console
+from swarm_peer.peer.control_commands import in_words
 from swarm_peer.peer.panel import Rates, panel
 from swarm_peer.peer.reporting import Detached, JsonLines, Lines, Panel
 from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.swarm.logs import heed_logs
+from swarm_peer.swarm.milestones import PHASES
 
 
 class Clock:
@@ -179,6 +181,26 @@ def test_events_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert events[3]["loss"] is None
     assert events[3]["hosted"] == [1]
     assert all(event["at"] > 1e9 for event in events)
+
+
+def test_a_script_is_told_once_when_a_peer_counts_and_again_when_it_comes_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    took = dict.fromkeys(PHASES, 0.25)
+    with JsonLines(logging.INFO, Clock()) as report:
+        for after in ({}, took, took, {}, {**took, "start": 1.0}):
+            report.show(status(counted_after=after))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    counted = [event for event in events if event["event"] == "counted"]
+    assert [event["after"] for event in counted] == [2.25, 3.0]
+    assert list(counted[0]["phases"].items()) == list(took.items())
+    assert events[0]["counted_after"] == {}
+
+
+def test_status_has_it_in_words() -> None:
+    line = "counted after 2.2 s: start 0.2, directory 0.2"
+    assert line not in in_words(status())
+    assert line in in_words(status(counted_after=dict.fromkeys(PHASES, 0.25)))
 
 
 # ---- whatever becomes of the terminal

@@ -5,7 +5,10 @@
     python -m tests.chaos replay --file SCHEDULE.json         the same for a schedule that was shrunk or written by hand
     python -m tests.chaos shrink SEED [--out FILE]            find a smallest schedule that still breaks
     python -m tests.chaos real SEED [--minutes 5] [--report FILE] [--logs FOLDER]
-                                                              the same on real processes: kills, freezes, bad links
+                                                              the same on real processes: kills, freezes, bad links,
+                                                              leaves, joins, moves
+    python -m tests.chaos soak [SEED] [--minutes 30] [--out FOLDER] [--warm-up S] [--least S]
+                                                              churn of all kinds, and whether any process grows
 
 Exit code 1 if a promise was broken.
 """
@@ -16,6 +19,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.chaos.checks import check_promises
@@ -51,12 +55,22 @@ def main() -> int:
     real.add_argument("--minutes", type=float, default=5.0, help="how long things go wrong (default: 5)")
     real.add_argument("--report", type=Path, help="write the report here, JSON")
     real.add_argument("--logs", type=Path, help="keep the processes' logs and all events in this folder")
+    soaking = commands.add_parser("soak", help="churn on real processes, and whether memory and descriptors stay flat")
+    soaking.add_argument("seed", type=int, nargs="?", default=1)
+    soaking.add_argument("--minutes", type=float, default=30.0, help="how long things go wrong (default: 30)")
+    soaking.add_argument(
+        "--out", type=Path, default=Path("soak"), help="folder for samples, plot, logs (default: soak)"
+    )
+    soaking.add_argument("--warm-up", type=float, default=180.0, help="seconds of a process not judged (default: 180)")
+    soaking.add_argument("--least", type=float, default=480.0, help="who lived for less is not judged (default: 480 s)")
     for command in [commands.choices[name] for name in ("run", "replay", "shrink")]:
         command.add_argument("--mutant", choices=sorted(MUTANTS), help="with this rule of the protocol broken")
         command.add_argument("--elastic", action="store_true", help="with losses of whole stages, moves and resumes")
     options = parser.parse_args()
     if options.command == "real":
         return run_real(options)
+    if options.command == "soak":
+        return run_soak(options)
     draw = draw_elastic if options.elastic else draw_schedule
     with MUTANTS[options.mutant].broken() if options.mutant else contextlib.nullcontext():
         if options.command == "run":
@@ -98,8 +112,24 @@ def run_real(options: argparse.Namespace) -> int:
         print(f"{type(error).__name__}: {error}")
         return 1
     counts = Counter(fault["kind"] for fault in chaos.done)
-    print(f"every promise kept; carried out: {', '.join(f'{counts[kind]} x {kind}' for kind in sorted(counts))}")
+    print(f"every promise kept; carried out: {_listed(counts)}; the swarm itself: {_listed(chaos.happened)}")
     return 0
+
+
+def run_soak(options: argparse.Namespace) -> int:
+    if find_spec("matplotlib") is None:
+        sys.exit("the plot needs matplotlib: pip install 'swarm-peer[bench]'")
+    from tests.chaos.flatness import Bounds
+    from tests.chaos.soak import soak
+
+    bounds = Bounds(warm_up=options.warm_up, least=options.least)
+    problems = soak(options.seed, options.minutes, options.out, bounds)
+    print("\n".join(problems) or f"every promise kept, and nothing grows; samples and plot are in {options.out}")
+    return bool(problems)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[kind]} x {kind}" for kind in sorted(counts))
 
 
 def replay(schedule: Schedule, out: Path | None) -> int:

@@ -1,19 +1,22 @@
 """Carries out a seeded fault schedule on real processes, and says whether the run kept its promises.
 
 A swarm as `demo --model tiny --replicas 3` starts it, and a standby; every link goes through a loopback proxy, whose
-addresses are the only ones that anybody announces. What goes wrong and when is drawn from the seed (`draw_real`); whom
-it hits is decided when the time has come, from those whom it may hit: never the last up-to-date replica of a stage, and
-a trainer only while another coordinator follows it. Who was killed is started again under its identity, a trainer as
-standby. Wall-clock time: the same seed draws the same faults, not the same run.
+addresses are the only ones that anybody announces. What goes wrong and when is drawn from the seed (`real_faults.py`);
+whom it hits is decided when the time has come, from those whom it may hit: never the last up-to-date replica of a stage
+(but where all of them are to be lost), and a trainer only while another coordinator follows it. Who was killed or has
+left is started again under its identity, a trainer as standby; a machine that joined in the middle leaves for good. The
+trainer moves machines from stage to stage as it sees fit: `rebalance` is short here. Wall-clock time: the same seed
+draws the same faults, not the same run.
 
-Fails with `StuckError` when the run does not end in time, and with `AssertionError` for a promise that it broke.
+Fails with `StuckError` when the run does not end in time, and with `AssertionError` for a promise that it broke. A
+process that ends with an error of its own breaks one.
 """
 
 import heapq
 import json
-import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,9 +29,12 @@ from swarm_peer.peer.local_swarm import Child, LocalSwarm
 from swarm_peer.peer.reference import run_reference
 from swarm_peer.peer.watching import Watching
 from swarm_peer.simulations.loopback_proxy import ProxyNet
+from swarm_peer.swarm.flags import EXIT_ERROR
 from swarm_peer.swarm.freezing import prepare
 from swarm_peer.swarm.manifest import parse_settings
 from swarm_peer.swarm.process import SharedFolder
+
+from tests.chaos.real_faults import JOIN, KILL, LEAVE, LOSE, TRAINER_KILL, Pace, RealFault, draw_real
 
 STAGES, REPLICAS = 3, 3
 BATCH = 64
@@ -41,51 +47,28 @@ itself, its learning rate changed by 3e-7, is 6e-6 away from itself in loss afte
 DELAY_SECONDS = 0.2
 LOSS_TOLERANCE = 1e-3
 
-DISTURBANCE_SECONDS, KILL_SECONDS, TRAINER_SECONDS = 10.0, 20.0, 110.0
-"""Mean times between disturbances, kills of peers, kills of the trainer."""
-
-DISTURBANCES = {"freeze": 3, "cut": 3, "one-way cut": 1, "stall": 2, "thin": 2, "delay": 1}
 THIN_BYTES_PER_SECOND = 20_000.0
 SLOW_DELAY_SECONDS = 0.5
-COMING_BACK_SECONDS = (3.0, 6.0)
-"""Between a kill and the start of its successor: the killed one's network daemon is gone by then."""
+CHECKPOINT_EVERY = 5
+PATIENCE_SECONDS = 5.0
+REBALANCE_SECONDS = 20.0
+MOST_JOINED = 2
+"""How many machines more than the run began with there may be at once."""
 
-RETRY_SECONDS, RETRIES = 0.5, 20
+PORTS = 2
+"""A machine that moves to another stage hosts two for a while."""
+
+NOBODY_ANSWERED, STARTS_IN_VAIN = "initial peers answer", 10
+"""What a program says that was started and reached nobody, and how many times in a run that is no fault."""
+
+RETRY_SECONDS, RETRIES = 0.5, 60
 """How often, and how many times, a fault that may hit nobody now is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RealFault:
-    """`at` and `seconds` as in `schedules.Fault`; `choice` in [0, 1) picks among those whom it may hit."""
-
-    kind: str
-    at: float
-    seconds: float
-    choice: float
-    other: float = 0.0
+LEARNING_RATE = 3e-3
 
 
-def draw_real(seed: int, seconds: float) -> list[RealFault]:
-    """The faults of a run of this length, by time. Trainer kills (one at least) are evenly spread."""
-    draw = random.Random(f"real chaos {seed}")
-    faults = []
-    at = draw.uniform(0.3, 1.0) * DISTURBANCE_SECONDS
-    while at < seconds:
-        kind = draw.choices(list(DISTURBANCES), list(DISTURBANCES.values()))[0]
-        faults.append(RealFault(kind, at, draw.choice((1.0, 2.0, 5.0, 8.0)), draw.random(), draw.random()))
-        at += draw.uniform(0.7, 1.3) * DISTURBANCE_SECONDS
-    at = draw.uniform(0.3, 0.6) * KILL_SECONDS
-    while at < seconds:
-        faults.append(RealFault("kill", at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
-        at += draw.uniform(0.7, 1.3) * KILL_SECONDS
-    kills = max(1, int(seconds / TRAINER_SECONDS))
-    for number in range(kills):
-        at = seconds * (number + draw.uniform(0.3, 0.6)) / kills
-        faults.append(RealFault("trainer kill", at, draw.uniform(*COMING_BACK_SECONDS), draw.random()))
-    return sorted(faults, key=lambda fault: fault.at)
-
-
-def manifest_toml(seed: int, steps: int) -> str:
+def manifest_toml(seed: int, steps: int, learning_rate: float = LEARNING_RATE) -> str:
     return f"""
 seed = {seed}
 [model]
@@ -98,38 +81,52 @@ batch = {BATCH}
 [data]
 sequence_length = 64
 [optimizer]
-learning_rate = 3e-3
+learning_rate = {learning_rate}
 warmup_steps = 3
 [pipeline]
 standby = true
 min_replicas = {REPLICAS}
+patience = {PATIENCE_SECONDS}
+rebalance = {REBALANCE_SECONDS}
 """
 
 
 @dataclass
 class RealChaos:
-    """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `tell` is given lines for people."""
+    """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `happened`: how often the swarm itself
+    moved, went back and the like; `tell` is given lines for people; `look` sees the processes every `look_seconds`;
+    `spared`: a peer that is neither killed nor asked to leave."""
 
     seed: int
     seconds: float
     tell: Callable[[str], None]
+    pace: Pace = field(default_factory=Pace)
+    look: Callable[[LocalSwarm], None] | None = None
+    look_seconds: float = 5.0
+    spared: str = ""
+    learning_rate: float = LEARNING_RATE
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
     log: list[str] = field(default_factory=list)
     done: list[dict[str, Any]] = field(default_factory=list)
+    happened: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.faults = draw_real(self.seed, self.seconds)
-        self.toml = manifest_toml(self.seed, max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE)))
+        self.faults = draw_real(self.seed, self.seconds, self.pace)
+        steps = max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE))
+        self.toml = manifest_toml(self.seed, steps, self.learning_rate)
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._began = time.monotonic()
         self._started = False
         self._watching = Watching()
-        self._down: dict[str, int] = {}
+        self._down: set[str] = set()
+        self._fallen: set[int] = set()
+        self._look_at = self._began
         self._followers: dict[str, float] = {}
         self._first: dict[str, Any] = {}
+        self._addresses: dict[str, list[str]] = {}
         self._net: ProxyNet
         self.swarm: LocalSwarm
 
@@ -138,12 +135,12 @@ class RealChaos:
     def run(self) -> dict[str, Any]:
         """To the end of the run and of its processes: the report, to be given to `check`."""
         folder = SharedFolder.temporary()
-        with ProxyNet(delay=DELAY_SECONDS) as self._net:
+        with ProxyNet(delay=DELAY_SECONDS, ports=PORTS) as self._net:
             state = {"SWARM_PEER_STATE": str(folder.path / "state")}
             self.swarm = LocalSwarm("tiny", folder, {**self.environment, **state})
             self._later(120.0, self._overdue)
             try:
-                self.swarm.start_coordinator(self.toml, *self._flags("coordinator"))
+                self.swarm.start_coordinator(self.toml, *self._coordinator_flags("coordinator"))
                 for event in self.swarm.events(self._act, pause=0.05):
                     self._see(event)
                     if self.report is not None:
@@ -159,6 +156,9 @@ class RealChaos:
 
     def _flags(self, name: str) -> tuple[str, ...]:
         return ("--listen", self._net.listen_for(name), "--announce", self._net.address_for(name))
+
+    def _coordinator_flags(self, name: str) -> tuple[str, ...]:
+        return (*self._flags(name), "--checkpoint-every", str(CHECKPOINT_EVERY))
 
     def _keep_logs(self, folder: Path) -> None:
         if self.logs is not None:
@@ -193,10 +193,32 @@ class RealChaos:
     def _act(self) -> None:
         while self._due and self._due[0][0] <= time.monotonic():
             heapq.heappop(self._due)[2]()
+        if self.look is not None and self._look_at <= time.monotonic():
+            self._look_at = time.monotonic() + self.look_seconds
+            self.look(self.swarm)
+        for child in self.swarm.children.values():
+            self._see_end(child)
+
+    def _see_end(self, child: Child) -> None:
+        """Nobody goes of its own accord: who was killed or asked to leave is `down`. At the end of the run all go, with
+        nothing to complain of. Who was started when it could reach nobody (a cut, a dead coordinator, a machine too
+        busy to answer) is started again, as whoever looks after such a program does."""
+        code, process = child.process.poll(), child.process.pid
+        if code is None or child.name in self._down or process in self._fallen:
+            return
+        self._fallen.add(process)
+        words = self.swarm.last_words(child.name)
+        self._note({"event": "ended", "target": child.name, "code": code, "words": words})
+        in_vain = code == EXIT_ERROR and NOBODY_ANSWERED in _error_of(child)
+        if in_vain and self.happened["start in vain"] < STARTS_IN_VAIN:
+            self.happened["start in vain"] += 1
+            self._start_again(child)
+        elif code:
+            raise AssertionError(f"{child.name} ended with exit code {code}:\n{words}")
 
     def _overdue(self) -> None:
         words = "\n".join(f"--- {name}:\n{self.swarm.last_words(name)[-500:]}" for name in self.swarm.children)
-        raise StuckError(f"the run is not at its end after {time.monotonic() - self._began:.0f} s\n{words}")
+        raise StuckError(f"the run is not at its end after {self._time():.0f} s\n{words}")
 
     # ---- what the coordinators say
 
@@ -205,20 +227,27 @@ class RealChaos:
         leads = self._watching.see(event)
         if kind != "visited":
             self._note({key: value for key, value in event.items() if key != "report"})
+        if kind == "listening":
+            self._addresses[by] = event["addresses"]
         if kind == "listening" and not self._first:
             self._first = event
-            self.swarm.start_standby(event["run_id"], event["addresses"], *self._flags("standby"))
+            self.swarm.start_standby(event["run_id"], event["addresses"], *self._coordinator_flags("standby"))
             for number in range(STAGES * REPLICAS):
                 self._start_peer(number)
         elif kind == "leads":
             self._followers.clear()
+            self.happened["term"] += 1
+        elif kind in ("moved", "went-back", "left") and leads and not event.get("error"):
+            self.happened[kind] += 1
+            told = {key: event[key] for key in ("stage", "target", "step") if key in event}
+            self.tell(f"{self._time():6.1f} s  {kind} {told}")
         elif kind == "follows":
             self._followers[by] = time.monotonic()
         elif kind == "ended":
             assert event["error"] == "", event["error"]
             self.report = event["report"]
         elif kind == "stepped" and leads:
-            self.tell(f"{time.monotonic() - self._began:6.1f} s  step {event['step']}: loss {event['loss']:.4f}")
+            self.tell(f"{self._time():6.1f} s  step {event['step']}: loss {event['loss']:.4f}")
             if not self._started:
                 self._start_faults()
 
@@ -231,8 +260,11 @@ class RealChaos:
             self._later(fault.at, lambda fault=fault: self._carry_out(fault))
 
     def _start_peer(self, number: int) -> None:
-        name = f"peer-{number}"
-        self.swarm.start_peer(number, self._first["run_id"], self._first["addresses"], *self._flags(name))
+        self.swarm.start_peer(number, self._first["run_id"], self._known(), *self._flags(f"peer-{number}"))
+
+    def _known(self) -> list[str]:
+        """What a newcomer is told: each coordinator, for one of them may be dead."""
+        return [address for addresses in self._addresses.values() for address in addresses]
 
     # ---- faults
 
@@ -242,36 +274,92 @@ class RealChaos:
             what = self._strike(fault, target)
             self.done.append({**asdict(fault), "target": target, **what})
             self._note({"event": "chaos", **self.done[-1]})
-            self.tell(f"{time.monotonic() - self._began:6.1f} s  {fault.kind} {target} {what or ''}")
+            self.tell(f"{self._time():6.1f} s  {fault.kind} {target} {what or ''}")
         elif tries < RETRIES:
             self._later(RETRY_SECONDS, lambda: self._carry_out(fault, tries + 1))
 
     def _target(self, fault: RealFault) -> str | None:
-        """The name of the process that it hits; None if it may hit nobody now."""
-        if fault.kind == "trainer kill":
-            well = [name for name in self._followers if name not in self._down and self._alive(name)]
-            followed = any(time.monotonic() > self._followers[name] + 2.0 for name in well)
-            leader = self._watching.leader
-            return leader if followed and leader not in self._down else None
-        children = self.swarm.children
-        down = {child.peer for child in children.values() if child.name in self._down or not child.alive}
-        peers = self._watching.may_fail(down)
-        return self.swarm.child_of(peers[int(fault.choice * len(peers))]).name if peers else None
+        """The name of the process that it hits, of the stage that is lost; None if it may hit nobody now."""
+        if fault.kind == TRAINER_KILL:
+            return self._leader_that_is_followed()
+        if fault.kind == JOIN:
+            joined = [child for child in self._machines() if child.alive and self._has_joined(child)]
+            return f"peer-{len(self._machines())}" if len(joined) < MOST_JOINED else None
+        if fault.kind == LOSE:
+            stages = [stage for stage in range(STAGES) if self.spared not in self._hosting(stage)]
+            well = not self._down and all(self._hosting(stage) for stage in range(STAGES))
+            return str(stages[int(fault.choice * len(stages))]) if well else None
+        down = {
+            peer
+            for child in self._machines()
+            if child.name in self._down or not child.alive
+            for peer in self.swarm.peers_of(child)
+        }
+        peers = self._watching.may_fail(down, lambda peer: self.swarm.child_of(peer).name)
+        names = [self.swarm.child_of(peer).name for peer in peers]
+        if fault.kind in (KILL, LEAVE):
+            names = [name for name in names if name != self.spared]
+        return names[int(fault.choice * len(names))] if names else None
 
-    def _alive(self, name: str) -> bool:
-        return self.swarm.children[name].alive
+    def _leader_that_is_followed(self) -> str | None:
+        well = [name for name in self._followers if name not in self._down and self.swarm.children[name].alive]
+        followed = any(time.monotonic() > self._followers[name] + 2.0 for name in well)
+        leader = self._watching.leader
+        return leader if followed and leader not in self._down else None
+
+    def _machines(self) -> list[Child]:
+        return [child for child in self.swarm.children.values() if child.peer]
+
+    def _has_joined(self, child: Child) -> bool:
+        """Whether it came in the middle of the run."""
+        return _number_of(child) >= STAGES * REPLICAS
 
     def _strike(self, fault: RealFault, name: str) -> dict[str, Any]:
+        if fault.kind == JOIN:
+            self._start_peer(len(self._machines()))
+            return {}
+        if fault.kind == LOSE:
+            hosts = self._hosting(int(name))
+            for host in hosts:
+                self._kill(self.swarm.children[host], fault.seconds)
+            return {"killed": hosts}
         child = self.swarm.children[name]
-        if fault.kind in ("kill", "trainer kill"):
-            self.swarm.kill(child)
-            self._back(name, fault.seconds, lambda: self._start_again(child))
+        if fault.kind in (KILL, TRAINER_KILL):
+            self._kill(child, fault.seconds)
+            return {}
+        if fault.kind == LEAVE:
+            self._down.add(name)
+            self.swarm.ask_to_leave(child)
+            self._see_off(child, fault.seconds)
             return {}
         if fault.kind == "freeze":
             self.swarm.freeze(child)
             self._back(name, fault.seconds, lambda: self._thaw(child))
             return {}
         return self._spoil_link(fault, name)
+
+    def _hosting(self, stage: int) -> list[str]:
+        """The machines that host a stage, up to date or not, as far as the trainer knows."""
+        peers = {peer for peer, at in self._watching.stages.items() if at == stage}
+        return [child.name for child in self._machines() if child.alive and peers & self.swarm.peers_of(child)]
+
+    def _kill(self, child: Child, seconds: float) -> None:
+        self.swarm.kill(child)
+        self._back(child.name, seconds, lambda: self._start_again(child))
+
+    def _see_off(self, child: Child, seconds: float) -> None:
+        """Starts a machine again when it has left; one that had joined in the middle has gone for good."""
+        code = child.process.poll()
+        if code is None:
+            self._later(RETRY_SECONDS, lambda: self._see_off(child, seconds))
+            return
+        assert code == 0, f"{child.name} left with exit code {code}:\n{self.swarm.last_words(child.name)}"
+        self._note({"event": "gone", "target": child.name})
+        self._fallen.add(child.process.pid)
+        if self._has_joined(child):
+            self._down.discard(child.name)
+        else:
+            self._back(child.name, seconds, lambda: self._start_again(child))
 
     def _spoil_link(self, fault: RealFault, name: str) -> dict[str, Any]:
         others = [other for other in self.swarm.children if other != name]
@@ -291,10 +379,10 @@ class RealChaos:
 
     def _back(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         """Undoes a fault after `seconds`; meanwhile the process counts as down."""
-        self._down[name] = 1
+        self._down.add(name)
 
         def undo() -> None:
-            del self._down[name]
+            self._down.discard(name)
             call()
 
         self._later(seconds, undo)
@@ -302,15 +390,26 @@ class RealChaos:
     def _start_again(self, child: Child) -> None:
         self._note({"event": "started again", "target": child.name})
         if child.peer:
-            self._start_peer(int(child.name.removeprefix("peer-")))
+            self._start_peer(_number_of(child))
         else:
-            first = self._first
-            flags = self._flags(child.name)
-            self.swarm.start_standby(first["run_id"], first["addresses"], *flags, name=child.name)
+            flags = self._coordinator_flags(child.name)
+            self.swarm.start_standby(self._first["run_id"], self._known(), *flags, name=child.name)
 
     def _thaw(self, child: Child) -> None:
         if child.alive:
             self.swarm.thaw(child)
 
+    def _time(self) -> float:
+        return time.monotonic() - self._began
+
     def _note(self, what: dict[str, Any]) -> None:
-        self.log.append(json.dumps({"t": round(time.monotonic() - self._began, 3), **what}))
+        self.log.append(json.dumps({"t": round(self._time(), 3), **what}))
+
+
+def _error_of(child: Child) -> str:
+    """What a program has said last, after its name."""
+    return child.log.read_text(encoding="utf-8", errors="replace").rpartition("\nswarm-")[2]
+
+
+def _number_of(child: Child) -> int:
+    return int(child.name.removeprefix("peer-"))

@@ -120,11 +120,14 @@ def test_two_trainers_are_alive(staleness: int, healed_after: float) -> None:
     done: list[bool] = []
     terms: list[int] = []
     losses: dict[int, set[int]] = {}
+    followed: list[tuple[str, int]] = []
 
     def seen(event: Event) -> None:
         told = event.to_json()
         if event.kind == "leads":
             terms.append(told["term"])
+        if event.kind == "follows":
+            followed.append((told["trainer"], told["term"]))
         if event.kind == "stepped":
             losses.setdefault(told["step"], set()).add(told["loss"])
 
@@ -140,6 +143,10 @@ def test_two_trainers_are_alive(staleness: int, healed_after: float) -> None:
     simulate(plain(staleness, 3, standby=True), watch, seen)
     assert max(terms) > 1
     assert [len(told) for told in losses.values()] == [1] * 5, "two trainers say different things of a step"
+    assert followed[0] == (TRAINER.peer_id, 1)
+    # Healed after a minute, the run is over, and there is nobody to follow.
+    assert followed[-1][1] == (max(terms) if healed_after < 60 else 1), "one has given way, and does not say so"
+    assert len(set(followed)) == len(followed), "it is said once of each term"
 
 
 def test_the_trainer_cannot_reach_its_standby_but_everyone_else_can() -> None:

@@ -19,7 +19,6 @@ from tests.chaos.schedules import (
     Schedule,
     Trigger,
     draw_elastic,
-    draw_leaving,
     draw_schedule,
     draw_wrong_state,
     kill_at,
@@ -54,7 +53,7 @@ def test_a_kill_at_each_kind_of_moment(moment: str, staleness: int) -> None:
     assert killed == (PLAIN.stages - 1 if moment == "below" else PLAIN.stages)
 
 
-@pytest.mark.parametrize("tens", range(30))
+@pytest.mark.parametrize("tens", range(10))
 def test_seeded_schedules(tens: int) -> None:
     for seed in range(10 * tens, 10 * tens + 10):
         check_seed(seed)
@@ -63,23 +62,6 @@ def test_seeded_schedules(tens: int) -> None:
 @pytest.mark.parametrize("seed", [853, 1104, 1309, 1470, 2251, 2622, 2778, 2915, 3069, 5689, 6041, 6168, 7681, 8563])
 def test_schedules_that_once_found_a_hole(seed: int) -> None:
     check_seed(seed)
-
-
-def check_leaving(seed: int) -> int:
-    """How many have left."""
-    schedule = draw_leaving(seed)
-    chaos = Chaos(schedule)
-    try:
-        check_promises(chaos.simulate(), schedule)
-    except BaseException as error:
-        error.add_note(f"draw_leaving({seed})    # carried out: {chaos.done}")
-        raise
-    return sum('"event": "left"' in line for line in chaos.log)
-
-
-@pytest.mark.parametrize("tens", range(4))
-def test_peers_leave_politely_in_the_midst_of_faults(tens: int) -> None:
-    assert sum(check_leaving(seed) for seed in range(10 * tens, 10 * tens + 10)) > 0
 
 
 def check_elastic(seed: int) -> Chaos:
@@ -93,7 +75,7 @@ def check_elastic(seed: int) -> Chaos:
     return chaos
 
 
-@pytest.mark.parametrize("tens", range(10))
+@pytest.mark.parametrize("tens", range(20))
 def test_elastic_schedules(tens: int) -> None:
     """Joins, moves, leaves, stages that lose their last replica, runs that go back, trainers that resume."""
     done = [check_elastic(seed) for seed in range(10 * tens, 10 * tens + 10)]
@@ -102,16 +84,16 @@ def test_elastic_schedules(tens: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hundreds", range(1, 11))
-def test_a_thousand_schedules_in_which_peers_leave(hundreds: int) -> None:
+def test_a_thousand_seeded_schedules(hundreds: int) -> None:
     for seed in range(100 * hundreds, 100 * hundreds + 100):
-        check_leaving(seed)
+        check_seed(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hundreds", range(3, 103))
-def test_ten_thousand_seeded_schedules(hundreds: int) -> None:
+@pytest.mark.parametrize("hundreds", range(2, 102))
+def test_ten_thousand_elastic_schedules(hundreds: int) -> None:
     for seed in range(100 * hundreds, 100 * hundreds + 100):
-        check_seed(seed)
+        check_elastic(seed)
 
 
 # ---- the same on torch

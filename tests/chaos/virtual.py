@@ -98,9 +98,7 @@ def manifest_of(schedule: Schedule) -> Manifest:
         replicas=schedule.replicas,
     )
     settings = manifest.settings
-    # A device that hangs for good while its peer beats on is told from a slow one by nobody: no one moves away from it.
-    hangs = any(fault.kind == "hang" and fault.seconds == math.inf for fault in schedule.faults)
-    pace = {"standby": schedule.standby, "patience": schedule.patience, "rebalance": 0.0 if hangs else 300.0}
+    pace = {"standby": schedule.standby, "patience": schedule.patience}
     pipeline = settings.pipeline.model_copy(update=pace)
     limits = settings.limits
     if schedule.gradients:
@@ -156,7 +154,7 @@ class Chaos:
         self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
-        self._crews: dict[tuple[int, int], int] = {}
+        self._crews: dict[int, int] = {}
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = self.most_kept = 0
@@ -267,10 +265,10 @@ class Chaos:
         return named, host.backend.made_of.get(version, ())
 
     def _check_majority(self, step: int, members: int) -> None:
-        """With a standby, a step is committed by more than half of those who committed the one before in its epoch."""
-        epoch = self._leader.beginning.epoch
-        before = self._crews.get((epoch, step - 1), self.schedule.peers)
-        self._crews.setdefault((epoch, step), members)
+        """With a standby, a step is committed by more than half of those who committed the one before it, that is the
+        last to do so: a Commit may have been heard by nobody, or be undone."""
+        before = self._crews.get(step - 1, self.schedule.peers)
+        self._crews[step] = members
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
@@ -395,7 +393,8 @@ class Chaos:
         peer = self.swarm.peers[name]
 
         def misload(stage: int) -> None:
-            assert peer.host is not None and isinstance(peer.host.backend, WatchedBackend)
+            assert peer.host is not None
+            assert isinstance(peer.host.backend, WatchedBackend)
             peer.host.backend.misload_next = True
 
         peer.placed = misload

@@ -7,7 +7,7 @@ from tests.chaos.schedules import LOSE, MISLOADS, STANDBY, TRAINER, Fault, Sched
 
 
 def away_while_the_run_went_back(seed: int) -> Schedule:
-    """A peer cannot reach the trainer, but the others, who meanwhile have begun anew, still find it in the directory."""
+    """A peer cannot reach the trainer; the others, who meanwhile have begun anew, still find it in the directory."""
     when = Trigger("forward", 1, 1, 0)
     faults = (
         Fault("slow", 0.0, 60.0, "peer 1", "", when),

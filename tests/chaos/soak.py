@@ -1,0 +1,161 @@
+"""The soak: churn of every kind for half an hour, and whether any process's memory or descriptors grew.
+
+Carries out a schedule of `real_faults.py` in which kills are seldom enough for most processes to live on, and one peer
+is never killed. Every few seconds it looks at each process of the swarm (the programs, and the network daemon of each
+member) in Linux' /proc; at the end it writes what it saw, draws a line for each incarnation and judges those that lived
+long enough (`flatness.py`). What the run itself promised is checked too.
+
+Fails as `RealChaos` does; what was seen until then is written all the same.
+"""
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swarm_peer.peer.local_swarm import LocalSwarm
+
+from tests.chaos.flatness import Bounds, Sample, Series, Verdict, judge
+from tests.chaos.real import RealChaos
+from tests.chaos.real_faults import Pace
+
+PACE = Pace(kill=90.0, trainer=600.0, leave=180.0, join=300.0, lose=600.0)
+SPARED = "peer-0"
+LEARNING_RATE = 1e-4
+"""Of the steps of half an hour at the other runs' rate none of the later ones could be compared (`real.py`)."""
+
+SECONDS_BETWEEN_SAMPLES = 5.0
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MB = 1e6
+
+
+class Sampler:
+    """Looks at the processes of a swarm: memory and descriptors of each incarnation."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seen: dict[tuple[int, int], Series] = {}
+
+    @property
+    def series(self) -> list[Series]:
+        return list(self._seen.values())
+
+    @property
+    def seconds(self) -> float:
+        """From the first sample to the last."""
+        times = [sample.at for series in self.series for sample in series.samples]
+        return max(times, default=0.0) - min(times, default=0.0)
+
+    def look(self, swarm: LocalSwarm) -> None:
+        """Takes a sample of every process. One that is gone before it has been read is left out."""
+        groups = {child.process.pid: child.name for child in swarm.children.values() if child.alive}
+        for pid, command, group, started in _processes():
+            if group in groups:
+                name = groups[group] if pid == group else f"{groups[group]} {command}"
+                series = self._seen.setdefault((pid, started), Series(name, pid))
+                try:
+                    series.samples.append(_sample(pid, time.monotonic() - self._began))
+                except OSError:
+                    continue
+
+
+def _processes() -> Iterator[tuple[int, str, int, int]]:
+    """(pid, command, process group, time of its start) of every process that has not ended."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            try:
+                text = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+            head, _, tail = text.rpartition(")")
+            fields = tail.split()
+            if fields[0] not in "ZX":
+                yield int(entry.name), head.partition("(")[2], int(fields[2]), int(fields[19])
+
+
+def _sample(pid: int, at: float) -> Sample:
+    resident = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE
+    return Sample(at, resident, len(os.listdir(f"/proc/{pid}/fd")))
+
+
+def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
+    """Runs it; what is wrong, in words. Leaves `samples.csv`, `soak.json`, `soak.png`, logs and events in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    sampler = Sampler()
+    chaos = RealChaos(
+        seed,
+        minutes * 60,
+        tell=lambda line: print(line, flush=True),
+        pace=PACE,
+        look=sampler.look,
+        look_seconds=SECONDS_BETWEEN_SAMPLES,
+        spared=SPARED,
+        learning_rate=LEARNING_RATE,
+        logs=out / "logs",
+    )
+    problems = []
+    try:
+        chaos.check(chaos.run())
+    except Exception as error:
+        problems.append(f"{type(error).__name__}: {error}")
+    verdicts = [verdict for one in sampler.series if (verdict := judge(one, sampler.seconds, bounds)) is not None]
+    problems += [f"{verdict.name} ({verdict.pid}): {verdict.problem}" for verdict in verdicts if verdict.problem]
+    if not verdicts:
+        problems.append(f"no process lived for {bounds.least:.0f} s: nothing is judged")
+    _write(out, sampler, verdicts, {"done": chaos.done, "happened": dict(chaos.happened), "problems": problems})
+    _draw(sampler.series, out / "soak.png")
+    print(table(verdicts, sampler.seconds))
+    return problems
+
+
+def _write(out: Path, sampler: Sampler, verdicts: list[Verdict], said: dict[str, Any]) -> None:
+    with (out / "samples.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["process", "pid", "seconds", "resident_bytes", "descriptors"])
+        for series in sampler.series:
+            for sample in series.samples:
+                writer.writerow([series.name, series.pid, f"{sample.at:.1f}", sample.resident, sample.descriptors])
+    whole = {"seconds": sampler.seconds, **said, "judged": [verdict._asdict() for verdict in verdicts]}
+    (out / "soak.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def table(verdicts: list[Verdict], seconds: float) -> str:
+    """The verdicts as Markdown, whoever grew most first."""
+    lines = [
+        f"| process | lived, s | memory, MB | growth in {seconds:.0f} s, MB | descriptors | growth | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for verdict in sorted(verdicts, key=lambda verdict: -verdict.resident_growth):
+        memory = f"{verdict.resident / MB:.0f} | {verdict.resident_growth / MB:+.1f}"
+        opened = f"{verdict.descriptors:.0f} | {verdict.descriptor_growth:+.1f}"
+        lines.append(f"| {verdict.name} | {verdict.lived:.0f} | {memory} | {opened} | {verdict.problem or 'flat'} |")
+    return "\n".join(lines)
+
+
+def _draw(seen: list[Series], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(14, 8), sharex=True)
+    for column, daemons in enumerate((False, True)):
+        memory, descriptors = axes[0][column], axes[1][column]
+        for series in seen:
+            if (" " in series.name) == daemons:
+                minutes = [sample.at / 60 for sample in series.samples]
+                color = "C0" if series.name.startswith("peer") else "C3"
+                style = {"color": color, "linewidth": 0.8, "alpha": 0.8}
+                memory.plot(minutes, [sample.resident / MB for sample in series.samples], **style)
+                descriptors.plot(minutes, [sample.descriptors for sample in series.samples], **style)
+        memory.set(title="network daemons" if daemons else "programs", ylabel="resident memory, MB", ylim=(0, None))
+        descriptors.set(xlabel="minutes", ylabel="descriptors", ylim=(0, None))
+    for label, color in (("peers", "C0"), ("coordinators", "C3")):
+        axes[0][0].plot([], [], color=color, label=label)
+    axes[0][0].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

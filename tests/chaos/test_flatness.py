@@ -1,0 +1,110 @@
+"""What counts as flat: lines of known slope, steps, noise and outliers."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from tests.chaos.flatness import Bounds, Sample, Series, Verdict, judge, theil_sen
+
+RUN = 1800.0
+BOUNDS = Bounds()
+MB = 1_000_000
+
+
+def watched(
+    resident: float = 400 * MB,
+    growth: float = 0.0,
+    *,
+    descriptors: int = 60,
+    opened: float = 0.0,
+    seconds: float = RUN,
+    began: float = 0.0,
+    loading: float = 0.0,
+    noise: float = 0.0,
+) -> Series:
+    """A process that grows evenly, by so much over a whole run; `loading` is what it takes up in its first minute."""
+    draw = random.Random("flatness")
+    samples = []
+    for number in range(int(seconds / 5) + 1):
+        passed = 5.0 * number
+        memory = resident + growth * passed / RUN - loading * max(0.0, 1 - passed / 60) + draw.gauss(0, noise)
+        samples.append(Sample(began + passed, int(memory), round(descriptors + opened * passed / RUN)))
+    return Series("peer-0", 1, samples)
+
+
+def verdict(series: Series, bounds: Bounds = BOUNDS) -> Verdict:
+    judged = judge(series, RUN, bounds)
+    assert judged is not None
+    return judged
+
+
+def test_the_slope_of_a_line() -> None:
+    line = [(float(x), 3.0 * x - 7) for x in range(20)]
+    assert theil_sen(line) == pytest.approx(3.0)
+    assert theil_sen([(x, -y) for x, y in line]) == pytest.approx(-3.0)
+
+
+def test_a_quarter_of_all_samples_far_off_does_not_move_it() -> None:
+    points = [(float(x), 2.0 * x + (1e6 if x % 4 == 0 else 0)) for x in range(100)]
+    assert theil_sen(points) == pytest.approx(2.0)
+
+
+def test_without_two_times_there_is_no_slope() -> None:
+    assert theil_sen([]) == theil_sen([(1.0, 5.0)]) == theil_sen([(1.0, 5.0), (1.0, 9.0)]) == 0.0
+
+
+def test_what_stays_is_flat() -> None:
+    judged = verdict(watched(noise=5 * MB))
+    assert judged.problem == ""
+    assert judged.resident == pytest.approx(400 * MB, rel=0.01)
+    assert abs(judged.resident_growth) < 2 * MB
+    assert (judged.descriptors, judged.descriptor_growth) == (60, 0)
+
+
+def test_memory_that_grows_is_found() -> None:
+    judged = verdict(watched(growth=30 * MB, noise=5 * MB))
+    assert judged.problem == "memory grows"
+    assert judged.resident_growth == pytest.approx(30 * MB, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("resident", "growth", "problem"),
+    [
+        (50 * MB, 14 * MB, ""),
+        (50 * MB, 16 * MB, "memory grows"),
+        (1000 * MB, 48 * MB, ""),
+        (1000 * MB, 54 * MB, "memory grows"),
+    ],
+)
+def test_bytes_bound_small_processes_and_a_share_large_ones(resident: int, growth: int, problem: str) -> None:
+    assert verdict(watched(resident, growth)).problem == problem
+
+
+def test_descriptors_that_grow_are_found() -> None:
+    assert verdict(watched(opened=8)).problem == ""
+    assert verdict(watched(opened=14)).problem == "descriptors grow"
+    assert verdict(watched(opened=14, growth=60 * MB)).problem == "memory grows and descriptors grow"
+
+
+def test_what_is_given_back_is_no_growth() -> None:
+    assert verdict(watched(growth=-100 * MB, opened=-20)).problem == ""
+
+
+def test_what_it_takes_to_begin_does_not_count() -> None:
+    series = watched(loading=300 * MB, seconds=600)
+    assert verdict(series).problem == ""
+    assert verdict(replace(series, samples=series.samples[:36]), Bounds(warm_up=0, least=60)).problem == "memory grows"
+
+
+def test_a_process_that_was_seen_for_part_of_the_run_is_judged_by_the_whole() -> None:
+    judged = verdict(watched(growth=30 * MB, seconds=600, began=900))
+    assert judged.lived == 600
+    assert judged.resident_growth == pytest.approx(30 * MB, rel=0.01)
+    assert judged.problem == "memory grows"
+
+
+def test_who_has_lived_too_short_is_not_judged() -> None:
+    assert judge(watched(growth=1000 * MB, seconds=475), RUN, BOUNDS) is None
+    assert judge(watched(growth=1000 * MB, seconds=480), RUN, BOUNDS) is not None
+    assert judge(Series("peer-0", 1), RUN, BOUNDS) is None
