@@ -23,10 +23,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.chaos.checks import check_promises
+from tests.chaos.elastic_mutants import ELASTIC_MUTANTS
 from tests.chaos.mutants import MUTANTS
 from tests.chaos.schedules import Schedule, draw_elastic, draw_schedule
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
+
+
+EVERY_MUTANT = MUTANTS | ELASTIC_MUTANTS
 
 
 def problem_of(schedule: Schedule, limit: float = VIRTUAL_SECONDS) -> tuple[Exception | None, Chaos]:
@@ -64,7 +68,7 @@ def main() -> int:
     soaking.add_argument("--warm-up", type=float, default=180.0, help="seconds of a process not judged (default: 180)")
     soaking.add_argument("--least", type=float, default=480.0, help="who lived for less is not judged (default: 480 s)")
     for command in [commands.choices[name] for name in ("run", "replay", "shrink")]:
-        command.add_argument("--mutant", choices=sorted(MUTANTS), help="with this rule of the protocol broken")
+        command.add_argument("--mutant", choices=sorted(EVERY_MUTANT), help="with this rule of the protocol broken")
         command.add_argument("--elastic", action="store_true", help="with losses of whole stages, moves and resumes")
     options = parser.parse_args()
     if options.command == "real":
@@ -72,7 +76,7 @@ def main() -> int:
     if options.command == "soak":
         return run_soak(options)
     draw = draw_elastic if options.elastic else draw_schedule
-    with MUTANTS[options.mutant].broken() if options.mutant else contextlib.nullcontext():
+    with EVERY_MUTANT[options.mutant].broken() if options.mutant else contextlib.nullcontext():
         if options.command == "run":
             return run_several(options.first, options.last, draw)
         if (options.seed is None) == (options.file is None):

@@ -37,20 +37,22 @@ from swarm_peer.swarm.versions import VersionStore
 from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
 from tests.chaos.schedules import Schedule, draw_schedule, draw_wrong_state
-from tests.chaos.virtual import Chaos
+from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
 
 
 @dataclass(frozen=True)
 class Mutant:
     """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement). `costs`: what
     the rule saves, where the promises are kept without it, only dearer. `on_torch`: the rule is the torch backend's, so
-    that schedules are run on the tiny model. `draw`: which schedules."""
+    that schedules are run on the tiny model. `draw`: which schedules; one has stuck that takes longer than `limit`
+    virtual seconds."""
 
     rule: str
     patches: tuple[tuple[type, str, Any], ...]
     costs: Callable[[Chaos], float] | None = None
     on_torch: bool = False
     draw: Callable[[int], Schedule] = draw_schedule
+    limit: float = VIRTUAL_SECONDS
 
     @contextmanager
     def broken(self) -> Iterator[None]:

@@ -47,8 +47,9 @@ LEAVE = "leave"
 """A peer wants to leave; if it has gone, it comes again `seconds` later. `draw_leaving` alone draws it."""
 
 LOSE, MOVE, RESUME = "lose", "move", "resume"
-MISLOADS = "misloads"
-"""As the `other` of a loss: the first that comes again makes a wrong state of what it is given, once."""
+MISLOADS, ELSEWHERE = "misloads", "elsewhere"
+"""As the `other` of a loss: the first that comes again makes a wrong state of what it is given, once. Of a resume: on
+another machine, which knows of no term but the checkpoint's."""
 
 ELASTIC_KINDS = {LOSE: 3, MOVE: 3, "join": 1, RESUME: 2}
 """What `draw_elastic` has besides. lose: every replica of a stage is killed, and they come again one after the other,

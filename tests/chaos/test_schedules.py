@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.chaos.schedules import (
 )
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import Chaos
+from tests.chaos.written import LIMIT, WRITTEN
 
 PLAIN = Schedule(seed=0, staleness=1, replicas=2, standby=False, faults=())
 
@@ -80,6 +82,16 @@ def test_elastic_schedules(tens: int) -> None:
     """Joins, moves, leaves, stages that lose their last replica, runs that go back, trainers that resume."""
     done = [check_elastic(seed) for seed in range(10 * tens, 10 * tens + 10)]
     assert any("went-back" in line for chaos in done for line in chaos.log)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("write", WRITTEN)
+def test_schedules_written_by_hand(write: Callable[[int], Schedule], seed: int) -> None:
+    problem, chaos = problem_of(write(seed), LIMIT)
+    if problem is not None:
+        problem.add_note(f"carried out: {chaos.done}")
+        raise problem
+    assert len(chaos.done) == len(chaos.schedule.faults)
 
 
 @pytest.mark.slow

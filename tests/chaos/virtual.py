@@ -20,7 +20,7 @@ from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.backend import BackwardResult, Context, State, Update
-from swarm_peer.swarm.checkpoint import MemoryCheckpoints
+from swarm_peer.swarm.checkpoint import Checkpoint, MemoryCheckpoints
 from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event, Stepped, WentBack
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
@@ -39,7 +39,7 @@ from tests.exact import TRAINER as TRAINER_IDENTITY
 VIRTUAL_SECONDS = 400.0
 """A schedule that takes longer has stuck."""
 
-STANDBY_IDENTITY = Identity.from_seed("standby")
+STANDBY_IDENTITY, ELSEWHERE_IDENTITY = Identity.from_seed("standby"), Identity.from_seed("another machine")
 TRAINER_SECONDS = 4.0
 """A killed trainer comes back this much later than its schedule says, when the standby has long taken over."""
 
@@ -409,8 +409,17 @@ class Chaos:
         if last is None:
             return False
         self.swarm.kill(name)
-        self._back(name, fault.seconds, partial(self.swarm.resume, name, last))
+        resume = partial(self._resume_elsewhere if fault.other else self.swarm.resume, name, last)
+        self._back(name, fault.seconds, resume)
         return True
+
+    def _resume_elsewhere(self, name: str, last: Checkpoint) -> None:
+        """As `SimulatedSwarm.resume`, by a coordinator who is another one."""
+        swarm, run_id = self.swarm, self.swarm.manifest.run_id
+        swarm.delegations = {ELSEWHERE_IDENTITY: delegate(ORGANIZER, run_id, ELSEWHERE_IDENTITY.public_hex)}
+        del swarm.coordinators[name]
+        swarm.killed[swarm.killed.index(name)] = ELSEWHERE_IDENTITY.peer_id
+        swarm.resume(ELSEWHERE_IDENTITY.peer_id, last)
 
     def _move(self, fault: Fault, name: str, trainer: bool) -> None:
         self.swarm.move(name, int(fault.other.removeprefix("stage ")))

@@ -3,18 +3,22 @@
 What is left to a seed is the network's latency and who is asked first.
 """
 
-from tests.chaos.schedules import LOSE, MISLOADS, STANDBY, TRAINER, Fault, Schedule, Trigger
+from collections.abc import Callable
+
+from tests.chaos.schedules import ELSEWHERE, LOSE, MISLOADS, RESUME, STANDBY, TRAINER, Fault, Schedule, Trigger
+
+LIMIT = 60.0
+"""None of them takes so many virtual seconds: one that does has stuck."""
 
 
 def away_while_the_run_went_back(seed: int) -> Schedule:
     """A peer cannot reach the trainer; the others, who meanwhile have begun anew, still find it in the directory."""
     when = Trigger("forward", 1, 1, 0)
     faults = (
-        Fault("slow", 0.0, 60.0, "peer 1", "", when),
-        Fault("cut", 0.0, 30.0, "peer 4", TRAINER, when),
-        Fault(LOSE, 4.0, 0.5, "stage 2", "", when),
+        Fault("cut", 0.0, 30.0, "", TRAINER, when),
+        Fault(LOSE, 0.1, 0.5, "stage 2", "", when),
     )
-    return Schedule(seed, staleness=0, replicas=2, standby=False, faults=faults, patience=0.1)
+    return Schedule(seed, staleness=0, replicas=2, standby=False, faults=faults, checkpoints=1, patience=0.1)
 
 
 def standby_that_missed_an_epoch(seed: int) -> Schedule:
@@ -37,5 +41,31 @@ def checkpoint_that_is_loaded_wrong(seed: int) -> Schedule:
 
 def twice_back(seed: int) -> Schedule:
     """A stage loses its state, and after it was restored, loses it again."""
-    faults = tuple(Fault(LOSE, 0.0, 0.5, "stage 1", "", Trigger("forward", 1, 3, nth)) for nth in (0, 2))
+    faults = tuple(Fault(LOSE, 0.0, 0.5, "stage 1", "", Trigger("forward", 1, step, 0)) for step in (2, 5))
+    return Schedule(seed, staleness=1, replicas=2, standby=False, faults=faults, steps=7, checkpoints=1, patience=0.1)
+
+
+def back_before_patience_is_over(seed: int) -> Schedule:
+    """Nobody of a stage reaches the trainer for a while, so that a newcomer finds nobody to give it the state."""
+    cuts = (Fault("cut", 0.0, 10.0, "", TRAINER, Trigger("applied", 1, 2, nth)) for nth in range(2))
+    join = Fault("join", 6.0, 0.0, trigger=Trigger("applied", 1, 2, 1))
+    return Schedule(seed, staleness=1, replicas=2, standby=False, faults=(*cuts, join), checkpoints=1)
+
+
+def resumed_by_another(seed: int) -> Schedule:
+    """The run goes back, and is then resumed from the same checkpoint by somebody who does not know of that."""
+    faults = (
+        Fault(LOSE, 0.0, 0.5, "stage 1", "", Trigger("forward", 1, 3, 0)),
+        Fault(RESUME, 0.0, 1.0, TRAINER, ELSEWHERE, Trigger("forward", 1, 3, 2)),
+    )
     return Schedule(seed, staleness=1, replicas=2, standby=False, faults=faults, checkpoints=1, patience=0.1)
+
+
+WRITTEN: tuple[Callable[[int], Schedule], ...] = (
+    away_while_the_run_went_back,
+    standby_that_missed_an_epoch,
+    checkpoint_that_is_loaded_wrong,
+    twice_back,
+    back_before_patience_is_over,
+    resumed_by_another,
+)
