@@ -243,6 +243,8 @@ class MemoryTransport:
         loop.thaw(self.peer_id)
 
     async def close(self) -> None:
+        """Ends the node: whoever reaches for it finds nobody, until there is another one of its name."""
+        self._handler = None
         for stream in self._streams:
             stream.close()
         for task in list(self._tasks):

@@ -90,7 +90,7 @@ def _with_a_bit_flipped(made: GroupReduction) -> GroupReduction:
 
 def _spoil_past(told: Iterable[pb.Past], lineage: Lineage) -> None:
     for past in told:
-        if not lineage.holds(past.epoch, past.step):
+        if past.epoch < lineage.number and past.step >= lineage.first:
             past.loss.residue ^= 1
 
 
