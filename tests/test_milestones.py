@@ -121,7 +121,7 @@ def test_a_newcomer_is_in_the_directory_as_soon_as_it_has_a_state() -> None:
         running = asyncio.ensure_future(swarm.run())
         await asyncio.sleep(JOINS_AT)
         peer = swarm.start_peer(NEWCOMER, 1)
-        while peer.host is None or peer.host.versions.latest < 0:
+        while peer.host is None or peer.host.versions.latest < 0:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         records = await swarm.directory.read(swarm.manifest.run_id, 1)
