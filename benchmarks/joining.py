@@ -41,6 +41,9 @@ REPLICAS = 2
 SETTLED_STEPS = 4
 """Steps before the first newcomer comes: connections are there, paces are known."""
 
+LIMIT_SECONDS = 60.0
+"""How long a newcomer may take to count before this gives up on it, with its last words."""
+
 PAUSE_SECONDS = 2.0
 """Between a newcomer's end and the next quiet time."""
 
@@ -131,11 +134,19 @@ class Bench:
         self.swarm.environment = {**self._environment, "SWARM_PEER_HOME": str(self.swarm.folder.path / f"c{number}")}
         load, began = os.getloadavg()[0], time.monotonic()
         self._child = self._start(number, "--json", "--stage", str(len(self.joins) % self.options.stages))
-        self.joins.append(Join(self._child.peer, began, load=load))
+        join = Join(self._child.peer, began, load=load)
+        self.joins.append(join)
+        self._later(LIMIT_SECONDS, lambda: self._give_up(join))
 
     def _start(self, number: int, *flags: str) -> Child:
         device = ("--simulated-device", *(str(seconds) for seconds in self.options.visit))
         return self.swarm.start_peer(number, self._run["run_id"], self._run["addresses"], *device, *flags)
+
+    def _give_up(self, join: Join) -> None:
+        if not join.counted:
+            assert self._child is not None
+            last_words = self.swarm.last_words(self._child.name)
+            raise RuntimeError(f"a newcomer has not counted after {LIMIT_SECONDS:.0f} s: {join}\n{last_words}")
 
     def _leave(self) -> None:
         assert self._child is not None

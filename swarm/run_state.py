@@ -164,8 +164,8 @@ class RunState:
     why: str = ""
     term: int = 0
     waiting_for: int | None = None
-    checkpoint: int | None = None
-    """The step with which a run would begin that goes back to the last checkpoint; None if there is none."""
+    checkpoint: int = 0
+    """The step with which a run would begin that goes back to the last checkpoint; 0 also if there is none."""
 
     paused: bool = False
     closed: int = 0

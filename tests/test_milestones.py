@@ -1,5 +1,7 @@
 """What a newcomer comes past on its way to its first credited microbatch: the record, and a peer that keeps it."""
 
+import asyncio
+
 import pytest
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
@@ -109,6 +111,24 @@ def test_a_late_joiner_comes_past_all_of_them_in_order(stage: int) -> None:
 
     run(main(), limit=300.0)
     assert counted[-1] > 0
+
+
+def test_a_newcomer_is_in_the_directory_as_soon_as_it_has_a_state() -> None:
+    """It waits for no round of announcements: until others find it, it can do nothing."""
+    swarm = exact_swarm(exact_manifest(steps=40, batch=8))
+
+    async def main() -> None:
+        running = asyncio.ensure_future(swarm.run())
+        await asyncio.sleep(JOINS_AT)
+        peer = swarm.start_peer(NEWCOMER, 1)
+        while peer.host is None or peer.host.versions.latest < 0:  # noqa: ASYNC110 - virtual time
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        records = await swarm.directory.read(swarm.manifest.run_id, 1)
+        assert peer.transport.peer_id in [record.peer for record in records]
+        await running
+
+    run(main(), limit=300.0)
 
 
 def accumulated(values: list[float], start: float) -> list[float]:
