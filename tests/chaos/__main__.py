@@ -29,7 +29,6 @@ from tests.chaos.schedules import Schedule, draw_elastic, draw_schedule
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
 
-
 EVERY_MUTANT = MUTANTS | ELASTIC_MUTANTS
 
 
