@@ -15,9 +15,9 @@ from tests.chaos.checks import check_promises
 from tests.chaos.schedules import Schedule
 from tests.exact import exact_manifest, exact_swarm
 
-STEPS, BATCH = 10, 4
+STEPS, BATCH = 12, 4
 PLAIN = Schedule(0, staleness=1, replicas=2, standby=False, faults=(), steps=STEPS, batch=BATCH)
-HUNG_STEP = 6
+HUNG_STEP = 8
 """By then there are enough calls to judge by."""
 
 

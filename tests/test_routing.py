@@ -267,7 +267,7 @@ def test_callers_that_know_of_each_other_only_by_the_wire_beat_round_robin() -> 
     ours = closed_loop(Loop(UNEVEN, 32, stages=2), until=70.0)
     theirs = closed_loop(Loop(UNEVEN, 32, stages=2), until=70.0, routing="round-robin")
     assert ours.rate > 1.05 * theirs.rate
-    assert ours.p99 < 0.8 * theirs.p99
+    assert ours.p99 < 0.85 * theirs.p99
 
 
 def test_a_hanging_peer_costs_its_own_share_only() -> None:
