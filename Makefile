@@ -17,6 +17,8 @@ ARGS ?=
 WORKERS ?= 2
 # Seconds after which a test that hangs fails.
 LIMIT ?= 400
+# Where the failure itself is swallowed (by an event loop that never yields), the worker goes, and pytest says in what.
+GIVEN_UP = -o faulthandler_timeout=$$(( $(LIMIT) + 60 )) -o faulthandler_exit_on_timeout=true
 # How long `make soak` has things go wrong.
 MINUTES ?= 30
 
@@ -47,7 +49,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet smollm2-135m >/dev/null
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --timeout=$(LIMIT) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(WORKERS) --timeout=$(LIMIT) $(GIVEN_UP) $(ARGS)
 
 # What the images' RUN lines do, in a clean prefix.
 test-images: $(STAMP)

@@ -10,6 +10,8 @@ Errors: `ManifestError`, which names the field, what it got and what it wants.
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -295,10 +297,15 @@ class Manifest(_Frozen):
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
         ).encode("ascii")
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """sha256 of the canonical bytes, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("run_id", None)  # of what was copied
+        return copied
 
 
 def _explain(error: ValidationError, where: str) -> ManifestError:

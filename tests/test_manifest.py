@@ -65,6 +65,9 @@ def test_the_run_id_is_a_function_of_the_bytes_and_of_every_field() -> None:
     assert parse_manifest(base.canonical()).run_id == base.run_id
     others = [frozen(nonce="1" * 32), frozen(organizer="2" * 64), frozen(texts_sha256=("3" * 64,))]
     assert len({base.run_id, *(other.run_id for other in others)}) == 4
+    changed = base.model_copy(update={"nonce": "1" * 32})
+    assert changed.run_id == parse_manifest(changed.canonical()).run_id != base.run_id
+    assert base.model_copy().run_id == base.run_id
 
 
 def test_every_setting_survives_the_round_trip() -> None:

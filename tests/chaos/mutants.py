@@ -231,8 +231,8 @@ def any_version(self: VersionStore, version: int) -> State | None:
     return self._states.get(version, self._states.get(self.latest))
 
 
-async def no_wait(self: VersionStore, version: int, seconds: float) -> bool:
-    return bool(self._states)
+async def wait_for_any(self: VersionStore, version: int, seconds: float, *, wait_for: Any = VersionStore.wait_for) -> bool:
+    return bool(self._states) or await wait_for(self, version, seconds)
 
 
 # ---- who leads
@@ -419,7 +419,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "any-version": Mutant(
         "a visit computes at the version that its Run names",
-        ((VersionStore, "get", any_version), (VersionStore, "wait_for", no_wait)),
+        ((VersionStore, "get", any_version), (VersionStore, "wait_for", wait_for_any)),
     ),
     "newest-snapshot": Mutant(
         "a snapshot goes back to the version that the oldest open step computes at",
@@ -444,7 +444,6 @@ MUTANTS: dict[str, Mutant] = {
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered", ((Crew, "is_complete", begin_with_anyone),)
     ),
-    "no-hedging": Mutant("a call whose callee is slow in its own phases is hedged", ((_Calling, "_hedge", ignore),)),
     "no-bench": Mutant("one of two replicas that cannot reach each other sits out", ((Closing, "_apart", ignore),)),
     "wait-for-stragglers": Mutant(
         "a replica that gets nowhere while others of its stage go on is left behind", ((Roster, "is_overtaken", no),)
@@ -477,6 +476,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "run-all": Mutant(
         "re-runs are ranges: what is credited is not done again", ((Driver, "_widen", run_all),), computed
+    ),
+    "no-hedging": Mutant(
+        "a call whose callee is slow in its own phases is hedged", ((_Calling, "_hedge", ignore),), seconds
     ),
     "forget-held": Mutant("a new trainer asks the peers for what they hold", ((Crew, "heard", forget_held),), computed),
     "no-slots": Mutant("full means Busy", ((VisitTable, "has_room", yes),), most_open),

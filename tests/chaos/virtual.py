@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from swarm_peer.errors import ConservationError, NonFiniteError
+from swarm_peer.errors import ConservationError
 from swarm_peer.simulations.conservation import Conservation
 from swarm_peer.simulations.devices import DURATIONS
 from swarm_peer.simulations.network import Link
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.backend import BackwardResult, Context, State, Update
 from swarm_peer.swarm.checkpoint import Checkpoint, MemoryCheckpoints
 from swarm_peer.swarm.compute import BACKGROUND
 from swarm_peer.swarm.events import Event, Stepped, WentBack
-from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend, ExactState
+from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity, delegate
 from swarm_peer.swarm.manifest import Manifest
@@ -33,6 +32,7 @@ from swarm_peer.swarm.trainer import Trainer
 
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient, spoil_what_is_over
 from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
+from tests.chaos.watched import WatchedBackend
 from tests.exact import ORGANIZER, exact_manifest, exact_swarm, memory
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
@@ -51,42 +51,6 @@ CODED_BYTES = 8 * WIDTH
 
 SLOWDOWN = 10.0
 THIN_BYTES_PER_SECOND = 4000.0
-
-
-class WatchedBackend(ExactBackend):
-    """Keeps what each version was made of, by version; makes one wrong update, gradient or state when told to."""
-
-    corrupt_next = wrong_next = misload_next = False
-
-    def __init__(self, seed: int, stage: int, stages: int) -> None:
-        super().__init__(seed, stage, stages)
-        self.made_of: dict[int, tuple[bytes, ...]] = {}
-
-    def load(self, data: bytes) -> ExactState:
-        self.made_of.clear()  # of another epoch, perhaps
-        loaded = super().load(data)
-        if not self.misload_next:
-            return loaded
-        self.misload_next = False
-        return ExactState(loaded.version, (loaded.weights[0] ^ 1, *loaded.weights[1:]))
-
-    def initial_state(self) -> ExactState:
-        self.made_of.clear()
-        return super().initial_state()
-
-    def backward(self, state: State, context: Context, output_gradient: bytes | None) -> BackwardResult:
-        if self.wrong_next:
-            self.wrong_next = False
-            raise NonFiniteError("the gradient of w holds NaN")
-        return super().backward(state, context, output_gradient)
-
-    def apply(self, state: ExactState, reductions: Any, update: Update) -> ExactState:
-        made = super().apply(state, reductions, update)
-        self.made_of[made.version] = tuple(reductions["stage"])
-        if not self.corrupt_next:
-            return made
-        self.corrupt_next = False
-        return ExactState(made.version, (made.weights[0] ^ 1, *made.weights[1:]))
 
 
 def manifest_of(schedule: Schedule) -> Manifest:
