@@ -231,7 +231,9 @@ def any_version(self: VersionStore, version: int) -> State | None:
     return self._states.get(version, self._states.get(self.latest))
 
 
-async def wait_for_any(self: VersionStore, version: int, seconds: float, *, wait_for: Any = VersionStore.wait_for) -> bool:
+async def wait_for_any(
+    self: VersionStore, version: int, seconds: float, *, wait_for: Any = VersionStore.wait_for
+) -> bool:
     return bool(self._states) or await wait_for(self, version, seconds)
 
 
