@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 import termios
 import threading
@@ -137,33 +138,42 @@ def _patched(document: Mapping[str, Any], patch: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def keys(leave: Callable[[], object]) -> Iterator[None]:
-    """Calls `leave` when q is typed, in a thread of its own, while the block lasts; the terminal is then as it was."""
+    """Calls `leave` when q is typed or at Ctrl-C, in a thread of its own, while the block lasts; the terminal is then
+    as it was. After Ctrl-C it raises KeyboardInterrupt at the end: where the signal comes, in the midst of what gRPC
+    does, it could be lost."""
     if not sys.stdin.isatty():
         yield
         return
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
-    done, over = os.pipe()
+    told, tell = os.pipe()
+    interrupted = threading.Event()
 
     def listen() -> None:
         while True:
-            ready, _, _ = select.select([terminal, done], [], [])
-            if done in ready:
-                return
-            typed = os.read(terminal, 64)
-            if not typed or b"q" in typed.lower():
+            ready, _, _ = select.select([terminal, told], [], [])
+            typed = os.read(ready[0], 64)
+            if told in ready or not typed or b"q" in typed.lower():
                 leave()
                 return
 
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        os.write(tell, b"x")
+
     thread = threading.Thread(target=listen, name="keys")
+    handler = signal.signal(signal.SIGINT, interrupt)
     # What was typed while this program loaded counts.
     tty.setcbreak(terminal, termios.TCSADRAIN)
     thread.start()
     try:
         yield
     finally:
-        os.write(over, b"x")
+        signal.signal(signal.SIGINT, handler)
+        os.write(tell, b"x")
         thread.join()
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        os.close(done)
-        os.close(over)
+        os.close(told)
+        os.close(tell)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
