@@ -29,7 +29,7 @@ from swarm_peer.swarm.keys import ProvenTerms
 from swarm_peer.swarm.ledger import Ledger
 from swarm_peer.swarm.membership import Membership
 from swarm_peer.swarm.presence import Presence
-from swarm_peer.swarm.reduction import AttemptKey, Reducer
+from swarm_peer.swarm.reduction import Reducer
 from swarm_peer.swarm.roster import Member, Roster
 from swarm_peer.swarm.torch_backend import TorchBackend
 from swarm_peer.swarm.trainer import Trainer
@@ -188,13 +188,7 @@ async def newest_attempt(self: Reducer, commit: pb.Commit, choice: pb.Choice) ->
     return {name: made.parts for name, made in self._kept[max(kept)].items()}
 
 
-_chosen, _begin = Reducer.chosen, Reducer._begin
-
-
-def forget_earlier_attempts(self: Reducer, key: AttemptKey) -> None:
-    _begin(self, key)
-    for kept in [kept for kept in self._kept if kept.step == key.step]:
-        del self._kept[kept]
+_chosen = Reducer.chosen
 
 
 _apply = Membership._apply
@@ -402,9 +396,6 @@ MUTANTS: dict[str, Mutant] = {
     "keep-credits": Mutant("a lost member has no credits, also when it comes back", ((Ledger, "lose", keep_credits),)),
     "no-rerun": Mutant("the open credits of a lost member are re-run at once", ((Trainer, "_rerun", ignore),)),
     "newest-attempt": Mutant("a Commit names the attempt of each stage", ((Reducer, "chosen", newest_attempt),)),
-    "forget-attempts": Mutant(
-        "the results of all attempts are kept until the step is closed", ((Reducer, "_begin", forget_earlier_attempts),)
-    ),
     "forget-when-applied": Mutant(
         "reductions are kept until the closed marker has passed, also by who has applied them",
         ((Membership, "_apply", forget_when_applied),),
