@@ -281,7 +281,7 @@ def test_open_has_one_limit_and_leaves_nothing_when_it_is_reached(
                 await connect(peer, addresses)
                 await asyncio.sleep(0.8)
                 client.p2p._child.send_signal(signal.SIGSTOP)
-                os.waitid(os.P_PID, client.p2p._child.pid, os.WSTOPPED | os.WNOWAIT)
+                await asyncio.to_thread(os.waitid, os.P_PID, client.p2p._child.pid, os.WSTOPPED | os.WNOWAIT)
 
             monkeypatch.setattr(client, "connect", slow)
             open_files = len(os.listdir("/proc/self/fd"))
