@@ -4,6 +4,7 @@ the reduction that follows, from here as from any replica, until the first step 
 Errors go to who asks: Refused{NOT_KEPT}, and NOT_READY where a part of the checkpoint cannot be read.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 
 from ..errors import StorageError
@@ -14,6 +15,9 @@ from .exchange import Incoming
 from .snapshots import Snapshots
 from .versions import VersionStore
 
+MOST_BYTES = 2 << 30
+"""Of the stages in memory, which are often restored all at once; the one that was asked for last is held anyhow."""
+
 
 class _Exported:
     """A state that is bytes already."""
@@ -22,9 +26,23 @@ class _Exported:
         return state
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A stage in memory."""
+
+    kept: StageCheckpoint
+    versions: VersionStore
+    snapshots: Snapshots
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.kept.state) + sum(len(part) for parts in self.kept.reduction.values() for part in parts)
+
+
 @dataclass
 class Restoring:
-    """Gives a checkpoint in the epoch `epoch`, one stage in memory at a time."""
+    """Gives a checkpoint in the epoch `epoch`, of which it holds some stages in memory."""
 
     run_id: str
     epoch: int
@@ -34,9 +52,10 @@ class Restoring:
     members: int = 0
     """Of the last Commit before the run went back; 0 where it is resumed by others."""
 
-    _stage: tuple[int, StageCheckpoint] | None = field(default=None)
-    _snapshots: Snapshots | None = field(default=None)
-    _versions: VersionStore = field(default_factory=VersionStore)
+    _held: dict[int, _Held] = field(default_factory=dict)
+    """By stage; the one that was asked for last comes last."""
+
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def holds(self, step: int) -> bool:
         """Whether it has the reduction of a step."""
@@ -60,15 +79,14 @@ class Restoring:
             await self._refuse(incoming, pb.NOT_KEPT, "this checkpoint holds no such thing")
             return
         try:
-            kept = await self._read(question.stage)
+            held = await self._hold(question.stage)
         except StorageError as error:
             await self._refuse(incoming, pb.NOT_READY, str(error))
             return
         if question.kind == pb.Fetch.STATE:
-            assert self._snapshots is not None
-            await self._snapshots.serve(incoming, question, self._versions)
+            await held.snapshots.serve(incoming, question, held.versions)
             return
-        parts, commit = kept.reduction.get(question.group, ()), self.checkpoint.commit
+        parts, commit = held.kept.reduction.get(question.group, ()), self.checkpoint.commit
         chosen = [] if commit is None else [(choice.stage, choice.term, choice.attempt) for choice in commit.choices]
         named = (question.stage, question.term, question.attempt) in chosen and self.holds(question.step)
         if not named or question.part >= len(parts):
@@ -76,14 +94,23 @@ class Restoring:
             return
         await incoming.channel.send(pb.Fetched(), parts[question.part], category="reduce")
 
-    async def _read(self, stage: int) -> StageCheckpoint:
-        if self._stage is None or self._stage[0] != stage:
-            kept = await self.device.run(BACKGROUND, lambda: self.checkpoint.read(stage))
-            self._stage = stage, kept
-            self._versions = VersionStore()
-            self._versions.put(self.checkpoint.version, kept.state, self.checkpoint.digests[stage])
-            self._snapshots = Snapshots(self.run_id, stage, _Exported(), self.device, self.max_payload, self.epoch)
-        return self._stage[1]
+    async def _hold(self, stage: int) -> _Held:
+        """A stage, read if it is not in memory. Raises `CheckpointError`."""
+        if stage not in self._held:
+            async with self._reading:
+                if stage not in self._held:
+                    self._held[stage] = await self._read(stage)
+        held = self._held[stage] = self._held.pop(stage)
+        while len(self._held) > 1 and sum(other.size for other in self._held.values()) > MOST_BYTES:
+            del self._held[next(iter(self._held))]
+        return held
+
+    async def _read(self, stage: int) -> _Held:
+        kept = await self.device.run(BACKGROUND, lambda: self.checkpoint.read(stage))
+        versions = VersionStore()
+        versions.put(self.checkpoint.version, kept.state, self.checkpoint.digests[stage])
+        snapshots = Snapshots(self.run_id, stage, _Exported(), self.device, self.max_payload, self.epoch)
+        return _Held(kept, versions, snapshots)
 
     async def _refuse(self, incoming: Incoming, reason: pb.Reason, detail: str) -> None:
         await incoming.channel.send(pb.Refused(reason=reason, detail=detail))

@@ -1,5 +1,6 @@
 """A trainer that gives the checkpoint its epoch begins with, and what it gives to nobody."""
 
+import asyncio
 import random
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.devices import SimulatedDevice
 from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm import restoring
 from swarm_peer.swarm.catching_up import fetch_snapshot
 from swarm_peer.swarm.checkpoint import Checkpoint, StageCheckpoint
 from swarm_peer.swarm.epochs import Lineage
@@ -101,7 +103,11 @@ def refusal(question: pb.Fetch, world: World | None = None) -> RefusedError:
     return run(main())
 
 
-def test_it_gives_states_and_reductions_of_every_stage() -> None:
+@pytest.mark.parametrize(("most", "reads"), [(restoring.MOST_BYTES, [0, 1]), (0, [0, 1, 0])])
+def test_it_gives_states_and_reductions_of_every_stage(
+    most: int, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "MOST_BYTES", most)
     world = World()
 
     async def main() -> None:
@@ -115,7 +121,19 @@ def test_it_gives_states_and_reductions_of_every_stage() -> None:
                 assert data == expected
 
     run(main())
-    assert world.reads == [0, 1, 0], "one stage is in memory at a time, read once for all who ask"
+    assert world.reads == reads, "a stage is read once for all who ask, and again if there was no room for it"
+
+
+def test_stages_that_are_restored_at_once_are_read_once() -> None:
+    world = World()
+
+    async def main() -> None:
+        await world.start()
+        questions = [reduction(part=part) for part in (0, 1)] + [reduction(stage=1), state(stage=1), state(stage=0)]
+        await asyncio.gather(*(fetch(world.pool, "trainer", question, 1 << 20) for question in questions * 2))
+
+    run(main())
+    assert sorted(world.reads) == [0, 1]
 
 
 @pytest.mark.parametrize(
