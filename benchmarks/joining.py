@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.peer.local_swarm import Child, LocalSwarm
 from swarm_peer.swarm.milestones import PHASES
-from swarm_peer.swarm.process import SharedFolder
+from swarm_peer.swarm.shared_folder import SharedFolder
 
 REPLICAS = 2
 SETTLED_STEPS = 4

@@ -23,7 +23,7 @@ from typing import Any
 
 from swarm_peer.peer.local_swarm import LocalSwarm
 from swarm_peer.peer.watching import Watching
-from swarm_peer.swarm.process import SharedFolder
+from swarm_peer.swarm.shared_folder import SharedFolder
 
 STAGES, REPLICAS = 3, 3
 BACK_SECONDS = 3.0

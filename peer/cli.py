@@ -9,11 +9,11 @@ from pathlib import Path
 from ..swarm.flags import EXIT_INTERRUPTED, Program
 from ..swarm.local_runs import check_meeting
 from ..swarm.logs import add_log_level, heed_logs, level_of
+from ..swarm.sources import TINY
 from .control_commands import COMMANDS as CONTROL_COMMANDS
 from .control_commands import add_parsers as add_control_parsers
 from .control_commands import run_command as run_control
 from .lending import add_lending_flags, add_owner_flags
-from .probe_command import add_probe_parser
 from .settings import MODEL_HELP, add_run_flags
 
 
@@ -76,7 +76,12 @@ def _program() -> Program:
     runs.add_argument("--initial-peers", nargs="+", metavar="MULTIADDR", help="addresses of peers of any run there")
     runs.add_argument("--json", action="store_true", help="as JSON")
 
-    add_probe_parser(commands)
+    probe = commands.add_parser("probe", help="what this machine offers, and what it could host")
+    probe.add_argument("--model", default=TINY, help="a fetched name, a folder, or tiny (default)")
+    probe.add_argument("--base", default="nf4", choices=("fp32", "bf16", "int8", "nf4"), help="of the frozen base")
+    probe.add_argument("--length", type=int, default=0, help="tokens of a microbatch (default: 2048 or what fits)")
+    probe.add_argument("--json", action="store_true", help="print what was found as JSON")
+    add_lending_flags(probe)
     add_control_parsers(commands)
 
     fetch = commands.add_parser("fetch", help="fetch models and texts into the cache")

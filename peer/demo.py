@@ -9,13 +9,13 @@ import json
 import signal
 
 from ..errors import StoppedError, StorageError, UnreachableError
-from ..swarm.export import check_target
-from ..swarm.process import SharedFolder
+from ..swarm.shared_folder import SharedFolder
 from ..swarm.sources import model_source, text_path
 from .kills import KillPlan, parse_kills
-from .local_swarm import LocalSwarm
+from .local_swarm import LocalSwarm, child_environment
 from .progress import Progress, summary
 from .settings import settings_of, toml_of
+from .zygote import Zygote, is_possible
 
 GIVE_UP_SECONDS = 60.0
 
@@ -31,6 +31,9 @@ def run_demo(options: argparse.Namespace) -> int:
     for name in (*settings.data.texts, *settings.data.heldout):
         text_path(name)
     if options.export:
+        # Imported here: it takes torch with it, which the children need and this process does not.
+        from ..swarm.export import check_target
+
         check_target(options.export)
     folder = SharedFolder.temporary()
     swarm = LocalSwarm(options.model, folder)
@@ -40,6 +43,7 @@ def run_demo(options: argparse.Namespace) -> int:
         signal.signal(number, stop)
     error, report, export_error = "", None, ""
     try:
+        swarm.zygote = Zygote(child_environment(), folder.path / "zygote.log") if is_possible() else None
         flags = ["--export", str(options.export.absolute())] if options.export else []
         flags += ["--merge"] if options.merge else []
         flags += ["--http", options.http]
@@ -58,6 +62,8 @@ def run_demo(options: argparse.Namespace) -> int:
             raise UnreachableError(f"the coordinator ended without a report:\n{swarm.last_words()}")
     finally:
         swarm.close()
+        if swarm.zygote:
+            swarm.zygote.close()
         folder.leave()
     if stop.came:
         raise KeyboardInterrupt

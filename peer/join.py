@@ -20,7 +20,8 @@ from ..swarm.keys import Identity, state_folder
 from ..swarm.local_runs import LocalRun, meet
 from ..swarm.machine import Overrides
 from ..swarm.peer import Peer
-from ..swarm.process import SharedFolder, network_node, process_age
+from ..swarm.process import network_node, process_age
+from ..swarm.shared_folder import SharedFolder
 from ..swarm.sources import cache_folder, model_source
 from ..swarm.spill_file import DiskSpill
 from .control import Control, serve_control

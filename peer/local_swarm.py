@@ -21,7 +21,8 @@ from typing import Any
 
 from ..swarm.flags import without_flags
 from ..swarm.keys import Identity
-from ..swarm.process import SharedFolder
+from ..swarm.shared_folder import SharedFolder
+from .zygote import ForkedProcess, Zygote
 
 FAREWELL_SECONDS = 8.0
 LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -37,7 +38,7 @@ class Child:
 
     name: str
     command: list[str]
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | ForkedProcess"
     log: Path
     peer: str = ""
     threads: int = 1
@@ -49,11 +50,13 @@ class Child:
 
 @dataclass
 class LocalSwarm:
-    """The children, and the lines that the coordinators say. `environment` is added to every child's."""
+    """The children, and the lines that the coordinators say. `environment` is added to every child's; with a `zygote`
+    they are forked from it, else each is started by itself."""
 
     model: str
     folder: SharedFolder
     environment: Mapping[str, str] = field(default_factory=dict)
+    zygote: Zygote | None = None
     children: dict[str, Child] = field(default_factory=dict)
     _lines: "SimpleQueue[tuple[str, str | None]]" = field(default_factory=SimpleQueue)
     _readers: list[threading.Thread] = field(default_factory=list)
@@ -100,23 +103,24 @@ class LocalSwarm:
 
     def _spawn(self, name: str, command: list[str], *, peer: str = "", threads: int = 1) -> Child:
         log = self.folder.path / f"{name}.log"
+        command = [*command, "--folder", str(self.folder.path), "--watch-parent"]
+        environment = {**child_environment(), "OMP_NUM_THREADS": str(threads), **self.environment}
+        process: subprocess.Popen[str] | ForkedProcess
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command, "--folder", str(self.folder.path), "--watch-parent"],
-                stdin=subprocess.PIPE,
-                stdout=file if peer else subprocess.PIPE,
-                stderr=file,
-                text=True,
-                # Ctrl-C is ours alone: the children end because we close their pipes.
-                start_new_session=True,
-                env={
-                    **without_flags(os.environ),
-                    **KEEP_MEMORY,
-                    "OMP_NUM_THREADS": str(threads),
-                    "HIVEMIND_LOGLEVEL": "ERROR",
-                    **self.environment,
-                },
-            )
+            said = file if peer else None
+            if self.zygote:
+                process = self.zygote.start(name, command, stdout=said, stderr=file, env=environment)
+            else:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    stdin=subprocess.PIPE,
+                    stdout=said or subprocess.PIPE,
+                    stderr=file,
+                    text=True,
+                    # Ctrl-C is ours alone: the children end because we close their pipes.
+                    start_new_session=True,
+                    env=environment,
+                )
         earlier = self.children.get(name)
         if earlier is not None:
             _hang_up(earlier)
@@ -129,7 +133,7 @@ class LocalSwarm:
             reader.start()
         return child
 
-    def _read(self, name: str, process: "subprocess.Popen[str]") -> None:
+    def _read(self, name: str, process: "subprocess.Popen[str] | ForkedProcess") -> None:
         assert process.stdout is not None
         with process.stdout as said:
             for line in said:
@@ -199,6 +203,11 @@ class LocalSwarm:
             _farewell(child, max(0.1, deadline - time.monotonic()))
         for reader in self._readers:
             reader.join(FAREWELL_SECONDS)
+
+
+def child_environment() -> dict[str, str]:
+    """What is in the environment of every child, and of a zygote."""
+    return {**without_flags(os.environ), **KEEP_MEMORY, "HIVEMIND_LOGLEVEL": "ERROR"}
 
 
 def _hang_up(child: Child) -> None:

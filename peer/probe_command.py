@@ -14,20 +14,11 @@ from ..swarm.manifest import Manifest, parse_settings
 from ..swarm.model.precision import resolve_compute_dtype
 from ..swarm.plan_command import shape_of, sketched
 from ..swarm.sources import TINY, cache_folder
-from .lending import add_lending_flags, said_by
+from .lending import said_by
 from .probe import probe
 
 CUTS = (1, 2, 4, 8)
 """Into how many stages the model is cut to see what this machine could host of it."""
-
-
-def add_probe_parser(commands: Any) -> None:
-    parser = commands.add_parser("probe", help="what this machine offers, and what it could host")
-    parser.add_argument("--model", default=TINY, help="a fetched name, a folder, or tiny (default)")
-    parser.add_argument("--base", default="nf4", choices=("fp32", "bf16", "int8", "nf4"), help="of the frozen base")
-    parser.add_argument("--length", type=int, default=0, help="tokens of a microbatch (default: 2048 or what fits)")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    add_lending_flags(parser)
 
 
 def run_probe(options: argparse.Namespace) -> int:

@@ -36,7 +36,8 @@ from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
 from .p2p_transport import P2PTransport, peer_in
 from .presence import keep_listed
-from .process import SharedFolder, network_node
+from .process import network_node
+from .shared_folder import SharedFolder
 from .showing import NOWHERE, Places, Shown, shown
 from .succession import Succession
 

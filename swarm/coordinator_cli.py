@@ -19,7 +19,6 @@ from .flags import EXIT_INTERRUPTED, Program
 from .keys import Identity, state_folder
 from .logs import add_log_level, heed_logs, level_of
 from .manifest import load_settings
-from .plan_command import add_plan_parser, run_plan
 
 if TYPE_CHECKING:
     from .exporting import Export
@@ -31,7 +30,7 @@ COMMANDS = ("status", "top", "watch", "pause", "resume", "drain", "ban")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     commands = dict.fromkeys(COMMANDS, _command)
-    commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "invite": _invite, "plan": run_plan}
+    commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "invite": _invite, "plan": _plan}
     commands["replay"] = _replay
     return _program().run(commands, arguments)
 
@@ -120,7 +119,17 @@ def _program() -> Program:
     invite = commands.add_parser("invite", help="print an invite to a run that goes on, for `swarm-peer join`")
     _add_meeting(invite)
     invite.add_argument("--organizer-key", type=Path, help="the key that signed the run (default: the one made here)")
-    add_plan_parser(commands)
+
+    plan = commands.add_parser("plan", help="who would host what, and how fast it would be")
+    plan.add_argument("manifest", type=Path, help="settings of the run, TOML")
+    plan.add_argument(
+        "--peers",
+        nargs="+",
+        required=True,
+        metavar="SPEC",
+        help="such as 8x:memory=24GB,gflops=20000,up=100,down=500,rtt=60ms: eight peers, Mbit/s and round trip",
+    )
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     from .api.commands import add_parsers
 
     add_parsers(commands)
@@ -174,7 +183,8 @@ def _start(options: argparse.Namespace) -> int:
     # Imported here: torch and hivemind take seconds, and a wrong command line or manifest should not.
     from .apart import Apart, standard_output
     from .coordinator import Keeping, Node, coordinate, resume, stand_by
-    from .process import Interrupted, SharedFolder, run_process
+    from .process import Interrupted, run_process
+    from .shared_folder import SharedFolder
     from .show import line_of
     from .showing import Places
 
@@ -294,6 +304,12 @@ def _command(options: argparse.Namespace) -> int:
     from .api.commands import run_command
 
     return run_command(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .plan_command import run_plan
+
+    return run_plan(options)
 
 
 def _replay(options: argparse.Namespace) -> int:

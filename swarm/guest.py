@@ -15,7 +15,8 @@ from .keys import Identity
 from .local_runs import LocalRun
 from .manifest import Manifest, parse_manifest
 from .p2p_transport import P2PTransport
-from .process import SharedFolder, network_node
+from .process import network_node
+from .shared_folder import SharedFolder
 from .transport import Transport
 
 LISTEN = ("/ip4/0.0.0.0/tcp/0",)

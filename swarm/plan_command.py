@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -23,19 +22,6 @@ _SPEC = re.compile(r"(?:(\d+)x:)?(.+)")
 _FIELDS = ("memory", "gflops", "up", "down", "rtt")
 _DEFAULTS = {"up": "100", "down": "100", "rtt": "100ms"}
 MOST_PEERS = 10_000
-
-
-def add_plan_parser(commands: Any) -> None:
-    parser = commands.add_parser("plan", help="who would host what, and how fast it would be")
-    parser.add_argument("manifest", type=Path, help="settings of the run, TOML")
-    parser.add_argument(
-        "--peers",
-        nargs="+",
-        required=True,
-        metavar="SPEC",
-        help="such as 8x:memory=24GB,gflops=20000,up=100,down=500,rtt=60ms: eight peers, Mbit/s and round trip",
-    )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run_plan(options: argparse.Namespace) -> int:

@@ -1,16 +1,13 @@
 """What every long-lived process of a run needs: a loop that ends cleanly, a node of the network, and no orphans.
 
 `run_process` runs a coroutine on uvloop until it ends, a signal comes, or the parent (whose pipe is our standard input)
-is gone. `SharedFolder` is a run's folder of sockets: whoever leaves it last removes it.
+is gone.
 """
 
 import asyncio
-import fcntl
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -24,8 +21,6 @@ from .keys import Identity
 from .p2p_transport import P2PTransport
 
 T = TypeVar("T")
-
-LOCK_NAME = "in-use"
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -80,33 +75,6 @@ def process_age() -> float | None:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, IndexError, ValueError):
         return None
-
-
-class SharedFolder:
-    """A folder that several processes use, each holding a shared lock; the last one out removes it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-    @classmethod
-    def temporary(cls) -> "SharedFolder":
-        return cls(Path(tempfile.mkdtemp(prefix="swarm-")))
-
-    def leave(self) -> None:
-        """Gives up the lock and removes the folder if nobody else holds it. Idempotent."""
-        if self._lock < 0:
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(self.path, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(self._lock)
-            self._lock = -1
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Real processes for tests: the programs as a user runs them, in a home of their own, and what they leave behind."""
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -17,8 +18,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from swarm_peer.peer.local_swarm import LocalSwarm, child_environment
+from swarm_peer.peer.zygote import Zygote, is_possible
+from swarm_peer.swarm.shared_folder import SharedFolder
 
 from tests.tiny import HELDOUT, TEXT
 
@@ -29,6 +35,18 @@ LIMIT_SECONDS = 300.0
 
 CLEAN_SECONDS = 30.0
 """How long the remains of a killed program are given to go; the promise is 5 s on a machine that is not overloaded."""
+
+
+@cache
+def zygote() -> Zygote | None:
+    """The one that all swarms of this test process are forked from; whole programs (`Home.start`) are not."""
+    if not is_possible():
+        return None
+    folder = tempfile.mkdtemp(prefix="zygote-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = Zygote(child_environment(), Path(folder, "log"))
+    atexit.register(made.close)
+    return made
 
 
 class Home:
@@ -59,6 +77,11 @@ class Home:
             **options,
         )
 
+    def swarm(self, folder: str = "") -> LocalSwarm:
+        """A swarm of tiny's that has not begun, in a folder of this name below the temporary one."""
+        kept = SharedFolder(self.temporary / folder) if folder else SharedFolder.temporary()
+        return LocalSwarm("tiny", kept, self.environment, zygote())
+
     def run(self, program: str, *arguments: str) -> tuple[int, str]:
         """Runs a program to its end: (exit code, what it printed)."""
         process = self.start(program, *arguments)
@@ -79,16 +102,25 @@ class Home:
 
     def processes(self) -> list[str]:
         """Command lines of living processes that were started from this home."""
-        found = []
+        return list(self._processes().values())
+
+    def _processes(self) -> dict[int, str]:
+        """Those whose command, first environment or log names the temporary folder, by their numbers."""
+        found, ours = {}, os.fsencode(self.temporary)
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
-                try:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                except OSError:
-                    continue
-                if str(self.temporary) in command:
-                    found.append(command)
+                with contextlib.suppress(OSError):
+                    command = (entry / "cmdline").read_bytes()
+                    log = os.fsencode(os.readlink(entry / "fd/2"))
+                    if command and ours in b" ".join([command, (entry / "environ").read_bytes(), log]):
+                        found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
+
+    def end_processes(self) -> None:
+        """SIGKILL to those that live."""
+        for number in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
     def remains(self) -> list[str]:
         """What is left: processes, and files in the temporary folder."""
@@ -164,15 +196,5 @@ def home() -> Iterator[Home]:
     try:
         yield made
     finally:
-        for line in made.processes():
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdecimal() and _command(entry) == line:
-                    os.kill(int(entry.name), signal.SIGKILL)
+        made.end_processes()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _command(entry: Path) -> str:
-    try:
-        return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""

@@ -377,11 +377,8 @@ sequence_length = 32
 
 def test_an_organizer_steers_a_real_run(tmp_path: Path) -> None:
     """A real coordinator and five peers: paused, measured, exported, gone on with; a peer leaves, another is banned."""
-    from swarm_peer.peer.local_swarm import LocalSwarm
-    from swarm_peer.swarm.process import SharedFolder
-
     with home() as place:
-        swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
+        swarm = place.swarm()
         try:
             swarm.start_coordinator(MANIFEST, "--http", "off", "--exports", str(place.folder / "exports"))
             _steer(place, swarm)

@@ -27,7 +27,6 @@ from swarm_peer.swarm.compute import BACKGROUND, FORWARD, ThreadDevice
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.milestones import PHASES
 from swarm_peer.swarm.milestones import in_words as in_words_counted
-from swarm_peer.swarm.process import SharedFolder
 
 from tests.exact import exact_manifest, exact_swarm
 from tests.processes import Home, Terminal, home
@@ -135,7 +134,7 @@ def test_nobody_is_there_to_ask(place: Home) -> None:
 
 def test_peers_are_watched_asked_and_leave(place: Home) -> None:
     """One of them tells all in JSON, one stands in a terminal; both leave politely, and nothing is lost."""
-    swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
+    swarm = place.swarm()
     try:
         swarm.start_coordinator(FOR_FOUR, "--http", "off", "--api", "off")
         _watch_and_let_go(place, swarm)

@@ -9,8 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from swarm_peer.peer.local_swarm import LocalSwarm
-from swarm_peer.swarm.process import SharedFolder
 
 from tests.browser import SECONDS, Page, needs_browser
 from tests.processes import Home, home
@@ -44,7 +42,7 @@ class Run:
     """A coordinator, and a thread that hears it."""
 
     def __init__(self, place: Home) -> None:
-        self.swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
+        self.swarm = place.swarm()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.http = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -25,7 +25,6 @@ from swarm_peer.protos import api_pb2 as pb
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.api.client import Client, channel_to
 from swarm_peer.swarm.exchange import Meter
-from swarm_peer.swarm.process import SharedFolder
 
 from tests.processes import LIMIT_SECONDS, Home, home
 from tests.test_control import FOR_FOUR
@@ -245,7 +244,7 @@ ONE_STAGE = FOR_FOUR.replace("stages = 2", "stages = 1").replace("batch = 8", "b
 def test_a_real_peer_pauses_and_comes_again_and_another_keeps_to_its_cap() -> None:
     """Nothing is lost or counted twice, and the run is told why."""
     with home() as place:
-        swarm = LocalSwarm("tiny", SharedFolder.temporary(), place.environment)
+        swarm = place.swarm()
         try:
             swarm.start_coordinator(ONE_STAGE, "--http", "off", "--api", "off")
             Run(place, swarm).play()

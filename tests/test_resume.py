@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from swarm_peer.peer.local_swarm import LocalSwarm
 from swarm_peer.swarm.checkpoint_folder import INDEX, find_checkpoint
 from swarm_peer.swarm.coordinator_cli import main as coordinator_cli
-from swarm_peer.swarm.process import SharedFolder
 
 from tests.processes import Home, home
 from tests.test_agreement import assert_agree, assert_clean
@@ -50,8 +48,7 @@ def agrees_with_the_reference(place: Home, report: dict[str, Any]) -> None:
 
 def test_a_run_is_killed_and_resumed_elsewhere_and_a_stage_is_lost_on_the_way(place: Home) -> None:
     kept = place.folder / "checkpoints"
-    folder = SharedFolder(place.temporary / "s")
-    swarm = LocalSwarm("tiny", folder, place.environment)
+    swarm = place.swarm("s")
     try:
         swarm.start_coordinator(MANIFEST, "--checkpoint-every", "3", "--checkpoints", str(kept))
         for event in swarm.events(lambda: None):
@@ -59,19 +56,18 @@ def test_a_run_is_killed_and_resumed_elsewhere_and_a_stage_is_lost_on_the_way(pl
                 swarm.start_peers(2, event["run_id"], event["addresses"])
             if event["event"] == "checkpointed":
                 break
-        key = (folder.path / "organizer.key").read_bytes()
+        key = (swarm.folder.path / "organizer.key").read_bytes()
         for child in swarm.children.values():  # in the midst of a step
             swarm.kill(child)
     finally:
         swarm.close()
-        folder.leave()
+        swarm.folder.leave()
     step = json.loads((find_checkpoint(kept) / INDEX).read_text())["step"]
     assert 3 <= step < STEPS
 
-    folder = SharedFolder(place.temporary / "t")
-    swarm = LocalSwarm("tiny", folder, place.environment)
-    (folder.path / "organizer.key").touch(mode=0o600)
-    (folder.path / "organizer.key").write_bytes(key)
+    swarm = place.swarm("t")
+    (swarm.folder.path / "organizer.key").touch(mode=0o600)
+    (swarm.folder.path / "organizer.key").write_bytes(key)
     seen: list[dict[str, Any]] = []
     try:
         swarm.resume_coordinator(kept, "--checkpoint-every", "3", "--checkpoints", str(kept))
@@ -86,7 +82,7 @@ def test_a_run_is_killed_and_resumed_elsewhere_and_a_stage_is_lost_on_the_way(pl
                 swarm.start_peer(2, listening["run_id"], listening["addresses"])
     finally:
         swarm.close()
-        folder.leave()
+        swarm.folder.leave()
     back = [(event["step"], event["lost"]) for event in seen if event["event"] == "went-back"]
     assert back[0] == (step, 0)
     assert len(back) == 2

@@ -21,7 +21,6 @@ from swarm_peer.swarm.freezing import prepare, take_up
 from swarm_peer.swarm.keys import Identity, SignedManifest, sign_manifest
 from swarm_peer.swarm.manifest import PROTOCOL_VERSION, parse_settings
 from swarm_peer.swarm.messages import pack
-from swarm_peer.swarm.process import SharedFolder
 from swarm_peer.swarm.transport import Stream
 
 from tests.processes import Home, home
@@ -62,8 +61,7 @@ Act = Callable[[LocalSwarm, Event], None]
 
 def run_swarm(place: Home, act: Act) -> list[Event]:
     """A swarm with a standby from its start; `act` sees every event and does what it likes. All events."""
-    folder = SharedFolder(place.temporary / "s")
-    swarm = LocalSwarm("tiny", folder, place.environment)
+    swarm = place.swarm("s")
     seen = []
     try:
         swarm.start_coordinator(MANIFEST)
@@ -76,7 +74,7 @@ def run_swarm(place: Home, act: Act) -> list[Event]:
         return seen
     finally:
         swarm.close()
-        folder.leave()
+        swarm.folder.leave()
 
 
 def check_report(place: Home, seen: list[Event], by: str) -> None:

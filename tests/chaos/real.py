@@ -25,14 +25,15 @@ from typing import Any
 import pytest
 import torch
 from swarm_peer.errors import StuckError
-from swarm_peer.peer.local_swarm import Child, LocalSwarm
+from swarm_peer.peer.local_swarm import Child, LocalSwarm, child_environment
 from swarm_peer.peer.reference import run_reference
 from swarm_peer.peer.watching import Watching
+from swarm_peer.peer.zygote import Zygote, is_possible
 from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.flags import EXIT_ERROR
 from swarm_peer.swarm.freezing import prepare
 from swarm_peer.swarm.manifest import parse_settings
-from swarm_peer.swarm.process import SharedFolder
+from swarm_peer.swarm.shared_folder import SharedFolder
 
 from tests.chaos.real_faults import JOIN, KILL, LEAVE, LOSE, TRAINER_KILL, Pace, RealFault, draw_real
 
@@ -95,7 +96,7 @@ rebalance = {REBALANCE_SECONDS}
 class RealChaos:
     """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `happened`: how often the swarm itself
     moved, went back and the like; `tell` is given lines for people; `look` sees the processes every `look_seconds`;
-    `spared`: a peer that is neither killed nor asked to leave."""
+    `spared`: a peer that is neither killed nor asked to leave; `forked`: processes begin with their imports made."""
 
     seed: int
     seconds: float
@@ -107,6 +108,7 @@ class RealChaos:
     learning_rate: float = LEARNING_RATE
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
+    forked: bool = True
     log: list[str] = field(default_factory=list)
     done: list[dict[str, Any]] = field(default_factory=list)
     happened: Counter[str] = field(default_factory=Counter)
@@ -137,7 +139,10 @@ class RealChaos:
         folder = SharedFolder.temporary()
         with ProxyNet(delay=DELAY_SECONDS, ports=PORTS) as self._net:
             state = {"SWARM_PEER_STATE": str(folder.path / "state")}
-            self.swarm = LocalSwarm("tiny", folder, {**self.environment, **state})
+            zygote = None
+            if self.forked and is_possible():
+                zygote = Zygote(child_environment(), folder.path / "zygote.log")
+            self.swarm = LocalSwarm("tiny", folder, {**self.environment, **state}, zygote)
             self._later(120.0, self._overdue)
             try:
                 self.swarm.start_coordinator(self.toml, *self._coordinator_flags("coordinator"))
@@ -149,6 +154,8 @@ class RealChaos:
                 for child in self.swarm.children.values():
                     self._thaw(child)
                 self.swarm.close()
+                if zygote:
+                    zygote.close()
                 self._keep_logs(folder.path)
                 folder.leave()
         assert self.report is not None, "every coordinator ended, and none has a report"

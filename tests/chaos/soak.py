@@ -95,6 +95,8 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         spared=SPARED,
         learning_rate=LEARNING_RATE,
         logs=out / "logs",
+        # Memory shared with others would be counted as theirs.
+        forked=False,
     )
     problems = []
     try:
