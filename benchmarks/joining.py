@@ -10,11 +10,12 @@ asks for the next stage.
 
 *Counted* is from the start of its process to the coordinator's `settled` of the first step that has its work in it;
 the phases, in its own words, go on to the first Reduce that names a microbatch of it, which is a little less.
-*Credited* is from the start to its first visit that the trainer heard to be done. Throughput is of the run: visits that
-ended with a gradient, over the stages. *Dip*: from the start of the newcomer's process until it counted, less than in
-the `--quiet` seconds before, as a share of these; *before its first visit* the same until then, when all work is the
-others'; *afterwards* the same of the `--quiet` seconds after it counted, when nobody joins: what of a dip is chance.
-*CPU* is what its own process has used when it counts: with other work on this machine, the rest of it was waiting.
+*Credited* is from the start to its first visit that the trainer heard to be done. Throughput is of the run: visits
+that ended with a gradient, over the stages. *Dip*: from the start of the newcomer's process until it counted, less
+than in the `--quiet` seconds before, as a share of these; *before its first visit* the same until then, when all work
+is the others'; *afterwards* the same of the `--quiet` seconds after it counted, when nobody joins: what of a dip is
+chance. *All joins together*: visits until they counted, less than those that the times before would have given. *CPU*
+is what its own process has used when it counts: with other work on this machine, the rest of it was waiting.
 """
 
 import argparse
@@ -235,6 +236,20 @@ class Bench:
         }
 
 
+def pooled_dip(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """The dip until they counted of all joins together, each weighing as long as it took, and the bounds that 95 of 100
+    draws of as many joins with replacement are within."""
+
+    def dip(chosen: Sequence[dict[str, Any]]) -> float:
+        return 1 - sum(row["during"] * row["counted"] for row in chosen) / sum(
+            row["before"] * row["counted"] for row in chosen
+        )
+
+    draw = random.Random("pooled")
+    drawn = sorted(dip(draw.choices(rows, k=len(rows))) for _ in range(2000))
+    return dip(rows), drawn[50], drawn[-51]
+
+
 def _cpu_seconds(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -273,6 +288,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     told("dip until it counted", "dip", ".1%")
     told("dip before its first visit", "dip_before_its_first_visit", ".1%")
     told("dip afterwards", "dip_afterwards", ".1%")
+    dip, low, high = pooled_dip(rows)
+    print(f"| dip until it counted, all joins together (95 % of draws) | {dip:.1%} ({low:.1%} to {high:.1%}) |")
     again = sum(row["places"] - 1 for row in rows)
     print(
         f"\n{len(rows)} joined, at stages {', '.join(str(row['stage']) for row in rows)}; sent away and back: {again}."
@@ -296,7 +313,7 @@ def main() -> None:
     bench.run()
     rows = [bench.row(join) for join in bench.joins]
     if options.json:
-        print(json.dumps({"joins": rows}, indent=2))
+        print(json.dumps({"joins": rows, "pooled_dip": pooled_dip(rows)}, indent=2))
     else:
         _print(rows)
 
