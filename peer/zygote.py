@@ -30,6 +30,10 @@ from typing import IO, Any, Self
 IMPORTED = ("swarm_peer.peer.join", "swarm_peer.swarm.coordinator")
 """What the programs import before they do anything."""
 
+ALONE = {"OMP_NUM_THREADS": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+"""What the imports of a zygote are to see: a fork takes only the thread that forks, so there is to be no other one; and
+what gRPC does about forks is not for those in which it has not begun, but is chosen when it is imported."""
+
 READY_SECONDS = 300.0
 FAREWELL_SECONDS = 8.0
 LOOK_SECONDS = 0.2
@@ -83,8 +87,7 @@ class Zygote:
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 start_new_session=True,
-                # One thread as long as it imports: a fork takes only the thread that forks.
-                env={**environment, "OMP_NUM_THREADS": "1"},
+                env={**environment, **ALONE},
             )
         self._asking = threading.Lock()
         self._told = threading.Condition()

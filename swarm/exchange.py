@@ -28,6 +28,8 @@ IDLE_STREAMS = 8
 HEARTBEAT_SECONDS = 1.0
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
+TIDY_SECONDS = 60.0
+"""How often idle streams are looked through for such as the other side has ended."""
 
 
 @dataclass(slots=True)
@@ -102,6 +104,10 @@ class Channel:
         self._meter.received += len(frame)
         return unpack(frame, self.peer)
 
+    @property
+    def ended(self) -> bool:
+        return self._stream.ended
+
     def close(self) -> None:
         self._stream.close()
 
@@ -128,6 +134,7 @@ class Pool:
     idle: int = IDLE_STREAMS
     on_heartbeat: Callable[[str, pb.Heartbeat], None] = field(default=lambda peer, beat: None)
     _links: dict[str, _Link] = field(default_factory=dict)
+    _tidied: float = 0.0
 
     @asynccontextmanager
     async def exchange(self, peer: str, *, fresh: bool = False) -> AsyncIterator[Channel]:
@@ -135,6 +142,7 @@ class Pool:
 
         With `fresh` no kept stream is used. Raises `UnreachableError`, `SilentError`.
         """
+        self._tidy()
         link = self._links.setdefault(peer, _Link())
         limit = asyncio.timeout(None)
         try:
@@ -206,6 +214,20 @@ class Pool:
             link.watcher = None
             if channel is not None:
                 channel.close()
+
+    def _tidy(self) -> None:
+        """Gives up idle streams that have ended: of a peer that is gone for good nobody asks for one, and each is a
+        descriptor as long as it is kept."""
+        now = asyncio.get_running_loop().time()
+        if now < self._tidied + TIDY_SECONDS:
+            return
+        self._tidied = now
+        for peer, link in list(self._links.items()):
+            for channel in [channel for channel in link.idle if channel.ended]:
+                channel.close()
+                link.idle.remove(channel)
+            if not link.idle and not link.open and link.watcher is None:
+                del self._links[peer]
 
     def forget(self, peer: str) -> None:
         """Closes the idle streams to a peer that is gone."""

@@ -80,6 +80,10 @@ class P2PStream:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def ended(self) -> bool:
+        return self._closed or self._reader.at_eof()
+
     async def send(self, frame: bytes) -> None:
         if self._closed:
             raise self._ended()

@@ -23,6 +23,11 @@ class Stream(Protocol):
         """The authenticated peer id of the other end."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether either side has ended it, as far as is known here, and nothing is left to be received."""
+        ...
+
     async def send(self, frame: bytes) -> None:
         """Sends one frame, waiting while the other side is slow. Raises `UnreachableError`, `WireError`."""
         ...

@@ -19,7 +19,8 @@ import pytest
 import uvloop
 from hivemind.p2p import P2P
 from swarm_peer.errors import TrustError, UnreachableError, UsageError, WireError
-from swarm_peer.swarm import p2p_transport
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.swarm import exchange, p2p_transport
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.p2p_transport import P2PTransport, peer_in
 from swarm_peer.swarm.transport import MAX_FRAME_BYTES, Stream
@@ -458,6 +459,51 @@ def test_killed_server_ends_the_stream_and_its_daemon(run: Run, folder: Path) ->
         with pytest.raises(UnreachableError):
             await client.open(peer, [address])
         await client.close()
+
+    try:
+        run(body())
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def test_streams_to_a_killed_peer_are_given_up_though_nobody_asks_for_it_again(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept ones are descriptors, and over weeks many peers come and go."""
+    monkeypatch.setattr(exchange, "TIDY_SECONDS", 0.5)
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+
+    async def ask(pool: exchange.Pool, peer: str) -> None:
+        async with pool.exchange(peer) as channel:
+            await channel.send(pb.Watch())
+            await channel.receive(0)
+
+    async def body() -> None:
+        _, address = server.stdout.readline().split()  # type: ignore[union-attr]
+        goes = peer_in(address)
+        client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
+        stays = await P2PTransport.create(Identity.generate(), socket_folder=folder)
+        await stays.serve(echo)
+        addresses = {goes: (address,), stays.peer_id: stays.addresses}
+        pool = exchange.Pool(client, exchange.Meter(), addresses)
+        await ask(pool, stays.peer_id)
+        await asyncio.sleep(1.0)
+        before = len(os.listdir("/proc/self/fd"))
+        await asyncio.gather(*(ask(pool, goes) for _ in range(4)))
+        assert len(os.listdir("/proc/self/fd")) >= before + 4
+        server.send_signal(signal.SIGKILL)
+        async with asyncio.timeout(60.0):
+            while len(os.listdir("/proc/self/fd")) > before + 1:  # a Watch may just be ending
+                await ask(pool, stays.peer_id)
+                await asyncio.sleep(1.0)
+        pool.close()
+        await client.close()
+        await stays.close()
 
     try:
         run(body())

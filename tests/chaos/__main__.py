@@ -64,8 +64,8 @@ def main() -> int:
     soaking.add_argument(
         "--out", type=Path, default=Path("soak"), help="folder for samples, plot, logs (default: soak)"
     )
-    soaking.add_argument("--warm-up", type=float, default=180.0, help="seconds of a process not judged (default: 180)")
-    soaking.add_argument("--least", type=float, default=480.0, help="who lived for less is not judged (default: 480 s)")
+    soaking.add_argument("--warm-up", type=float, default=300.0, help="seconds of a process not judged (default: 300)")
+    soaking.add_argument("--least", type=float, default=600.0, help="who lived for less is not judged (default: 600 s)")
     for command in [commands.choices[name] for name in ("run", "replay", "shrink")]:
         command.add_argument("--mutant", choices=sorted(EVERY_MUTANT), help="with this rule of the protocol broken")
         command.add_argument("--elastic", action="store_true", help="with losses of whole stages, moves and resumes")

@@ -95,14 +95,15 @@ rebalance = {REBALANCE_SECONDS}
 @dataclass
 class RealChaos:
     """One run. `log`: what happened, JSON lines; `done`: the faults carried out; `happened`: how often the swarm itself
-    moved, went back and the like; `tell` is given lines for people; `look` sees the processes every `look_seconds`;
-    `spared`: a peer that is neither killed nor asked to leave; `forked`: processes begin with their imports made."""
+    moved, went back and the like; `tell` is given lines for people; `look` sees the processes, and is told who leads,
+    every `look_seconds` until the last fault; `spared`: a peer that is neither killed nor asked to leave; `forked`:
+    processes begin with their imports made."""
 
     seed: int
     seconds: float
     tell: Callable[[str], None]
     pace: Pace = field(default_factory=Pace)
-    look: Callable[[LocalSwarm], None] | None = None
+    look: Callable[[LocalSwarm, str], None] | None = None
     look_seconds: float = 5.0
     spared: str = ""
     learning_rate: float = LEARNING_RATE
@@ -200,9 +201,9 @@ class RealChaos:
     def _act(self) -> None:
         while self._due and self._due[0][0] <= time.monotonic():
             heapq.heappop(self._due)[2]()
-        if self.look is not None and self._look_at <= time.monotonic():
+        if self.look is not None and self._look_at <= time.monotonic() and self._time() <= self.seconds:
             self._look_at = time.monotonic() + self.look_seconds
-            self.look(self.swarm)
+            self.look(self.swarm, self._watching.leader)
         for child in self.swarm.children.values():
             self._see_end(child)
 

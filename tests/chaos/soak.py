@@ -2,8 +2,8 @@
 
 Carries out a schedule of `real_faults.py` in which kills are seldom enough for most processes to live on, and one peer
 is never killed. Every few seconds it looks at each process of the swarm (the programs, and the network daemon of each
-member) in Linux' /proc; at the end it writes what it saw, draws a line for each incarnation and judges those that lived
-long enough (`flatness.py`). What the run itself promised is checked too.
+member) in Linux' /proc, until the last fault; at the end it writes what it saw, draws a line for each incarnation and
+judges those that lived long enough (`flatness.py`). What the run itself promised is checked too.
 
 Fails as `RealChaos` does; what was seen until then is written all the same.
 """
@@ -18,14 +18,18 @@ from typing import Any
 
 from swarm_peer.peer.local_swarm import LocalSwarm
 
-from tests.chaos.flatness import Bounds, Sample, Series, Verdict, judge
+from tests.chaos.flatness import Bounds, Sample, Series, Verdict, verdicts
 from tests.chaos.real import RealChaos
 from tests.chaos.real_faults import Pace
 
-PACE = Pace(kill=90.0, trainer=600.0, leave=180.0, join=300.0, lose=600.0)
+PACE = Pace(kill=90.0, trainer=1800.0, leave=180.0, join=300.0, lose=600.0)
 SPARED = "peer-0"
+ROLES = ("peer", "trainer", "standby")
 LEARNING_RATE = 1e-4
 """Of the steps of half an hour at the other runs' rate none of the later ones could be compared (`real.py`)."""
+
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
+"""What is freed goes back to the system: else a process' memory is the most that it ever had."""
 
 SECONDS_BETWEEN_SAMPLES = 5.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -37,7 +41,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._seen: dict[tuple[int, int], Series] = {}
+        self._seen: dict[tuple[int, int, str], Series] = {}
 
     @property
     def series(self) -> list[Series]:
@@ -49,13 +53,15 @@ class Sampler:
         times = [sample.at for series in self.series for sample in series.samples]
         return max(times, default=0.0) - min(times, default=0.0)
 
-    def look(self, swarm: LocalSwarm) -> None:
-        """Takes a sample of every process. One that is gone before it has been read is left out."""
+    def look(self, swarm: LocalSwarm, leader: str) -> None:
+        """Takes a sample of every process; `leader`: the coordinator that is the trainer now. A process that is gone
+        before it has been read is left out."""
         groups = {child.process.pid: child.name for child in swarm.children.values() if child.alive}
         for pid, command, group, started in _processes():
             if group in groups:
-                name = groups[group] if pid == group else f"{groups[group]} {command}"
-                series = self._seen.setdefault((pid, started), Series(name, pid))
+                name, daemon = groups[group], "" if pid == group else f" {command}"
+                role = "peer" if name.startswith("peer") else "trainer" if name == leader else "standby"
+                series = self._seen.setdefault((pid, started, role), Series(name + daemon, pid, role + daemon))
                 try:
                     series.samples.append(_sample(pid, time.monotonic() - self._began))
                 except OSError:
@@ -95,6 +101,7 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         spared=SPARED,
         learning_rate=LEARNING_RATE,
         logs=out / "logs",
+        environment=GIVEN_BACK,
         # Memory shared with others would be counted as theirs.
         forked=False,
     )
@@ -103,37 +110,40 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         chaos.check(chaos.run())
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
-    verdicts = [verdict for one in sampler.series if (verdict := judge(one, sampler.seconds, bounds)) is not None]
-    problems += [f"{verdict.name} ({verdict.pid}): {verdict.problem}" for verdict in verdicts if verdict.problem]
-    if not verdicts:
-        problems.append(f"no process lived for {bounds.least:.0f} s: nothing is judged")
-    _write(out, sampler, verdicts, {"done": chaos.done, "happened": dict(chaos.happened), "problems": problems})
+    judged = verdicts(sampler.series, sampler.seconds, bounds)
+    problems += [f"{verdict.name}: {verdict.problem}" for verdict in judged if verdict.problem]
+    for kind in (f"{role}{daemon}" for role in ROLES for daemon in ("", " p2pd")):
+        if kind not in {verdict.name for verdict in judged}:
+            problems.append(f"no {kind} lived for {bounds.least:.0f} s: it is not judged")
+    _write(out, sampler, judged, {"done": chaos.done, "happened": dict(chaos.happened), "problems": problems})
     _draw(sampler.series, out / "soak.png")
-    print(table(verdicts, sampler.seconds))
+    print(table(judged, sampler.seconds))
     return problems
 
 
-def _write(out: Path, sampler: Sampler, verdicts: list[Verdict], said: dict[str, Any]) -> None:
+def _write(out: Path, sampler: Sampler, judged: list[Verdict], said: dict[str, Any]) -> None:
     with (out / "samples.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["process", "pid", "seconds", "resident_bytes", "descriptors"])
+        writer.writerow(["process", "pid", "kind", "seconds", "resident_bytes", "descriptors"])
         for series in sampler.series:
             for sample in series.samples:
-                writer.writerow([series.name, series.pid, f"{sample.at:.1f}", sample.resident, sample.descriptors])
-    whole = {"seconds": sampler.seconds, **said, "judged": [verdict._asdict() for verdict in verdicts]}
+                row = [series.name, series.pid, series.kind, f"{sample.at:.1f}", sample.resident, sample.descriptors]
+                writer.writerow(row)
+    whole = {"seconds": sampler.seconds, **said, "judged": [verdict._asdict() for verdict in judged]}
     (out / "soak.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
-def table(verdicts: list[Verdict], seconds: float) -> str:
-    """The verdicts as Markdown, whoever grew most first."""
+def table(judged: list[Verdict], seconds: float) -> str:
+    """The verdicts as Markdown."""
     lines = [
-        f"| process | lived, s | memory, MB | growth in {seconds:.0f} s, MB | descriptors | growth | |",
-        "|---|---|---|---|---|---|---|",
+        f"| | processes | seconds | memory, MB | growth in {seconds:.0f} s, MB | descriptors | growth | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for verdict in sorted(verdicts, key=lambda verdict: -verdict.resident_growth):
+    for verdict in judged:
         memory = f"{verdict.resident / MB:.0f} | {verdict.resident_growth / MB:+.1f}"
         opened = f"{verdict.descriptors:.0f} | {verdict.descriptor_growth:+.1f}"
-        lines.append(f"| {verdict.name} | {verdict.lived:.0f} | {memory} | {opened} | {verdict.problem or 'flat'} |")
+        seen = f"{verdict.processes} | {verdict.seconds:.0f}"
+        lines.append(f"| {verdict.name} | {seen} | {memory} | {opened} | {verdict.problem or 'flat'} |")
     return "\n".join(lines)
 
 
@@ -149,7 +159,7 @@ def _draw(seen: list[Series], file: Path) -> None:
         for series in seen:
             if (" " in series.name) == daemons:
                 minutes = [sample.at / 60 for sample in series.samples]
-                color = "C0" if series.name.startswith("peer") else "C3"
+                color = "C0" if series.kind.startswith("peer") else "C3"
                 style = {"color": color, "linewidth": 0.8, "alpha": 0.8}
                 memory.plot(minutes, [sample.resident / MB for sample in series.samples], **style)
                 descriptors.plot(minutes, [sample.descriptors for sample in series.samples], **style)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.flatness import Bounds, Sample, Series, Verdict, judge, theil_sen
+from tests.chaos.flatness import Bounds, Sample, Series, Verdict, judge, theil_sen, verdicts
 
 RUN = 1800.0
 BOUNDS = Bounds()
@@ -22,6 +22,8 @@ def watched(
     began: float = 0.0,
     loading: float = 0.0,
     noise: float = 0.0,
+    name: str = "peer-0",
+    kind: str = "peer",
 ) -> Series:
     """A process that grows evenly, by so much over a whole run; `loading` is what it takes up in its first minute."""
     draw = random.Random("flatness")
@@ -30,28 +32,30 @@ def watched(
         passed = 5.0 * number
         memory = resident + growth * passed / RUN - loading * max(0.0, 1 - passed / 60) + draw.gauss(0, noise)
         samples.append(Sample(began + passed, int(memory), round(descriptors + opened * passed / RUN)))
-    return Series("peer-0", 1, samples)
+    return Series(name, 1, kind, samples)
 
 
-def verdict(series: Series, bounds: Bounds = BOUNDS) -> Verdict:
-    judged = judge(series, RUN, bounds)
-    assert judged is not None
-    return judged
+def verdict(*series: Series, bounds: Bounds = BOUNDS) -> Verdict:
+    return judge("peer", series, RUN, bounds)
 
 
 def test_the_slope_of_a_line() -> None:
     line = [(float(x), 3.0 * x - 7) for x in range(20)]
-    assert theil_sen(line) == pytest.approx(3.0)
-    assert theil_sen([(x, -y) for x, y in line]) == pytest.approx(-3.0)
+    assert theil_sen([line]) == pytest.approx(3.0)
+    assert theil_sen([[(x, -y) for x, y in line]]) == pytest.approx(-3.0)
+
+
+def test_lines_of_different_heights_have_their_common_slope() -> None:
+    assert theil_sen([[(x, 2.0 * x + height) for x in range(height, height + 9)] for height in (0, 500, -70)]) == 2.0
 
 
 def test_a_quarter_of_all_samples_far_off_does_not_move_it() -> None:
     points = [(float(x), 2.0 * x + (1e6 if x % 4 == 0 else 0)) for x in range(100)]
-    assert theil_sen(points) == pytest.approx(2.0)
+    assert theil_sen([points]) == pytest.approx(2.0)
 
 
 def test_without_two_times_there_is_no_slope() -> None:
-    assert theil_sen([]) == theil_sen([(1.0, 5.0)]) == theil_sen([(1.0, 5.0), (1.0, 9.0)]) == 0.0
+    assert theil_sen([]) == theil_sen([[(1.0, 5.0)]]) == theil_sen([[(1.0, 5.0), (1.0, 9.0)]]) == 0.0
 
 
 def test_what_stays_is_flat() -> None:
@@ -94,17 +98,41 @@ def test_what_is_given_back_is_no_growth() -> None:
 def test_what_it_takes_to_begin_does_not_count() -> None:
     series = watched(loading=300 * MB, seconds=600)
     assert verdict(series).problem == ""
-    assert verdict(replace(series, samples=series.samples[:36]), Bounds(warm_up=0, least=60)).problem == "memory grows"
+    short = replace(series, samples=series.samples[:36])
+    assert verdict(short, bounds=Bounds(warm_up=0, least=60)).problem == "memory grows"
 
 
 def test_a_process_that_was_seen_for_part_of_the_run_is_judged_by_the_whole() -> None:
     judged = verdict(watched(growth=30 * MB, seconds=600, began=900))
-    assert judged.lived == 600
+    assert judged.seconds == 300
     assert judged.resident_growth == pytest.approx(30 * MB, rel=0.01)
     assert judged.problem == "memory grows"
 
 
-def test_who_has_lived_too_short_is_not_judged() -> None:
-    assert judge(watched(growth=1000 * MB, seconds=475), RUN, BOUNDS) is None
-    assert judge(watched(growth=1000 * MB, seconds=480), RUN, BOUNDS) is not None
-    assert judge(Series("peer-0", 1), RUN, BOUNDS) is None
+def test_a_leak_of_all_is_found_though_none_lives_long_and_one_of_them_shrinks() -> None:
+    """Each of them by itself would be lost in what it happens to do."""
+    leaking = [watched(growth=40 * MB, opened=20, seconds=660, began=100 * n, noise=5 * MB) for n in range(8)]
+    assert verdict(*leaking, watched(growth=-200 * MB, opened=-40, seconds=660)).problem == (
+        "memory grows and descriptors grow"
+    )
+
+
+def test_one_that_moved_among_many_is_no_leak() -> None:
+    steady = [watched(seconds=660, began=100 * n) for n in range(8)]
+    assert verdict(*steady, watched(growth=200 * MB, opened=40, seconds=660)).problem == ""
+
+
+def test_kinds_are_judged_apart_and_who_lived_long_alone_too() -> None:
+    seen = [
+        watched(growth=40 * MB, name="peer-0"),
+        *(watched(seconds=660, name=f"peer-{number}") for number in range(1, 12)),
+        watched(opened=40, seconds=900, name="coordinator", kind="trainer"),
+        watched(growth=1000 * MB, seconds=595, name="peer-9 p2pd", kind="peer p2pd"),
+        Series("peer-9", 1, "standby"),
+    ]
+    found = {verdict.name: (verdict.processes, verdict.problem) for verdict in verdicts(seen, RUN, BOUNDS)}
+    assert found == {
+        "peer": (12, "memory grows"),
+        "peer-0 alone": (1, "memory grows"),
+        "trainer": (1, "descriptors grow"),
+    }
