@@ -27,14 +27,17 @@ from tests.processes import Home, home
 from tests.test_agreement import assert_agree, assert_clean
 from tests.tiny import ORGANIZER, tiny_manifest
 
-STEPS, BATCH = 48, 20
+BATCH = 10
+FEW, MANY = 20, 48
+"""Steps of a run that changes hands once, and of one that does so twice."""
+
 MANIFEST = f"""
 [model]
 name = "tiny"
 stages = 2
 [train]
 mode = "full"
-steps = {STEPS}
+steps = STEPS
 batch = {BATCH}
 [data]
 sequence_length = 32
@@ -59,12 +62,16 @@ Event = dict[str, Any]
 Act = Callable[[LocalSwarm, Event], None]
 
 
-def run_swarm(place: Home, act: Act) -> list[Event]:
+def manifest_of(steps: int) -> str:
+    return MANIFEST.replace("STEPS", str(steps))
+
+
+def run_swarm(place: Home, act: Act, steps: int) -> list[Event]:
     """A swarm with a standby from its start; `act` sees every event and does what it likes. All events."""
     swarm = place.swarm("s")
     seen = []
     try:
-        swarm.start_coordinator(MANIFEST)
+        swarm.start_coordinator(manifest_of(steps))
         for event in swarm.events(lambda: None):
             seen.append(event)
             if event["event"] == "listening" and event["by"] == "coordinator" and "standby" not in swarm.children:
@@ -77,16 +84,16 @@ def run_swarm(place: Home, act: Act) -> list[Event]:
         swarm.folder.leave()
 
 
-def check_report(place: Home, seen: list[Event], by: str) -> None:
+def check_report(place: Home, seen: list[Event], by: str, steps: int) -> None:
     """One coordinator has the report, it is as the reference's, and the other knows that the run is over."""
     ended = [event for event in seen if event["event"] == "ended"]
     assert [(event["by"], event["error"]) for event in ended] == [(by, "")]
     manifest = place.folder / "run.toml"
-    manifest.write_text(MANIFEST, encoding="utf-8")
+    manifest.write_text(manifest_of(steps), encoding="utf-8")
     reference = place.report("reference", "--manifest", str(manifest))
     assert_agree(ended[0]["report"], reference, 1e-3)
-    assert_clean(ended[0]["report"], STEPS)
-    assert ended[0]["report"]["ledger"]["microbatches"] == BATCH * STEPS
+    assert_clean(ended[0]["report"], steps)
+    assert ended[0]["report"]["ledger"]["microbatches"] == BATCH * steps
 
 
 def terms(seen: list[Event]) -> list[tuple[str, int]]:
@@ -98,9 +105,9 @@ def test_a_standby_finishes_the_run_of_a_killed_trainer(place: Home) -> None:
         if event["event"] == "stepped" and event["step"] == 5:
             swarm.kill(swarm.children["coordinator"])
 
-    seen = run_swarm(place, act)
+    seen = run_swarm(place, act, FEW)
     assert place.wait_until_clean() == []
-    check_report(place, seen, "standby")
+    check_report(place, seen, "standby", FEW)
     assert terms(seen) == [("coordinator", 1), ("standby", 2)]
 
 
@@ -119,8 +126,8 @@ def test_a_killed_trainer_comes_back_as_standby_and_leads_again(place: Home) -> 
         elif event["event"] == "follows" and event["term"] == 2:
             swarm.kill(swarm.children["standby"])
 
-    seen = run_swarm(place, act)
-    check_report(place, seen, "coordinator")
+    seen = run_swarm(place, act, MANY)
+    check_report(place, seen, "coordinator", MANY)
     assert terms(seen) == [("coordinator", 1), ("standby", 2), ("coordinator", 3)]
     assert started[0]["addresses"][0].split("/p2p/")[1] == started[-1]["addresses"][0].split("/p2p/")[1]
 
@@ -140,7 +147,7 @@ def test_a_killed_trainer_without_standby_comes_again_and_leads(place: Home) -> 
             first = started[0]
             swarm.start_standby(first["run_id"], first["addresses"], name="coordinator")
 
-    seen = run_swarm(place, act)
+    seen = run_swarm(place, act, MANY)
     assert terms(seen) == [("coordinator", 1), ("coordinator", 2)]
     assert next(event["error"] for event in seen if event["event"] == "ended") == ""
 
@@ -238,7 +245,7 @@ def test_a_standby_believes_only_the_organizers_signature() -> None:
 
 def test_a_standby_has_the_runs_texts_or_none(place: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWARM_PEER_HOME", place.environment["SWARM_PEER_HOME"])
-    manifest = prepare(parse_settings(MANIFEST), organizer="0" * 64, nonce="0" * 32).manifest
+    manifest = prepare(parse_settings(manifest_of(FEW)), organizer="0" * 64, nonce="0" * 32).manifest
     assert take_up(manifest).samples().microbatch(3, 1) == take_up(manifest).samples().microbatch(3, 1)
     text = place.folder / "c/texts/shakespeare.txt"
     text.write_text(text.read_text(encoding="utf-8") + "!", encoding="utf-8")

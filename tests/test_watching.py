@@ -58,3 +58,29 @@ def test_only_who_leads_is_heard_and_a_new_leader_begins_anew() -> None:
     assert watch.may_fail() == ["a", "b"]
     assert watch.see({"event": "leads", "by": "two"})
     assert (watch.leader, watch.may_fail(), watch.stages) == ("two", [], {})
+
+
+def test_of_two_that_lead_for_a_moment_the_one_that_goes_on_is_heard() -> None:
+    """A machine that stood still: the standby takes over, and then the trainer goes back by itself."""
+    watch = watching(("a", 0), ("b", 0))
+    watch.see({"event": "leads", "by": "two"})
+    say(watch, "joined", "a", by="two", stage=1)
+    say(watch, "ready", "a", by="two")
+    assert watch.see({"event": "leads", "by": "one"})
+    assert (watch.leader, watch.stages) == ("one", {})
+    say(watch, "joined", "b", by="two", stage=1)
+    say(watch, "ready", "b", by="two")
+    assert not watch.see({"event": "follows", "by": "one"})
+    assert (watch.leader, watch.stages, watch.may_fail()) == ("two", {"a": 1, "b": 1}, ["a", "b"])
+    assert say(watch, "lost", "a", by="two")
+    assert not say(watch, "lost", "b", by="one")
+    assert watch.stages == {"b": 1}
+
+
+def test_a_killed_leader_that_follows_when_it_comes_again_leads_no_more() -> None:
+    watch = watching(("a", 0), ("b", 0))
+    watch.see({"event": "leads", "by": "two"})
+    assert not watch.see({"event": "follows", "by": "one"})
+    watch.see({"event": "leads", "by": "one"})
+    assert not watch.see({"event": "follows", "by": "two"})
+    assert watch.leader == "one"
