@@ -63,7 +63,7 @@ class Watching:
         elif kind in ("left", "lost"):
             said.ready.discard(event["peer"])
             said.stages.pop(event["peer"], None)
-        return by == self.leader
+        return bool(by == self.leader)
 
     def may_fail(self, down: Collection[str] = (), machine: Callable[[str], str] = lambda peer: peer) -> list[str]:
         """The peers whose `machine` can be done without: each stage that it hosts has an up-to-date replica on another
