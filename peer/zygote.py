@@ -117,10 +117,12 @@ class Zygote:
             with self._asking:
                 socket.send_fds(self._socket, [request], [read_in, write_out, stderr.fileno()])
                 pid = self._next_pid()
-        except OSError:
+        except OSError as error:
             os.close(stdin)
             if not stdout:
                 os.close(read_out)
+            if isinstance(error, BrokenPipeError):
+                raise self._ended() from error
             raise
         finally:
             os.close(read_in)
@@ -132,9 +134,12 @@ class Zygote:
         with self._told:
             self._told.wait_for(lambda: self._started or self._gone, READY_SECONDS)
             if not self._started:
-                said = self._log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
-                raise ChildProcessError(f"the process that forks the swarm's processes has ended or hangs:\n{said}")
+                raise self._ended()
             return self._started.pop()
+
+    def _ended(self) -> ChildProcessError:
+        said = self._log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+        return ChildProcessError(f"the process that forks the swarm's processes has ended or hangs:\n{said}")
 
     def code_of(self, pid: int) -> int | None:
         """The exit code of what it has forked; None while that runs."""

@@ -153,7 +153,9 @@ def _watch_and_let_go(place: Home, swarm: LocalSwarm) -> None:
             run, addresses = event["run_id"], event["addresses"]
             for number in (0, 1):
                 swarm.start_peer(number, run, addresses, "--stage", str(number))
+            forked, swarm.zygote = swarm.zygote, None  # the next one is to tell what its imports took
             teller = swarm.start_peer(2, run, addresses, "--stage", "0", "--json", "--log-level", "debug")
+            swarm.zygote = forked
             join = ("join", "--model", "tiny", "--run", run, "--initial-peers", *addresses, "--stages", "1")
             flags = ("--stage", "1", "--listen", LISTEN, "--folder", str(swarm.folder.path))
             window = Terminal(30, 110, "swarm-peer", *join, *flags, environment=place.environment)
