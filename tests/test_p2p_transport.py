@@ -435,14 +435,21 @@ asyncio.run(main())
 """
 
 
-def test_killed_server_ends_the_stream_and_its_daemon(run: Run, folder: Path) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
+@contextlib.contextmanager
+def echo_server(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
+    """A process that serves `echo`, and what it says: its daemon's number and an address."""
+    command = [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server, server.stdout.readline().split()
+        finally:
+            server.kill()
 
-    async def body() -> None:
-        daemon, address = server.stdout.readline().split()  # type: ignore[union-attr]
+
+def test_killed_server_ends_the_stream_and_its_daemon(run: Run, folder: Path) -> None:
+    async def body(server: "subprocess.Popen[str]", said: list[str]) -> None:
+        daemon, address = said
         client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
         peer = peer_in(address)
         stream = await client.open(peer, [address])
@@ -460,12 +467,8 @@ def test_killed_server_ends_the_stream_and_its_daemon(run: Run, folder: Path) ->
             await client.open(peer, [address])
         await client.close()
 
-    try:
-        run(body())
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+    with echo_server(folder) as (server, said):
+        run(body(server, said))
 
 
 def test_streams_to_a_killed_peer_are_given_up_though_nobody_asks_for_it_again(
@@ -473,18 +476,14 @@ def test_streams_to_a_killed_peer_are_given_up_though_nobody_asks_for_it_again(
 ) -> None:
     """Kept ones are descriptors, and over weeks many peers come and go."""
     monkeypatch.setattr(exchange, "TIDY_SECONDS", 0.5)
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
 
     async def ask(pool: exchange.Pool, peer: str) -> None:
         async with pool.exchange(peer) as channel:
             await channel.send(pb.Watch())
             await channel.receive(0)
 
-    async def body() -> None:
-        _, address = server.stdout.readline().split()  # type: ignore[union-attr]
+    async def body(server: "subprocess.Popen[str]", said: list[str]) -> None:
+        address = said[1]
         goes = peer_in(address)
         client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
         stays = await P2PTransport.create(Identity.generate(), socket_folder=folder)
@@ -505,9 +504,5 @@ def test_streams_to_a_killed_peer_are_given_up_though_nobody_asks_for_it_again(
         await client.close()
         await stays.close()
 
-    try:
-        run(body())
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+    with echo_server(folder) as (server, said):
+        run(body(server, said))
