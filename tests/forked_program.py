@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         "random": random.random(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "alone": threading.active_count() == 1,
-        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "interrupt": signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     }
     print(json.dumps(found), flush=True)
     for line in sys.stdin:

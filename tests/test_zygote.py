@@ -60,7 +60,7 @@ def test_a_fork_is_what_the_shell_would_have_started(forked: Forked) -> None:
     )
     assert (found["threads"], other["threads"]) == (2, 1)
     assert (found["session"], found["alone"]) == (True, True)
-    assert found["interrupt"] == (signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    assert found["interrupt"] == (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     assert found["random"] != other["random"]
     assert found["parent"] == other["parent"] != os.getpid()
     assert found["descriptors"] == other["descriptors"]

@@ -119,6 +119,7 @@ class Chaos:
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
         self._crews: dict[int, int] = {}
+        self._last_crew = self.schedule.peers
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = self.most_kept = 0
@@ -158,6 +159,8 @@ class Chaos:
     def emit(self, event: Event) -> None:
         if isinstance(event, Stepped):
             self._check_majority(event.step, event.members)
+        if isinstance(event, WentBack):
+            self._crews[event.step - 1] = self._last_crew
         if isinstance(event, Stepped if self.schedule.standby else WentBack):
             self._spoil()
         self._note("trainer", event)
@@ -230,9 +233,10 @@ class Chaos:
 
     def _check_majority(self, step: int, members: int) -> None:
         """With a standby, a step is committed by more than half of those who committed the one before it, that is the
-        last to do so: a Commit may have been heard by nobody, or be undone."""
+        last to do so: a Commit may have been heard by nobody, or be undone. The one before the first step after going
+        back is the last Commit before that, whatever its step."""
         before = self._crews.get(step - 1, self.schedule.peers)
-        self._crews[step] = members
+        self._crews[step] = self._last_crew = members
         if self.schedule.standby and 2 * members <= before:
             self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
 
