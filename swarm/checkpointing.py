@@ -2,7 +2,8 @@
 
 When a step is closed at which one is due, one replica of each stage is asked for its state and for the reduction that
 follows; nobody waits for it. What comes is compared with the digests that all replicas have reported. If replicas have
-let go of something before it was asked for, the next step is tried.
+let go of something before it was asked for, the next step is tried. At the end of a run there is no next step: who has
+the last state is waited for, and nobody is told to leave before.
 
 Errors: none end the run; a checkpoint that could not be taken or kept is told of (`events.CheckpointFailed`).
 """
@@ -10,8 +11,9 @@ Errors: none end the run; a checkpoint that could not be taken or kept is told o
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from ..errors import SwarmError, TrustError
+from ..errors import StorageError, SwarmError, TrustError
 from ..protos import swarm_pb2 as pb
 from . import events
 from .catching_up import fetch_snapshot
@@ -26,6 +28,9 @@ from .roster import Roster
 from .sizes import state_bytes
 
 TRIES, PAUSE_SECONDS = 5, 1.0
+LAST_TRIES = 5
+"""Of taking the one of the end, each while every stage has a replica that should be able to give it."""
+
 MAX_MET = 32
 
 
@@ -51,6 +56,11 @@ class Checkpointing:
     """Notified when one has been taken, or has failed."""
 
     taking: bool = False
+    hopeless: bool = False
+    """Whether the last one could not be kept, or trusted: it would be no better to try again."""
+
+    _digests: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """By (stage, version): what replicas have said, who may have gone; of the last one only."""
 
     def is_due(self, closed: int) -> bool:
         last = closed == self.manifest.settings.train.steps
@@ -58,21 +68,30 @@ class Checkpointing:
 
     async def take(self, closed: int, commit: pb.Commit) -> None:
         """Takes and keeps the checkpoint of all steps below `closed`; `commit`: of the last one of them."""
-        self.taking = True
+        self.taking, self.hopeless = True, False
+        self._remember_digests(closed)
         try:
             checkpoint = await self._gather_patiently(closed, commit)
             await self.checkpoints.save(checkpoint)
             self.reached = closed
             self.emit(events.Checkpointed(closed))
         except SwarmError as error:
+            self.hopeless = isinstance(error, StorageError | TrustError)
             self.emit(events.CheckpointFailed(closed, str(error)))
         finally:
             self.taking = False
             self.done.notify()
 
-    async def ended(self) -> None:
-        """Returns when none is being taken."""
+    async def conclude(self, commit: pb.Commit | None, signal: Signal) -> None:
+        """Returns when the last one is kept; `commit`: of the last step. What replicas cannot give, because they are
+        gone, is asked for again when they return, or others have it; what cannot be kept is not."""
+        steps = self.manifest.settings.train.steps
         await self.done.wait_for(lambda: not self.taking)
+        for _ in range(LAST_TRIES):
+            if commit is None or self.reached == steps or self.hopeless:
+                return
+            await signal.wait_for(partial(self.roster.some_at, steps))
+            await self.take(steps, commit)
 
     async def _gather_patiently(self, closed: int, commit: pb.Commit) -> Checkpoint:
         """Donors may be busy with others; they keep what is asked for until the next step is closed."""
@@ -149,8 +168,14 @@ class Checkpointing:
         found = await pull_reduction(self.pool, self.manifest.run_id, key, choice, holders, limit)
         return {name: made.parts for name, made in found.items()}
 
+    def _remember_digests(self, closed: int) -> None:
+        version = closed - self.manifest.settings.pipeline.staleness
+        told = {(stage, version): self.roster.digest_of(stage, version) for stage in range(self.manifest.stages)}
+        before = {key: digest for key, digest in self._digests.items() if key in told}
+        self._digests = before | {key: digest for key, digest in told.items() if digest is not None}
+
     def _digest(self, stage: int, version: int) -> bytes:
-        digest = self.roster.digest_of(stage, version)
+        digest = self._digests.get((stage, version))
         if digest is None:
             raise TrustError(f"no replica of stage {stage} says any more what the digest of version {version} is")
         return digest

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from .model.opening import open_checkpoint, tokenizer_folder
 from .model.weights import stage_base
 from .trainer import Trainer
 from .transport import Transport
+
+TRIES, PAUSE_SECONDS = 5, 1.0
+"""Of taking the last version, each while every stage has a replica that should be able to give it."""
 
 
 @dataclass
@@ -42,15 +46,20 @@ class Export:
         check_target(self.folder)
 
     async def keep(self, trainer: Trainer) -> None:
-        """Takes the last version from the replicas of a run."""
+        """Takes the last version from the replicas of a run; if they are gone, when they, or others who have it, come."""
         manifest = trainer.manifest
         steps = manifest.settings.train.steps
-        try:
-            self.collected = await collect_as_trainer(
-                manifest, trainer.roster, trainer.pool, steps, trainer.beginning.epoch
-            )
-        except SwarmError as error:
-            self.problem = str(error)
+        for _ in range(TRIES):
+            await trainer.signal.wait_for(partial(trainer.roster.some_at, steps))
+            try:
+                self.collected = await collect_as_trainer(
+                    manifest, trainer.roster, trainer.pool, steps, trainer.beginning.epoch
+                )
+                self.problem = ""
+                break
+            except SwarmError as error:
+                self.problem = str(error)
+                await asyncio.sleep(PAUSE_SECONDS)
         before, after = trainer.heldout["before"], trainer.heldout["after"]
         if before is not None and after is not None:
             self.notes["held-out loss"] = f"{before:.4f} -> {after:.4f} nats a token"

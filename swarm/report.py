@@ -88,7 +88,8 @@ def _replicas(stage: int, roster: Roster) -> dict[str, Any]:
     """The newest version of a stage and who has it; a replica that is still catching up is not among them. Where nobody
     of them is left, what the last ones said."""
     everyone = [member for member in roster.everyone() if member.stage == stage and member.version >= 0]
-    known = [member for member in everyone if member.live] or everyone
-    version = max((member.version for member in known), default=-1)
+    version = max((member.version for member in everyone), default=-1)
+    having = [member for member in everyone if member.version == version]
+    known = [member for member in having if member.live] or having
     digests = {member.peer: member.digests[version].hex() for member in known if version in member.digests}
     return {"stage": stage, "version": version, "digests": digests}

@@ -19,7 +19,7 @@ from ..protos import swarm_pb2 as pb
 MAX_STATE_PARTS = 1 << 14
 DIGEST_BYTES = 32
 
-MOST_AT_ONCE = 4
+MOST_AT_ONCE = 6
 """Parts that one donor is asked for at once. A fresh stream carries little in each round trip, so one is too few."""
 
 FIRST_ALTOGETHER = 8

@@ -22,7 +22,7 @@ from .exchange import Incoming
 from .snapshot_parts import MAX_STATE_PARTS, part_bytes, parts_of
 from .versions import VersionStore
 
-STATE_PART_BYTES = 2 << 20
+STATE_PART_BYTES = 1 << 20
 HASHED_AT_ONCE = 32
 """Parts whose digests are one piece of work: what closes a step takes its turn in between."""
 

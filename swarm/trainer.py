@@ -313,7 +313,7 @@ class Trainer:
                 past=self.past,
                 emit=self.emit,
                 closed=self.closed_marker,
-                reached=self.closing.closed,
+                reached=min(self.closing.closed, settings.train.steps - 1),
             )
         if self.heldout["before"] is None and self.closing.closed <= settings.pipeline.staleness:
             self.heldout["before"] = await self.driver.evaluate(0, self._window)
@@ -341,7 +341,7 @@ class Trainer:
         self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
         await self.errands.run(settings.train.steps)
         if self._checkpointing is not None:
-            await self._checkpointing.ended()
+            await self._checkpointing.conclude(self.closing.commits.get(settings.train.steps - 1), self.signal)
         if self.keep is not None:
             await self.keep(self)
         await self.admission.conclude()

@@ -20,10 +20,10 @@ from swarm_peer.swarm.snapshots import Snapshots
 from swarm_peer.swarm.versions import VersionStore
 
 RUN, STAGE = "run", 1
-PART = 256 << 10
+PART = 128 << 10
 VERSION = 5
 MOST = 256 << 20
-SIZE = 16 * PART + 777
+SIZE = 32 * PART + 777
 PARTS = -(-SIZE // PART)
 RATE = 3e6
 """Bytes a second of the newcomer's link; each donor's carries half of that."""

@@ -108,11 +108,11 @@ def test_a_slow_donor_does_not_hold_up_the_end(recorded: type[Recorded]) -> None
         world = World(down=None)
         for name in "ab":
             await world.add(name)
-        await world.add("slow", up=RATE / 30)
+        await world.add("slow", up=RATE / 60)
         began = now()
         assert_right(await world.fetch())
         # The slow one needs 5 s for its first two parts, which the others fetch once more.
-        assert 2 * PART / (RATE / 30) > 5.0
+        assert 2 * PART / (RATE / 60) > 5.0
         assert now() - began < 2.0 * SIZE / RATE
         (table,) = recorded.tables
         assert sum(table.times.values()) == PARTS + 2

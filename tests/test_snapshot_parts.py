@@ -23,14 +23,14 @@ def test_quick_donors_are_asked_for_more_at_once_and_slow_ones_for_less() -> Non
             table.ended(part, donor)
         return len(asked)
 
-    assert [at_once("quick", 0.1) for _ in range(4)] == [2, 4, 4, 4]
+    assert [at_once("quick", 0.1) for _ in range(4)] == [2, 4, 6, 6]
     assert [at_once("slow", 9.0) for _ in range(3)] == [2, 1, 1]
     assert at_once("slow", 0.1) == 1
     assert at_once("slow", 0.1) == 2
-    assert table.arrived_bytes == 10 * 21
+    assert table.arrived_bytes == 10 * 25
 
 
-@pytest.mark.parametrize(("donors", "asked"), [(1, 4), (2, 4), (3, 2), (8, 1), (50, 1)])
+@pytest.mark.parametrize(("donors", "asked"), [(1, 6), (2, 4), (3, 2), (8, 1), (50, 1)])
 def test_many_donors_are_asked_for_few_parts_each_at_first(donors: int, asked: int) -> None:
     table = PartTable(offer(100)[0], donors)
     assert len(list(iter(lambda: table.next_for("a", 0.0), None))) == asked

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.swarm.checkpoint import MemoryCheckpoints
 from swarm_peer.swarm.events import Event
 from swarm_peer.swarm.host import Moment
 from swarm_peer.swarm.keys import Identity
@@ -13,7 +14,7 @@ from swarm_peer.swarm.keys import Identity
 from tests.chaos.checks import check_promises
 from tests.chaos.schedules import Schedule
 from tests.chaos.virtual import STANDBY_IDENTITY, Chaos, delegations_of, manifest_of
-from tests.exact import TRAINER, exact_swarm
+from tests.exact import TRAINER, exact_swarm, memory
 
 STAGE, STEP = 1, 2
 
@@ -34,7 +35,9 @@ def simulate(schedule: Schedule, watch: Watch, seen: Callable[[Event], None] = l
 
         manifest = manifest_of(schedule)
         delegations = delegations_of(schedule, manifest)
-        return exact_swarm(manifest, seed=schedule.seed, delegations=delegations, watch=watched, emit=emit)
+        swarm = exact_swarm(manifest, seed=schedule.seed, delegations=delegations, watch=watched, emit=emit)
+        swarm.checkpoints = memory(manifest, schedule.checkpoints) if schedule.checkpoints else None
+        return swarm
 
     chaos = Chaos(schedule)
     check_promises(chaos.simulate(build), schedule)
@@ -162,6 +165,34 @@ def test_the_trainer_cannot_reach_its_standby_but_everyone_else_can() -> None:
     assert count(chaos, '"event": "leads", "term": 2') == 1
     assert count(chaos, '"event": "stepped"') == 20
     assert count(chaos, '"event": "lost"') == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_trainer_is_cut_off_when_the_last_step_is_done(staleness: int) -> None:
+    """It has the losses, the peers have the state: it waits until it has that too, and tells nobody to leave before."""
+    schedule = replace(plain(staleness, 2), checkpoints=2)
+    cut_off: list[float] = []
+    seen: list[str] = []
+    swarms: list[SimulatedSwarm] = []
+
+    def see(event: Event) -> None:
+        told = event.to_json()
+        seen.append(event.kind)
+        if event.kind == "settled" and told["step"] == schedule.steps - 1:
+            swarm = swarms[0]
+            pairs = [(TRAINER.peer_id, name) for name in swarm.peers]
+            cut(swarm, pairs)
+            cut_off.append(swarm.now)
+            swarm.later(20.0, lambda: [swarm.network.heal(*pair) for pair in pairs] and None)
+
+    chaos = simulate(schedule, lambda swarm, peer, moment: swarms.append(swarm), see)
+    assert len(cut_off) == 1
+    assert chaos.finished_at > cut_off[0] + 20.0
+    assert seen.index("checkpoint-failed") < seen.index("concluded") - 1
+    assert "checkpoint-failed" not in seen[seen.index("concluded") :]
+    kept = chaos.swarm.checkpoints
+    assert isinstance(kept, MemoryCheckpoints)
+    assert [checkpoint.closed for checkpoint in kept.kept] == [2, 4, 5]
 
 
 def test_every_pair_of_peers_can_be_cut_for_a_while() -> None:

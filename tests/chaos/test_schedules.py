@@ -77,6 +77,11 @@ def check_elastic(seed: int) -> Chaos:
     return chaos
 
 
+@pytest.mark.parametrize("seed", [932])
+def test_elastic_schedules_that_once_found_a_hole(seed: int) -> None:
+    check_elastic(seed)
+
+
 @pytest.mark.parametrize("tens", range(20))
 def test_elastic_schedules(tens: int) -> None:
     """Joins, moves, leaves, stages that lose their last replica, runs that go back, trainers that resume."""
