@@ -46,7 +46,7 @@ class Export:
         check_target(self.folder)
 
     async def keep(self, trainer: Trainer) -> None:
-        """Takes the last version from the replicas of a run; if they are gone, when they, or others who have it, come."""
+        """Takes the last version from the replicas of a run; if they are gone, when they or others who have it come."""
         manifest = trainer.manifest
         steps = manifest.settings.train.steps
         for _ in range(TRIES):
