@@ -103,6 +103,11 @@ class Zygote:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Its own; what it forks later has its priority."""
+        return self._process.pid
+
     def start(
         self, name: str, command: Sequence[str], *, stdout: IO[Any] | None, stderr: IO[Any], env: Mapping[str, str]
     ) -> ForkedProcess:

@@ -46,6 +46,9 @@ MAX_MET_NODES = 64
 """Nodes whose addresses are remembered, to find the DHT again after all its known nodes were lost."""
 
 RPC_SECONDS = 3.0
+PATIENT_RPC_SECONDS = 10.0
+"""Of a second attempt, when no node has answered: a machine on which a dozen processes start may be slow to."""
+
 JOIN_PAUSE_SECONDS = 10.0
 """Between two attempts to join again: one may take as long as a dial."""
 
@@ -242,7 +245,8 @@ class DHTDirectory:
         return tuple(address for addresses in self._met.values() for address in addresses)
 
     async def _join(self) -> None:
-        """Meets the nodes it has addresses of, all at once, and through them the nearest others.
+        """Meets the nodes it has addresses of, all at once, and through them the nearest others; the second time with
+        more patience.
 
         A node that founded the DHT may find itself alone; for any other one that is an `UnreachableError`.
         """
@@ -253,23 +257,24 @@ class DHTDirectory:
             self._next_join = loop.time() + JOIN_PAUSE_SECONDS
             self._node.blacklist.clear()
             nodes = self._met | self._initial
-            outcomes = await asyncio.gather(*(self._meet(*node) for node in nodes.items()))
-            failures = [f"  {failure}" for failure in outcomes if failure is not None]
-            if len(failures) < len(nodes):
-                await self._node.find_nearest_nodes([self._node.node_id])
-                return
+            for seconds in (RPC_SECONDS, PATIENT_RPC_SECONDS):
+                outcomes = await asyncio.gather(*(self._meet(*node, seconds) for node in nodes.items()))
+                failures = [f"  {failure}" for failure in outcomes if failure is not None]
+                if len(failures) < len(nodes):
+                    await self._node.find_nearest_nodes([self._node.node_id])
+                    return
         if self._initial:
             raise UnreachableError("\n".join(["no known node of the directory answers:", *failures]))
 
-    async def _meet(self, peer: str, addresses: tuple[str, ...]) -> str | None:
-        """Adds a node to the routing table, or says why not."""
+    async def _meet(self, peer: str, addresses: tuple[str, ...], seconds: float) -> str | None:
+        """Adds a node to the routing table that answers within so many seconds, or says why not."""
         protocol = self._node.protocol
         remote = PeerID.from_base58(peer)
         question = dht_pb2.PingRequest(peer=protocol.node_info)
         before = get_dht_time()
         try:
             await self._transport.connect(peer, addresses)
-            answer = await protocol.get_stub(remote).rpc_ping(question, timeout=RPC_SECONDS)
+            answer = await protocol.get_stub(remote).rpc_ping(question, timeout=seconds)
             node_id = DHTID.from_bytes(answer.peer.node_id)
         except Exception as error:  # hivemind passes on whatever the other side's answer made it raise
             self._met.pop(peer, None)

@@ -37,6 +37,10 @@ CLEAN_SECONDS = 30.0
 """How long the remains of a killed program are given to go; the promise is 5 s on a machine that is not overloaded."""
 
 
+NICENESS = 10
+"""Of the processes of swarms; a dozen of them would leave the other tests a tenth of a core."""
+
+
 @cache
 def zygote() -> Zygote | None:
     """The one that all swarms of this test process are forked from; whole programs (`Home.start`) are not."""
@@ -46,6 +50,8 @@ def zygote() -> Zygote | None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     made = Zygote(child_environment(), Path(folder, "log"))
     atexit.register(made.close)
+    # What a swarm computes while a test waits for something else is not needed: whoever waits goes first.
+    os.setpriority(os.PRIO_PROCESS, made.pid, NICENESS)
     return made
 
 
