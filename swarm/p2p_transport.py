@@ -37,6 +37,9 @@ STARTUP_SECONDS = 60.0
 """How long p2pd may take to start: hivemind's own 15 s are too few on a busy machine."""
 
 DIAL_SECONDS = 5.0
+BOOTSTRAP_TRIES = 3
+"""Of all initial peers, when none has answered: where a swarm is just starting, they may be slow to."""
+
 """Limit of one `open` or `connect`, the search for the peer's addresses included."""
 
 SEARCH_SECONDS = 5.0
@@ -199,16 +202,19 @@ class P2PTransport:
     async def _bootstrap(self, initial_peers: Sequence[str]) -> None:
         if not initial_peers:
             return
-        dials = (self.connect(peer_in(address), [address]) for address in initial_peers)
-        outcomes = await asyncio.gather(*dials, return_exceptions=True)
-        failures = [outcome for outcome in outcomes if outcome is not None]
-        for failure in failures:
-            if not isinstance(failure, UnreachableError):
-                raise failure
-        if len(failures) == len(initial_peers):
-            reasons = "\n".join(f"  {failure}" for failure in failures)
-            raise UnreachableError(f"none of the {len(failures)} initial peers answers:\n{reasons}")
-        await self._can_search()
+        failures: list[BaseException] = []
+        for _ in range(BOOTSTRAP_TRIES):
+            dials = (self.connect(peer_in(address), [address]) for address in initial_peers)
+            outcomes = await asyncio.gather(*dials, return_exceptions=True)
+            failures = [outcome for outcome in outcomes if outcome is not None]
+            for failure in failures:
+                if not isinstance(failure, UnreachableError):
+                    raise failure
+            if len(failures) < len(initial_peers):
+                await self._can_search()
+                return
+        reasons = "\n".join(f"  {failure}" for failure in failures)
+        raise UnreachableError(f"none of the {len(failures)} initial peers answers:\n{reasons}")
 
     async def _can_search(self) -> None:
         """Waits until libp2p can look for addresses: it counts on a new connection only after an exchange of its own,
