@@ -37,10 +37,10 @@ STARTUP_SECONDS = 60.0
 """How long p2pd may take to start: hivemind's own 15 s are too few on a busy machine."""
 
 DIAL_SECONDS = 5.0
+"""Limit of one `open` or `connect`, the search for the peer's addresses included."""
+
 BOOTSTRAP_TRIES = 3
 """Of all initial peers, when none has answered: where a swarm is just starting, they may be slow to."""
-
-"""Limit of one `open` or `connect`, the search for the peer's addresses included."""
 
 SEARCH_SECONDS = 5.0
 _NOBODY_TO_ASK = "failed to find any peer in table"
