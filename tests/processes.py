@@ -37,6 +37,9 @@ CLEAN_SECONDS = 30.0
 """How long the remains of a killed program are given to go; the promise is 5 s on a machine that is not overloaded."""
 
 
+AT_LEISURE = ("--simulated-device", "0.03", "0.06")
+"""For peers of a run that goes on until a test has seen enough: at full speed they only take the cores from it."""
+
 NICENESS = 10
 """Of the processes of swarms; a dozen of them would leave the other tests a tenth of a core."""
 

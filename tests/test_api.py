@@ -35,7 +35,7 @@ from swarm_peer.swarm.events import Kept
 from swarm_peer.swarm.merge_patch import apply
 from swarm_peer.swarm.run_view import view
 
-from tests.processes import Home, home
+from tests.processes import AT_LEISURE, Home, home
 from tests.watched_run import beginning, stepped, told
 
 RUN = "ab" * 32
@@ -403,7 +403,8 @@ def _steer(place: Home, swarm: Any) -> None:
         seen.append(event)
         kind = event["event"]
         if kind == "listening":
-            swarm.start_peers(5, event["run_id"], event["addresses"])
+            for number in range(5):
+                swarm.start_peer(number, event["run_id"], event["addresses"], *AT_LEISURE)
         elif kind == "stepped" and event["step"] == 3:
             assert "paused by the organizer" in command("pause")
         elif kind == "paused":

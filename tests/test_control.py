@@ -29,7 +29,7 @@ from swarm_peer.swarm.milestones import PHASES
 from swarm_peer.swarm.milestones import in_words as in_words_counted
 
 from tests.exact import exact_manifest, exact_swarm
-from tests.processes import Home, Terminal, home
+from tests.processes import AT_LEISURE, Home, Terminal, home
 from tests.test_api import MANIFEST
 
 FOR_FOUR = MANIFEST.replace("batch = 2", "batch = 8") + "[pipeline]\nmin_replicas = 2\n"
@@ -152,12 +152,13 @@ def _watch_and_let_go(place: Home, swarm: LocalSwarm) -> None:
         if event["event"] == "listening":
             run, addresses = event["run_id"], event["addresses"]
             for number in (0, 1):
-                swarm.start_peer(number, run, addresses, "--stage", str(number))
+                swarm.start_peer(number, run, addresses, "--stage", str(number), *AT_LEISURE)
             forked, swarm.zygote = swarm.zygote, None  # the next one is to tell what its imports took
-            teller = swarm.start_peer(2, run, addresses, "--stage", "0", "--json", "--log-level", "debug")
+            watched = ("--json", "--log-level", "debug")
+            teller = swarm.start_peer(2, run, addresses, "--stage", "0", *watched, *AT_LEISURE)
             swarm.zygote = forked
             join = ("join", "--model", "tiny", "--run", run, "--initial-peers", *addresses, "--stages", "1")
-            flags = ("--stage", "1", "--listen", LISTEN, "--folder", str(swarm.folder.path))
+            flags = ("--stage", "1", "--listen", LISTEN, "--folder", str(swarm.folder.path), *AT_LEISURE)
             window = Terminal(30, 110, "swarm-peer", *join, *flags, environment=place.environment)
         elif event["event"] == "ready":
             assert teller is not None

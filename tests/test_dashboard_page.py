@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.browser import SECONDS, Page, needs_browser
-from tests.processes import Home, home
+from tests.processes import AT_LEISURE, Home, home
 
 pytestmark = needs_browser
 
@@ -66,7 +66,7 @@ class Run:
                 self.listening.set()
 
     def start_peer(self, number: int) -> None:
-        self.swarm.start_peer(number, self.said["run_id"], self.said["addresses"], "--name", NAMES[number])
+        self.swarm.start_peer(number, self.said["run_id"], self.said["addresses"], "--name", NAMES[number], *AT_LEISURE)
 
     def start_again(self) -> None:
         """The coordinator that was killed, by the command that it had printed."""

@@ -26,7 +26,7 @@ from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.api.client import Client, channel_to
 from swarm_peer.swarm.exchange import Meter
 
-from tests.processes import LIMIT_SECONDS, Home, home
+from tests.processes import AT_LEISURE, LIMIT_SECONDS, Home, home
 from tests.test_control import FOR_FOUR
 
 NIGHT = Pause("it is after 07:00", "until 22:00")
@@ -302,11 +302,11 @@ class Run:
         listening = self.until("listening")
         run, addresses = listening["run_id"], listening["addresses"]
         join = ["join", "--model", "tiny", "--run", run, "--initial-peers", *addresses, "--listen", LISTEN]
-        join += ["--stages", "1", "--json", "--hours", "0-24"]
-        self.swarm.start_peer(0, run, addresses)
+        join += ["--stages", "1", "--json", "--hours", "0-24", *AT_LEISURE]
+        self.swarm.start_peer(0, run, addresses, *AT_LEISURE)
         pausing = self.start("tests.pausing_by_file", str(self.reason), *join)
         self.until("settled", 2)
-        capped = self.swarm.start_peer(1, run, addresses, "--data-cap", "1MB/month")
+        capped = self.swarm.start_peer(1, run, addresses, "--data-cap", "1MB/month", *AT_LEISURE)
         why = "its data cap of 1 MB a month is used up"
         left = self.until("left")
         assert (left["peer"], left["why"]) == (capped.peer, why)

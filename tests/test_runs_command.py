@@ -9,7 +9,7 @@ import pytest
 from swarm_peer.swarm.invites import make_invite
 from swarm_peer.swarm.keys import Identity
 
-from tests.processes import LIMIT_SECONDS, Home, home
+from tests.processes import AT_LEISURE, LIMIT_SECONDS, Home, home
 
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 MANIFEST = """
@@ -59,7 +59,7 @@ def test_a_peer_joins_by_invite_and_runs_are_listed_here_and_from_elsewhere(plac
     first, listening = coordinator_of(place, 1, "--invite", str(file))
     second, beside = coordinator_of(place, 2, "--initial-peers", *listening["addresses"], "--api", "off")
     assert file.read_text(encoding="ascii") == listening["invite"] + "\n"
-    peer = place.start("swarm-peer", "join", str(file), *LISTEN, "--threads", "1")
+    peer = place.start("swarm-peer", "join", str(file), *LISTEN, "--threads", "1", *AT_LEISURE)
     wait_for(first, "stepped")
 
     on_this_machine = runs(place)

@@ -11,7 +11,7 @@ from swarm_peer.errors import RefusedError, UnreachableError
 from swarm_peer.peer.span import Place, host_stages, nth_address, nth_key
 from swarm_peer.swarm.roster import Roster
 
-from tests.processes import LIMIT_SECONDS, Home, home
+from tests.processes import AT_LEISURE, LIMIT_SECONDS, Home, home
 
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 
@@ -30,9 +30,9 @@ def coordinator_of(place: Home, steps: int, replicas: int) -> "subprocess.Popen[
     return coordinator
 
 
-def machine_of(place: Home, name: str, stages: int) -> "subprocess.Popen[str]":
+def machine_of(place: Home, name: str, stages: int, *more: str) -> "subprocess.Popen[str]":
     flags = ("--stages", str(stages), *LISTEN, "--identity", str(place.folder / f"{name}.key"), "--threads", "1")
-    return place.start("swarm-peer", "join", "--model", "tiny", *flags)
+    return place.start("swarm-peer", "join", "--model", "tiny", *flags, *more)
 
 
 def wait_for(process: "subprocess.Popen[str]", start: str) -> None:
@@ -61,7 +61,7 @@ def test_two_machines_host_a_model_of_three_stages_and_one_is_killed() -> None:
 def test_a_run_that_goes_on_is_exported_and_evaluated(tmp_path: Path) -> None:
     with home() as place:
         coordinator = coordinator_of(place, steps=100_000, replicas=1)
-        machine = machine_of(place, "one", 3)
+        machine = machine_of(place, "one", 3, *AT_LEISURE)
         wait_for(coordinator, "step 1")
         code, said = place.run("swarm-coordinator", "export", str(tmp_path / "adapter"))
         measured = place.run("swarm-coordinator", "evaluate", "--json")
