@@ -220,11 +220,13 @@ class DHTDirectory:
 
         Raises `UnreachableError` if none of them answers, or none whose clock agrees with this machine's.
         """
-        # hivemind's caches are off: they keep partial answers, and refresh them in tasks that nobody ends.
+        # hivemind's caches are off: they keep partial answers, and refresh them in tasks that nobody ends. A node that
+        # does not answer is passed over for as long each time: a busy machine would soon be out of it for minutes.
         node = await DHTNode.create(
             p2p=transport.p2p,
             record_validator=RecordValidator(),
             wait_timeout=RPC_SECONDS,
+            backoff_rate=1.0,
             cache_locally=False,
             cache_nearest=0,
             cache_on_store=False,
