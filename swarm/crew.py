@@ -63,11 +63,15 @@ class Crew:
         return self._is_majority(len(self.roster.following()) - 1)
 
     def _is_majority(self, present: int) -> bool:
-        if not self.manifest.settings.pipeline.standby:
-            return True
+        return not self.manifest.settings.pipeline.standby or 2 * present > self.whole
+
+    @property
+    def whole(self) -> int:
+        """Of how many members a majority is needed: of those of the last Commit that anyone here knows of, or before
+        the first, of the founders."""
         latest = max(self.commits(), key=lambda commit: commit.step, default=None)
         members = max(self.last_members, latest.members if latest is not None else 0)
-        return 2 * present > (members or max(self.told_founders(), self.least_founders))
+        return members or max(self.told_founders(), self.least_founders)
 
     @property
     def least_founders(self) -> int:

@@ -151,9 +151,9 @@ class Departures:
             await self.tell(member, pb.Drain(off=not on, until=max(self.driver.steps, default=-1) + 1))
 
     def _can_be_spared(self, member: Member) -> bool:
-        """Whether it takes no part yet, or another replica of its stage does that is not about to leave."""
+        """Whether it has no state yet, or another replica of its stage takes part that is not about to leave."""
         others = [other for other in self.roster.serving(member.stage) if other is not member]
-        return not member.ready or bool(others)
+        return member.version < 0 or bool(others)
 
     def _holds_nothing(self, member: Member) -> bool:
         if member.ready:

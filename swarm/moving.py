@@ -28,9 +28,9 @@ MOVE_SECONDS = 900.0
 
 @dataclass
 class Moving:
-    """`period`: seconds from a move to the next, 0 for none at all; `patience`: how long
-    a stage without replicas waits for one that returns. `began()`: whether the
-    term has begun; `busy()`: whether now is no time to move anyone, while the run ends or somebody leaves."""
+    """`period`: seconds from a move to the next, 0 for none at all; `patience`: how long a stage without replicas waits
+    for one that returns. `began()`: whether the term has begun; `over()`: whether nobody is moved any more, or not yet;
+    `leaving()`: whether somebody leaves, who is waited for unless a stage has nobody."""
 
     roster: Roster
     period: float
@@ -39,7 +39,8 @@ class Moving:
     signal: Signal
     tell: Callable[[Member, Body], Awaitable[None]]
     began: Callable[[], bool]
-    busy: Callable[[], bool]
+    over: Callable[[], bool]
+    leaving: Callable[[], bool]
     emit: Callable[[events.Event], None]
     _declined: set[int] = field(default_factory=set)
 
@@ -57,7 +58,8 @@ class Moving:
             is_empty = any(not replicas for replicas in self.roster.hosted())
             empty_since = (now if empty_since is None else empty_since) if is_empty else None
             returns = empty_since is not None and now < empty_since + self.patience
-            if self.busy() or not self.period or returns:
+            # Who wants to leave may have to stay until a stage that nobody hosts has somebody.
+            if self.over() or (self.leaving() and not is_empty) or not self.period or returns:
                 continue
             move = self.rebalancer.decide(now, self._movable())
             mover = None if move is None else self.roster.get(move.member)

@@ -58,8 +58,9 @@ def total_rate(replicas: Sequence[Hosted], typical: float) -> float:
 def place(stages: Stages, besides: Collection[int] = (), min_replicas: int = 1) -> int:
     """The stage for a joiner whose machine hosts `besides`; a span of stages comes of repeated calls.
 
-    A stage with fewer than `min_replicas` comes first. Ties: the fewest replicas, then a stage next to one of `besides`
-    (nothing crosses the link inside a span), then the lowest. Nothing measured: the fewest replicas, then the lowest.
+    A stage with fewer than `min_replicas` comes first. Ties: the fewest replicas, then the fewest that are about to go
+    (with none at all the run stands still), then a stage next to one of `besides` (nothing crosses the link inside a
+    span), then the lowest. Nothing measured: the fewest replicas, then the lowest.
     """
     counted = [staying(replicas) for replicas in stages]
     replicas = {at: those for at, those in enumerate(counted) if at not in besides}
@@ -74,8 +75,8 @@ def place(stages: Stages, besides: Collection[int] = (), min_replicas: int = 1) 
         equal = totals[least] * (1 + NOISE / math.sqrt(max(1, len(replicas[least]))))
         candidates = [at for at, total in totals.items() if total <= equal]
 
-    def order(at: int) -> tuple[int, bool, int]:
+    def order(at: int) -> tuple[int, int, bool, int]:
         apart = measured and not {at - 1, at + 1} & set(besides)
-        return len(replicas[at]), apart, at
+        return len(replicas[at]), len(stages[at]), apart, at
 
     return min(candidates or replicas, key=order)

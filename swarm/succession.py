@@ -119,7 +119,7 @@ class Succession:
                     raise
                 heed_cancellation()
                 assert self.trainer is not None
-                self._take_past()
+                self._take_past(of_closed=True)
                 if self.trainer.fenced_by is not None:
                     self.highest = max(self.highest, self.trainer.fenced_by.number)
             try:
@@ -139,17 +139,20 @@ class Succession:
             self.highest = max(self.highest, self.trainer.fenced_by.number)
         self._begins, self._back_to = True, self.origin
 
-    def _take_past(self) -> None:
-        """Takes over what the trainer that was knows."""
+    def _take_past(self, *, of_closed: bool) -> None:
+        """Takes over what the trainer that was knows of all steps that are committed, or `of_closed` ones: those that
+        are not may be closed by somebody else, and its ledger may have been in the middle of doing them anew."""
         assert self.trainer is not None
         self.lineage = self.trainer.beginning.lineage
-        self._past.update((past.step, past) for past in self.trainer.past(0))
+        closed = self.trainer.closed_marker()
+        pasts = (past for past in self.trainer.past(0) if not of_closed or past.step < closed)
+        self._past.update((past.step, past) for past in pasts)
 
     async def _go_back(self) -> None:
         """The next term begins at the last checkpoint, or anew if there is none."""
-        self._take_past()
+        self._take_past(of_closed=False)
         assert self.trainer is not None
-        self._begins, self._last_members = True, self.trainer.crew.last_members
+        self._begins, self._last_members = True, self.trainer.crew.whole
         self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
 
     async def _lead(self) -> dict[str, Any]:

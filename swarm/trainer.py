@@ -223,7 +223,8 @@ class Trainer:
             signal=self.signal,
             tell=self.admission.tell,
             began=lambda: self._started,
-            busy=lambda: not (self._started or self.crew.resumes) or self._finishing or self._departures.are_under_way,
+            over=lambda: self._finishing or not (self._started or self.crew.resumes),
+            leaving=lambda: self._departures.are_under_way,
             emit=self.emit,
         )
         self.declines: Callable[[Member], None] = self._moving.declined

@@ -118,6 +118,7 @@ class Chaos:
         self._waiting = [[fault, fault.trigger.nth] for fault in self.schedule.faults if fault.trigger]
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
+        self._parted: list[tuple[str, str]] = []
         self._crews: dict[int, int] = {}
         self._last_crew = self.schedule.peers
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
@@ -352,12 +353,23 @@ class Chaos:
         found = [name for name in self.swarm.live_at(stage) if name not in self._down]
         for number, name in enumerate(found if self.swarm.trainer.steps else ()):
             self.swarm.kill(name)
-            again = partial(self._restart_misloading if fault.other and not number else self.swarm.restart, name)
+            again = partial(self._restart_misloading if fault.other and not number else self._restart, name)
             self._back(name, fault.seconds * (1 + number), again)
         return bool(found) and bool(self.swarm.trainer.steps)
 
-    def _restart_misloading(self, name: str) -> None:
+    def _restart(self, name: str) -> None:
+        self._come_together(name)
         self.swarm.restart(name)
+
+    def _come_together(self, name: str) -> None:
+        """Who is started again reaches those that it could not: it may come to another stage, and be the only one there
+        for those that host the stage before."""
+        for pair in [pair for pair in self._parted if name in pair]:
+            self._parted.remove(pair)
+            self.swarm.network.heal(*pair)
+
+    def _restart_misloading(self, name: str) -> None:
+        self._restart(name)
         peer = self.swarm.peers[name]
 
         def misload(stage: int) -> None:
@@ -395,15 +407,20 @@ class Chaos:
     def _kill(self, fault: Fault, name: str, trainer: bool) -> None:
         self.swarm.kill(name)
         seconds = fault.seconds + (TRAINER_SECONDS if trainer else 0.0)
-        self._back(name, seconds, lambda: self.swarm.restart(name))
+        self._back(name, seconds, lambda: self._restart(name))
 
     def _leave(self, fault: Fault, name: str, trainer: bool) -> None:
         peer = self.swarm.peers[name]
         peer.leave("enough for today")
 
         def come_again() -> None:
-            if self.swarm.peers[name] is peer and name in self.swarm.endings and name not in self.swarm.killed:
-                self.swarm.start_peer(*self.swarm.numbers[name])
+            if self.swarm.peers[name] is not peer or name in self.swarm.killed:
+                return
+            if name not in self.swarm.endings:
+                self.swarm.later(1.0, come_again)
+                return
+            self._come_together(name)
+            self.swarm.start_peer(*self.swarm.numbers[name])
 
         self.swarm.later(fault.seconds, come_again)
 
@@ -440,6 +457,7 @@ class Chaos:
         assert member is not None
         other = next(other for other in self.swarm.trainer.roster.ready(member.stage) if other is not member)
         self.swarm.network.cut(name, other.peer)
+        self._parted.append((name, other.peer))
 
     def _one_way_cut(self, fault: Fault, name: str, trainer: bool) -> None:
         self._cut(fault, name, trainer, both=False)
