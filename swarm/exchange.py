@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 1.0
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
 TIDY_SECONDS = 60.0
-"""How often idle streams are looked through for such as the other side has ended."""
+"""How often idle streams are looked through for such as the other side has ended, or nobody has needed since."""
 
 
 @dataclass(slots=True)
@@ -114,9 +114,11 @@ class Channel:
 
 @dataclass
 class _Link:
-    """What is going on with one peer: idle streams, the limits of the open exchanges, when it was last heard."""
+    """What is going on with one peer: idle streams, the last used one last, and how many there were at the fewest; the
+    limits of the open exchanges, when it was last heard."""
 
     idle: list[Channel] = field(default_factory=list)
+    fewest_idle: int = 0
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
     heard: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
@@ -160,6 +162,7 @@ class Pool:
     @asynccontextmanager
     async def _channel(self, peer: str, link: _Link, fresh: bool) -> AsyncIterator[Channel]:
         channel = link.idle.pop() if link.idle and not fresh else await self._open(peer, link)
+        link.fewest_idle = min(link.fewest_idle, len(link.idle))
         try:
             yield channel
         except BaseException:
@@ -217,15 +220,18 @@ class Pool:
 
     def _tidy(self) -> None:
         """Gives up idle streams that have ended: of a peer that is gone for good nobody asks for one, and each is a
-        descriptor as long as it is kept."""
+        descriptor at both ends as long as it is kept. And half of those that were not needed since the last
+        time, but for one: what it took to ask for much at once is kept no longer than it is of use."""
         now = asyncio.get_running_loop().time()
         if now < self._tidied + TIDY_SECONDS:
             return
         self._tidied = now
         for peer, link in list(self._links.items()):
-            for channel in [channel for channel in link.idle if channel.ended]:
+            unneeded = link.fewest_idle // 2
+            kept = [channel for channel in link.idle[unneeded:] if not channel.ended]
+            for channel in [channel for channel in link.idle if channel not in kept]:
                 channel.close()
-                link.idle.remove(channel)
+            link.idle, link.fewest_idle = kept, len(kept)
             if not link.idle and not link.open and link.watcher is None:
                 del self._links[peer]
 

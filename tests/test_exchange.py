@@ -7,7 +7,7 @@ from swarm_peer.errors import ProtocolError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import MemoryNetwork, MemoryStream
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.exchange import Body, Incoming, Meter, serve_exchanges
+from swarm_peer.swarm.exchange import TIDY_SECONDS, Body, Incoming, Meter, Pool, serve_exchanges
 from swarm_peer.swarm.messages import pack
 
 Wait = Callable[[Incoming], Awaitable[None]]
@@ -89,3 +89,47 @@ def test_a_caller_that_went_away_before_the_wait_is_noticed_at_once() -> None:
         await incoming.race(event)
 
     assert waited(wait, close) == ("UnreachableError", 3.0)
+
+
+def test_streams_that_are_not_needed_any_more_are_given_up_by_and_by() -> None:
+    """Eight questions at once, then three at once every second, and then none but one now and then."""
+    served: list[str] = []
+
+    async def main() -> list[int]:
+        network = MemoryNetwork(latency=(0.01, 0.01))
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            await incoming.channel.send(pb.Fetched())
+
+        async def serve(stream: MemoryStream) -> None:
+            served.append(stream.peer)
+            try:
+                await serve_exchanges(stream, Meter(), lambda: 0, dispatch)
+            finally:
+                served.remove(stream.peer)
+
+        await network.transport("callee").serve(serve)
+        pool = Pool(network.transport("caller"), Meter())
+
+        async def ask() -> None:
+            async with pool.exchange("callee") as channel:
+                await channel.send(pb.Fetch())
+                await channel.receive(0)
+
+        async def minutes(count: int, at_once: int, seconds: float) -> int:
+            for _ in range(round(count * TIDY_SECONDS / seconds)):
+                await asyncio.gather(*(ask() for _ in range(at_once)))
+                await asyncio.sleep(seconds)
+            return len(served)
+
+        return [
+            await minutes(1, 8, TIDY_SECONDS / 2),
+            await minutes(2, 3, 1.0),
+            await minutes(6, 3, 1.0),
+            await minutes(6, 1, 5.0),
+        ]
+
+    most, fewer, three, one = run(main(), limit=3600.0)
+    assert (most, three) == (8, 4), "one more than are needed, so that the next is not dear"
+    assert most > fewer > three
+    assert one == 2
