@@ -55,7 +55,7 @@ class Moving:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = asyncio.get_running_loop().time()
-            is_empty = any(not replicas for replicas in self.roster.hosted())
+            is_empty = self._is_empty()
             empty_since = (now if empty_since is None else empty_since) if is_empty else None
             returns = empty_since is not None and now < empty_since + self.patience
             # Who wants to leave may have to stay until a stage that nobody hosts has somebody.
@@ -87,14 +87,26 @@ class Moving:
         await self.tell(mover, pb.Move(stage=move.target))
         try:
             async with asyncio.timeout(MOVE_SECONDS):
-                await self.signal.wait_for(lambda: not mover.live or mover.number in self._declined)
+                await self.signal.wait_for(lambda: self._has_ended(mover, move.target))
         except TimeoutError:
             self._declined.add(mover.number)
             return f"it has not moved within {MOVE_SECONDS:.0f} s"
         if mover.number in self._declined:
             return "it declined"
-        followed = any(member.replaces == mover.number and member.ready for member in self.roster.live(move.target))
-        return "" if followed else "it was lost"
+        return "" if self._followed(mover, move.target) else "it was lost"
+
+    def _has_ended(self, mover: Member, target: int) -> bool:
+        """Whether a mover has gone or declined. While a stage has nobody, also whether it hosts the new one: it may be
+        that stage for which its old member cannot finish what it has begun."""
+        gone = not mover.live or mover.number in self._declined
+        return gone or (self._is_empty() and self._followed(mover, target))
+
+    def _followed(self, mover: Member, target: int) -> bool:
+        return any(member.replaces == mover.number and member.ready for member in self.roster.live(target))
+
+    def _is_empty(self) -> bool:
+        """Whether a stage has nobody."""
+        return any(not replicas for replicas in self.roster.hosted())
 
     def declined(self, member: Member) -> None:
         """A member does not move."""
