@@ -43,6 +43,13 @@ def test_no_other_stage_would_make_the_run_faster_beyond_what_can_be_measured(ra
     assert throughput(place(stages)) >= max(map(throughput, range(len(rates)))) / (1 + NOISE)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_stage_with_nobody_comes_before_one_whose_only_replica_is_about_to_go(rate: float) -> None:
+    going = [[Hosted(1, "peer 1", rate, leaving=True)], [], [Hosted(2, "peer 2", rate)]]
+    assert place(going) == 1
+    assert place(going[:1] + going[2:]) == 0
+
+
 def test_fast_replicas_need_a_joiner_less_than_slow_ones() -> None:
     assert place(stages_of([[4.0, 4.0], [1.0, 1.0, 1.0]])) == 1
 
