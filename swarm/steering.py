@@ -12,6 +12,7 @@ from ..protos import swarm_pb2 as pb
 from . import events
 from .conditions import Signal
 from .departures import Departures
+from .errands import Errands
 from .roster import Member, Roster
 
 BY_ORGANIZER = "the organizer asks for it"
@@ -43,6 +44,13 @@ class Steering:
             self.paused = False
             self.emit(events.Resumed())
             self.signal.notify()
+
+    async def between_steps(self, errands: Errands, version: int) -> None:
+        """Has done what somebody waits for, and while the run is paused, nothing else."""
+        await errands.run(version)
+        while self.paused:
+            await self.signal.wait_for(lambda: not self.paused or bool(errands.waiting))
+            await errands.run(version)
 
     def drain(self, peer: str, why: str = "") -> None:
         """Has a peer leave as soon as nothing depends on it. Raises `UsageError` for the only replica of a stage."""

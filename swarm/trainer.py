@@ -322,10 +322,7 @@ class Trainer:
         for number in range(self.closing.closed, settings.train.steps):
             if number >= self.closing.committed:
                 await self.signal.wait_for(partial(self.roster.some_at, self._version_of(number)))
-                await self.errands.run(self._version_of(number))
-                while self.steering.paused:
-                    await self.signal.wait_for(lambda: not self.steering.paused or bool(self.errands.waiting))
-                    await self.errands.run(self._version_of(number))
+                await self.steering.between_steps(self.errands, self._version_of(number))
             batches = (self.samples.microbatch(number, index) for index in range(self.manifest.microbatches))
             step = Step(number, tokens=sum(batch.label_tokens for batch in batches))
             self.steps[number] = step
