@@ -12,9 +12,10 @@ import asyncio
 import logging
 import os
 import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,17 @@ class Control:
     def add(self, peer: "Peer") -> None:
         """One member more; it leaves at once if the others are leaving."""
         self.peers.append(peer)
-        peer.observe = self._saw
+        peer.observe, peer.ended = self._saw, partial(self._drop, peer)
         if self.why or self.sent_home:
             peer.leave(self.sent_home or self.why)
+
+    def _drop(self, peer: "Peer") -> None:
+        """Forgets a member that has ended, but for what it has done."""
+        if peer in self.peers:
+            self.status()
+            self._moved_earlier += peer.moved
+            _add(self._earlier, peer)
+            self.peers.remove(peer)
 
     def _saw(self, moment: "Moment") -> None:
         self._visits += moment.name == "held"
@@ -99,7 +108,7 @@ class Control:
         self.asked.set()
         for peer in self.peers:
             peer.leave(self.why)
-        return bool(self.peers) or self.waits is not None
+        return bool(self.peers or self.sent_home) or self.waits is not None
 
     def send_home(self, why: str) -> bool:
         """Has every member leave politely, though the process stays; False if they are leaving already."""
@@ -116,8 +125,9 @@ class Control:
 
     def rest(self) -> None:
         """Forgets the members, who have ended, but for what they have done; others may be added."""
-        self._earlier = self._sums()
         self._moved_earlier = self.moved()
+        for peer in self.peers:
+            _add(self._earlier, peer)
         self.peers, self.sent_home, self.fetched, self._last = [], "", lambda: 0, None
 
     def moved(self) -> int:
@@ -141,26 +151,20 @@ class Control:
     def _status_now(self) -> pb.PeerStatus:
         found = pb.PeerStatus(state="finding the run", leaving=self._leaving, visits=self._visits, threads=self.threads)
         found.MergeFrom(self._earlier)
-        refused: Counter[str] = Counter(self._earlier.refused)
         links = [link for peer in self.peers for link in peer.links()]
         if links:
             found.link_rate = median(link.rate for link in links)
             found.round_trip = median(link.round_trip_us for link in links) / 1e6
         for peer in self.peers:
+            _add(found, peer)
             host = peer.host
-            found.sent += peer.meter.sent
-            found.received += peer.meter.received
             if host is None:
                 continue
             below, waits_for = host.visits.waiting_below()
             found.open += host.visits.open
             found.below += below
-            found.busy += host.busy
             found.visits_per_second += host.pace.throughput
-            refused.update(host.refused)
             found.slots += host.visits.slots
-            found.counted += host.counted
-            found.credit += host.counted * stage_worth(host.manifest, host.stage)
             if not found.hosted:
                 found.peer, found.run = host.peer_id, host.authority.run_id
                 found.stage, found.stages = host.stage, host.manifest.stages
@@ -180,24 +184,11 @@ class Control:
             found.state = "leaving"
         elif self.peers and not found.hosted:
             found.state = "joining"
-        found.refused.update(refused)
         return found
 
     @property
     def _leaving(self) -> str:
         return self.why or self.sent_home or ("" if self.waits is None else self.waits.why)
-
-    def _sums(self) -> pb.PeerStatus:
-        """What its members have done, those before these too."""
-        found = pb.PeerStatus()
-        found.CopyFrom(self._earlier)
-        if self._last is not None:
-            found.counted, found.credit, found.busy = self._last.counted, self._last.credit, self._last.busy
-            found.refused.update(self._last.refused)
-        for peer in self.peers:
-            found.sent += peer.meter.sent
-            found.received += peer.meter.received
-        return found
 
     def limit(self, *, slots: int | None = None, threads: int | None = None) -> None:
         """Bounds, from now on, the open visits of every stage and the threads that compute them. Raises `UsageError`
@@ -263,6 +254,18 @@ class Control:
             if not request.follow:
                 return
             await self._news.wait()
+
+
+def _add(found: pb.PeerStatus, peer: "Peer") -> None:
+    """Adds what a member has done so far."""
+    found.sent += peer.meter.sent
+    found.received += peer.meter.received
+    if (host := peer.host) is not None:
+        found.busy += host.busy
+        found.counted += host.counted
+        found.credit += host.counted * stage_worth(host.manifest, host.stage)
+        for reason, times in host.refused.items():
+            found.refused[reason] += times
 
 
 @asynccontextmanager

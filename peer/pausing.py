@@ -8,12 +8,12 @@ Errors: those of taking part; `StorageError` if at the start nothing can be know
 """
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import StorageError
+from ..swarm.freed_memory import collect_and_give_back
 from .control import Control
 from .owner import Pause, Rules, Seen
 from .probe import free_disk, free_memory, held_memory, ticks
@@ -113,8 +113,7 @@ class Lender:
                     self.control.end()
                     return last_word
                 self.control.rest()
-                # What was lent is given back now, not when the collector comes by.
-                gc.collect()
+                collect_and_give_back()
         finally:
             watching.cancel()
             await asyncio.wait((watching,))

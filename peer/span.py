@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import RefusedError, SwarmError
+from ..swarm.freed_memory import collect_and_give_back
 
 AS_MANY_AS_FIT = 1 << 16
 
@@ -86,6 +87,8 @@ class Span:
                 await asyncio.wait(self._members.values(), return_when=asyncio.FIRST_COMPLETED)
                 for place in [place for place, member in self._members.items() if member.done()]:
                     self._ended[place] = self._members.pop(place)
+                if self._members:
+                    collect_and_give_back()
                 if self._moves and not self._members:
                     await asyncio.wait(self._moves)
         finally:

@@ -108,6 +108,9 @@ class Peer:
     surveys: bool = False
     """Whether it measures its links while it serves (`survey.py`)."""
 
+    ended: Callable[[], None] = field(default=lambda: None)
+    """Called when it has ended, while `host` can still be asked what it has done."""
+
     milestones: Milestones = field(default_factory=Milestones)
     """On its way to its first credited microbatch, by the loop's clock."""
 
@@ -151,6 +154,7 @@ class Peer:
         except* Exception as problems:
             raise innermost(problems) from None
         finally:
+            self.ended()
             self.host = self._reducer = None
             self.pool.close()
         return last_word

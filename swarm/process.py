@@ -1,7 +1,7 @@
 """What every long-lived process of a run needs: a loop that ends cleanly, a node of the network, and no orphans.
 
 `run_process` runs a coroutine on uvloop until it ends, a signal comes, or the parent (whose pipe is our standard input)
-is gone.
+is gone. While it runs, memory that was freed is given back to the system now and then.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from .dht_directory import DHTDirectory
+from .freed_memory import keep_giving_back
 from .keys import Identity
 from .p2p_transport import P2PTransport
 
@@ -60,12 +61,15 @@ async def _run(main: Coroutine[Any, Any, T], watch_parent: bool, asked: Callable
         loop.add_signal_handler(number, signalled)
     if watch_parent:
         loop.add_reader(sys.stdin.fileno(), parent_spoke)
+    housekeeping = asyncio.ensure_future(keep_giving_back())
     try:
         return await task
     except asyncio.CancelledError:
         if stopped:
             raise Interrupted from None
         raise
+    finally:
+        housekeeping.cancel()
 
 
 def process_age() -> float | None:

@@ -84,34 +84,42 @@ def test_what_it_waits_for_between_two_times_in_a_run() -> None:
 
 
 def test_what_peers_count_is_what_the_run_counts_also_when_the_first_has_ended() -> None:
-    """Of two peers of one machine the first leaves: the other's state is shown. All counts together are the run's."""
+    """Of two peers of one machine the first leaves: the other's state is shown, and what both have done. All counts
+    together are the run's."""
     manifest = exact_manifest(steps=9)
     control = Control()
+    members: list[str] = []
     counted: dict[str, tuple[int, int]] = {}
     states: list[str] = []
 
+    def of_machine() -> int:
+        return sum(counted[member][1] for member in members)
+
     def watch(swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
-        if not control.peers:
-            control.peers += [swarm.peers[swarm.live_at(0)[0]], swarm.peers[swarm.live_at(1)[0]]]
+        if not members:
+            members.extend((swarm.live_at(0)[0], swarm.live_at(1)[0]))
+            for member in members:
+                observe = swarm.peers[member].observe
+                control.add(swarm.peers[member])
+                swarm.peers[member].observe = observe
+        first, second = (swarm.peers[member].host for member in members)
         if moment.name == "forward" and moment.step == 3:
-            control.peers[0].leave("enough")
+            swarm.peers[members[0]].leave("enough")
         host = swarm.peers[peer].host
         if moment.name == "applied" and host is not None:
             counted[peer] = host.stage, host.counted
-            if control.peers[0].host is None and control.peers[1].host is not None:
+            if first is None and second is not None:
                 found = control.status()
                 states.append(found.state)
-                assert (found.stage, list(found.hosted), found.version) == (
-                    1,
-                    [1],
-                    control.peers[1].host.versions.latest,
-                )
+                assert (found.stage, list(found.hosted), found.version) == (1, [1], second.versions.latest)
+                assert found.counted == of_machine()
 
     run(exact_swarm(manifest, watch=watch).run(), limit=300.0)
     assert set(states) == {"working"}
     for stage in range(3):
         assert sum(count for at, count in counted.values() if at == stage) == 9 * 4
-    assert control.status().state == "ended"
+    ended = control.status()
+    assert (ended.state, ended.counted, control.peers) == ("ended", of_machine(), [])
 
 
 def test_limits_hold_where_it_computes() -> None:

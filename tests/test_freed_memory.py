@@ -1,0 +1,43 @@
+"""Memory that was freed between blocks in use goes back to the system."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BLOCKS, BYTES = 4000, 20_000
+
+PROGRAM = f"""
+import asyncio
+from pathlib import Path
+from swarm_peer.swarm import freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * {os.sysconf("SC_PAGE_SIZE")}
+
+async def main():
+    blocks = [bytearray({BYTES}) for _ in range({BLOCKS})]
+    kept = blocks[::2]
+    del blocks
+    before = resident()
+    freed_memory.SECONDS = 0.0
+    keeping = asyncio.ensure_future(freed_memory.keep_giving_back())
+    while resident() > before - {BLOCKS * BYTES // 4}:
+        await asyncio.sleep(0.01)
+    keeping.cancel()
+    print("given back")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux and glibc"
+)
+def test_pages_between_blocks_in_use_are_given_back() -> None:
+    """In a process of its own: another test's garbage would be given back too."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("given back\n", 0), done.stderr
