@@ -46,6 +46,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WRONG_STATE: _ClassVar[Reason]
     TOO_OLD: _ClassVar[Reason]
     CUT_OFF: _ClassVar[Reason]
+    REPLACED: _ClassVar[Reason]
 TRAIN: Mode
 EVAL: Mode
 QUEUED: Phase
@@ -78,6 +79,7 @@ TRAINER_ALIVE: Reason
 WRONG_STATE: Reason
 TOO_OLD: Reason
 CUT_OFF: Reason
+REPLACED: Reason
 
 class Envelope(_message.Message):
     __slots__ = ("run", "fetch", "part", "hello", "watch", "follow", "evaluate", "accepted", "busy", "refused", "progress", "done", "failed", "fetched", "part_result", "chunk", "past", "evaluated", "welcome", "reduce", "commit", "closed", "finish", "drain", "move", "ready", "reduced", "reduce_failed", "applied", "held", "leave", "loaded", "heartbeat")
@@ -496,7 +498,7 @@ class Ready(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ..., kernels: _Optional[str] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("closed", "steps", "commits", "kept", "members", "past")
+    __slots__ = ("closed", "steps", "commits", "kept", "founders", "past")
     class Loss(_message.Message):
         __slots__ = ("index", "loss")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -530,15 +532,15 @@ class Held(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     COMMITS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    FOUNDERS_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
     closed: int
     steps: _containers.RepeatedCompositeFieldContainer[Held.Open]
     commits: _containers.RepeatedCompositeFieldContainer[Commit]
     kept: _containers.RepeatedCompositeFieldContainer[Held.Kept]
-    members: int
+    founders: _containers.RepeatedScalarFieldContainer[int]
     past: _containers.RepeatedCompositeFieldContainer[Past]
-    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ..., members: _Optional[int] = ..., past: _Optional[_Iterable[_Union[Past, _Mapping]]] = ...) -> None: ...
+    def __init__(self, closed: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[Held.Open, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[Held.Kept, _Mapping]]] = ..., founders: _Optional[_Iterable[int]] = ..., past: _Optional[_Iterable[_Union[Past, _Mapping]]] = ...) -> None: ...
 
 class Follow(_message.Message):
     __slots__ = ("run", "step", "led")
@@ -693,7 +695,7 @@ class Totals(_message.Message):
     def __init__(self, microbatches: _Optional[int] = ..., lost: _Optional[int] = ..., duplicated: _Optional[int] = ..., reissued: _Optional[int] = ..., taken_back: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "members", "past")
+    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "crew", "past")
     TERM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -706,7 +708,7 @@ class Commit(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    CREW_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
     term: Term
     epoch: int
@@ -720,9 +722,9 @@ class Commit(_message.Message):
     tokens: int
     totals: Totals
     closed: int
-    members: int
+    crew: _containers.RepeatedScalarFieldContainer[int]
     past: Past
-    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., members: _Optional[int] = ..., past: _Optional[_Union[Past, _Mapping]] = ...) -> None: ...
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., crew: _Optional[_Iterable[int]] = ..., past: _Optional[_Union[Past, _Mapping]] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("epoch", "version", "digest")
@@ -777,32 +779,34 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "members", "codec_microseconds", "below", "waits_for", "links", "busy", "refused")
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "founders", "codec_microseconds", "below", "waits_for", "links", "busy", "refused", "knows")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REDUCE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    FOUNDERS_FIELD_NUMBER: _ClassVar[int]
     CODEC_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
     BELOW_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    KNOWS_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
     reduce_bytes: int
     load: Load
-    members: int
+    founders: _containers.RepeatedScalarFieldContainer[int]
     codec_microseconds: int
     below: int
     waits_for: str
     links: _containers.RepeatedCompositeFieldContainer[LinkReport]
     busy: int
     refused: _containers.RepeatedCompositeFieldContainer[Refusals]
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., members: _Optional[int] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+    knows: int
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ...) -> None: ...
 
 class LinkReport(_message.Message):
     __slots__ = ("peer", "round_trip_us", "rate")

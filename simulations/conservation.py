@@ -53,6 +53,8 @@ class Conservation:
     def check(self) -> Account:
         """The account of the trainer that leads. Raises `ConservationError` if it does not add up."""
         swarm = self._swarm
+        if not swarm.is_led:
+            return Account(0, 0, 0, 0)
         trainer = swarm.trainer
         if trainer.transport.peer_id in swarm.killed or trainer.over:
             return Account(0, 0, 0, 0)

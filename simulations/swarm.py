@@ -81,16 +81,17 @@ class SimulatedSwarm:
     @property
     def trainer(self) -> Trainer:
         """The trainer of the highest term."""
-        trainers = self._trainers
+        trainers = self.trainers
         return trainers[0] if len(trainers) == 1 else max(trainers, key=lambda trainer: trainer.term.number)
 
     @property
     def is_led(self) -> bool:
         """Whether anybody leads, or has led and not been started again."""
-        return bool(self._trainers)
+        return bool(self.trainers)
 
     @property
-    def _trainers(self) -> list[Trainer]:
+    def trainers(self) -> list[Trainer]:
+        """Of every coordinator that has led, the last."""
         return [coordinator.trainer for coordinator in self.coordinators.values() if coordinator.trainer]
 
     def _start_coordinator(self, identity: Identity, *, lead: bool, origin: Checkpoint | None = None) -> None:
@@ -150,6 +151,7 @@ class SimulatedSwarm:
         peer = Peer(transport, self.directory, device, self.parts, MemorySpill(self.disk_bytes), observe=observe)
         peer.replaces, peer.moves = replaces, lambda target: self._move(peer, target)
         self.peers[name] = peer
+        self.endings.pop(name, None)
         transport.spawn(self._run_peer(name, peer, stage, transport))
         return peer
 

@@ -9,7 +9,7 @@ to `errands.py`.
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,16 +30,19 @@ from .transport import Stream
 LOADING_SECONDS = 600.0
 """How long a newcomer may be silent while it loads its stage."""
 
+REPLACE_SECONDS = 1.0
+"""How long a stream that nobody may read any more may take a last word."""
+
 MAX_ADDRESSES = 16
 MAX_ADDRESS_LENGTH = 256
 MAX_NAME_LENGTH = 64
 
 
 class Listener(Protocol):
-    """What the trainer does with what members say. `founders`: how many members the run began with."""
+    """What the trainer does with what members say. `founders`: with whom the run began, before a step is closed."""
 
     @property
-    def founders(self) -> int: ...
+    def founders(self) -> Collection[int]: ...
 
     def held(self, member: Member, held: pb.Held) -> None: ...
 
@@ -302,12 +305,12 @@ class Admission:
         with contextlib.suppress(UnreachableError):
             while True:
                 await asyncio.sleep(self._pace.heartbeat)
-                await channel.send(pb.Heartbeat(members=self.listener.founders))
+                await channel.send(pb.Heartbeat(founders=self.listener.founders))
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)
         if earlier is not None:
-            self.listener.lost(earlier, "it came again as a new incarnation")
+            await self._replace(earlier)
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
         number = hello.epochs[-1].term.number if hello.epochs else 0
@@ -333,6 +336,15 @@ class Admission:
             )
         )
         return member
+
+    async def _replace(self, earlier: Member) -> None:
+        """A peer has come again. If it has left its earlier stream, nobody hears this: who does is another process of
+        the same identity, and the two would have each other lost for ever."""
+        detail = "another process takes part under this identity, and came later"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REPLACE_SECONDS):
+                await self.tell(earlier, pb.Refused(reason=pb.REPLACED, detail=detail))
+        self.listener.lost(earlier, "it came again as a new incarnation")
 
     async def _listen(self, channel: Channel, member: Member) -> None:
         while True:

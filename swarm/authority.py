@@ -38,8 +38,8 @@ class Authority:
     def __init__(self, manifest: Manifest, peer_id: str, now: Callable[[], float]) -> None:
         self.run_id = manifest.run_id
         self.closed = 0
-        self.founders = 0
-        """How many members the run began with; 0 if no trainer has told."""
+        self.founders: tuple[int, ...] = ()
+        """With whom the run began (`crew.py`); none if no trainer has told."""
 
         self.epoch = 0
         """Of which what this peer holds is."""

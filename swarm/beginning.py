@@ -22,7 +22,7 @@ from .transport import Transport
 @dataclass
 class Beginning:
     """For a trainer. `origin`: the checkpoint with which the last epoch of `lineage` begins, where this term begins it;
-    None for version 0, or if it goes on with an epoch. `members`: of the last Commit before it went back."""
+    None for version 0, or if it goes on with an epoch. `crew`: of the last Commit before it went back."""
 
     manifest: Manifest
     transport: Transport
@@ -30,14 +30,14 @@ class Beginning:
     device: Device
     lineage: Lineage
     origin: Checkpoint | None
-    members: int = 0
+    crew: frozenset[int] = frozenset()
     _restoring: Restoring | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.origin is not None:
             limit = self.manifest.settings.limits.payload_bytes
             run_id = self.manifest.run_id
-            self._restoring = Restoring(run_id, self.epoch, self.origin, self.device, limit, self.members)
+            self._restoring = Restoring(run_id, self.epoch, self.origin, self.device, limit, self.crew)
 
     @property
     def epoch(self) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from ..protos import swarm_pb2 as pb
 from .backend import Arithmetic, Scalar
 from .conditions import Signal
+from .crew import crew_of
 from .ledger import Ledger
 from .manifest import Manifest
 from .messages import from_scalar, to_scalar
@@ -279,7 +280,7 @@ class Closing:
             tokens=step.tokens,
             totals=step.totals(self.manifest.stages, self.manifest.microbatches),
             closed=self.closed,
-            members=len(self.roster.following()),
+            crew=sorted(crew_of(self.roster.following())),
         )
 
     def adopt(self, step: Step, commit: pb.Commit) -> None:
@@ -423,14 +424,28 @@ class Closing:
         )
 
     async def _redo(self, step: Step, commit: pb.Commit, unit: Unit) -> pb.Commit:
-        """The same Commit with a new reduction of one unit; the factor that was sent stays."""
+        """The same Commit with a new reduction of one unit; the factor that was sent stays. As it was if somebody comes
+        who holds the reduction: he may be about to apply it."""
         live = {member.number for member in self.roster.live()}
         self.ledger.reopen(step.number, unit.stages, live)
         for index in self.ledger.missing_indices(step.number, unit.stages):
             self.rerun(step.number, index)
-        for key in [key for key in step.held if key[0] in unit.stages]:
+        held = {key: indices for key, indices in step.held.items() if key[0] in unit.stages}
+        for key in held:
             del step.held[key]
-        again = await self.reduce(step, unit)
+        reducing = asyncio.ensure_future(self.reduce(step, unit))
+        waiting = asyncio.ensure_future(self.signal.wait_for(lambda: not self._gone(unit, commit, step.number + 1)))
+        try:
+            await asyncio.wait((reducing, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                step.held.update(held)
+                self.ledger.settle(step.number, unit.stages)
+                return commit
+            again = reducing.result()
+        finally:
+            reducing.cancel()
+            waiting.cancel()
+            await asyncio.gather(reducing, waiting, return_exceptions=True)
         renewed = pb.Commit()
         renewed.CopyFrom(commit)
         kept = [choice for choice in commit.choices if choice.stage not in unit.stages]

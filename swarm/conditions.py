@@ -1,7 +1,10 @@
 """Waiting for a condition over state that many tasks change, and heeding that one was told to end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Signal:
@@ -40,3 +43,12 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to, run as a task, for loops that go on after its errors and heed cancellation.
+
+    Before Python 3.13 a `TaskGroup` of which a task fails while its owner waits for the others to end leaves its owner
+    for good as if it had been cancelled.
+    """
+    return await asyncio.create_task(work)

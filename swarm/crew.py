@@ -2,11 +2,14 @@
 
 Owns what members have reported that they hold (Held). A new term needs a replica of every stage; with a standby
 configured also more than half of the members of the last Commit, or before the first, of the founders, so that no two
-halves of a swarm can both take themselves for the greater one. Pure bookkeeping.
+halves of a swarm can both take themselves for the greater one. Those very peers: who has come since would make a
+majority of whoever he joined. Pure bookkeeping.
 """
 
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..protos import swarm_pb2 as pb
 from .conditions import Signal
@@ -15,16 +18,26 @@ from .manifest import Manifest
 from .roster import Member, Roster
 
 
+@lru_cache(maxsize=4096)
+def _name(peer: str) -> int:
+    return int.from_bytes(hashlib.sha256(peer.encode()).digest()[:8])
+
+
+def crew_of(members: Iterable[Member]) -> frozenset[int]:
+    """Members as a Commit names them."""
+    return frozenset(_name(member.peer) for member in members)
+
+
 @dataclass
 class Crew:
-    """`founders`: how many members the run began with, 0 before that is known; `last_members`: those of the last Commit
-    of this term."""
+    """`founders`: with whom the run began, empty before that is known; `last`: of the last Commit of this term, or of
+    the one that this coordinator went back after."""
 
     manifest: Manifest
     roster: Roster
     history: History
-    founders: int = 0
-    last_members: int = 0
+    founders: frozenset[int] = frozenset()
+    last: frozenset[int] = frozenset()
     resuming: bool = False
     """Whether the term begins with a checkpoint: then whoever is there will do, as when another trainer has led."""
 
@@ -56,38 +69,43 @@ class Crew:
 
     def has_majority(self) -> bool:
         """Without a standby that is not asked."""
-        return self._is_majority(len(self.roster.following()))
+        return self._is_majority(self.roster.following())
 
-    def can_spare_one(self) -> bool:
+    def can_spare(self, leaver: Member) -> bool:
         """Whether those who stay would still be a majority if a member left now."""
-        return self._is_majority(len(self.roster.following()) - 1)
+        return self._is_majority([member for member in self.roster.following() if member is not leaver])
 
-    def _is_majority(self, present: int) -> bool:
-        return not self.manifest.settings.pipeline.standby or 2 * present > self.whole
+    def _is_majority(self, present: Collection[Member]) -> bool:
+        if not self.manifest.settings.pipeline.standby:
+            return True
+        whole = self.whole
+        # Nobody here knows with whom the run began: it has not, unless elsewhere.
+        return 2 * len(whole & crew_of(present)) > len(whole) if whole else 2 * len(present) > self.least_founders
 
     @property
-    def whole(self) -> int:
-        """Of how many members a majority is needed: of those of the last Commit that anyone here knows of, or before
-        the first, of the founders."""
+    def whole(self) -> frozenset[int]:
+        """Of whom a majority is needed: those of the last Commit that anyone here knows of, or before the first, the
+        founders; empty if nobody knows of any."""
         latest = max(self.commits(), key=lambda commit: commit.step, default=None)
-        members = max(self.last_members, latest.members if latest is not None else 0)
-        return members or max(self.told_founders(), self.least_founders)
+        return self.last or frozenset(latest.crew if latest is not None else ()) or self.told_founders()
 
     @property
     def least_founders(self) -> int:
         """How many members a run begins with at the least, whether or not anyone was told: the manifest says so."""
         return self.manifest.stages * self.manifest.settings.pipeline.min_replicas
 
-    def told_founders(self) -> int:
-        """How many members the run began with, as far as anyone has been told."""
-        return max([self.founders, *(held.members for _, held in self.reports)])
+    def told_founders(self) -> frozenset[int]:
+        """With whom the run began, as far as anyone has been told."""
+        return max([self.founders, *(frozenset(held.founders) for _, held in self.reports)], key=len)
 
     async def tell_founders(self, tell: Callable[[Member, pb.Heartbeat], Awaitable[None]], signal: Signal) -> None:
-        """With a standby, nothing begins before everyone here knows how many began it."""
+        """With a standby, nothing begins before everyone here knows who began it."""
         self.founders = self.told_founders()
         if not self.manifest.settings.pipeline.standby or self.founders:
             return
-        self.founders = max(self.least_founders, len(self.roster.following()))
+        self.founders = crew_of(self.roster.following())
         for member in self.roster.following():
-            await tell(member, pb.Heartbeat(members=self.founders))
-        await signal.wait_for(lambda: all(member.beat.members >= self.founders for member in self.roster.following()))
+            await tell(member, pb.Heartbeat(founders=sorted(self.founders)))
+        await signal.wait_for(
+            lambda: all(member.beat.knows >= len(self.founders) for member in self.roster.following())
+        )

@@ -30,8 +30,8 @@ FAREWELL_SECONDS = 5.0
 @dataclass
 class Departures:
     """For a trainer. `drop` ends a control stream, `promote` lets a member take part (again), `rerun` re-runs (step,
-    index); `reduces(number)`: whether a member has a reduction in hand; `spared()`: whether commits need none of those
-    who are here; `over()`: whether the run is at its end; `spawn` owns what is begun here."""
+    index); `reduces(number)`: whether a member has a reduction in hand; `spared(member)`: whether commits can do
+    without him; `over()`: whether the run is at its end; `spawn` owns what is begun here."""
 
     roster: Roster
     ledger: Ledger
@@ -44,7 +44,7 @@ class Departures:
     promote: Callable[[Member], None]
     rerun: Callable[[int, int], None]
     reduces: Callable[[int], bool]
-    spared: Callable[[], bool]
+    spared: Callable[[Member], bool]
     over: Callable[[], bool]
     emit: Callable[[events.Event], None]
     spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
@@ -164,4 +164,4 @@ class Departures:
                 return False
         # It may hold more than this trainer had issued when it told it what it need not do any more.
         needed = self.ledger.credits_of(member.number) or self.reduces(member.number)
-        return not needed and self.spared()
+        return not needed and self.spared(member)

@@ -118,7 +118,10 @@ class Driver:
                 first, last = self._widen(step, index, first_gap(missing), wider)
                 try:
                     await self._run(step, index, version, batch, first, last)
-                    wider, fruitless = (0, 0), 0
+                    wider = (0, 0)
+                    if self.ledger.missing(step, index) != missing:
+                        fruitless = 0
+                        continue
                 except FailedError as error:
                     if error.reason == "INPUT_GONE":
                         wider = (wider[0] + 1, wider[1])
@@ -133,8 +136,8 @@ class Driver:
                         unexplained += 1
                         if unexplained >= UNEXPLAINED_FAILURES:
                             raise StoppedError(f"microbatch {index} of step {step} cannot be run: {error}") from error
-                    await _pause(fruitless)
-                    fruitless += 1
+                await _pause(fruitless)
+                fruitless += 1
         finally:
             self._driven[step].discard(index)
             self.in_flight -= 1
@@ -162,16 +165,28 @@ class Driver:
         request.input_holder = (self._holder(step, first - 1, index) or "") if first else ""
         if last < self.manifest.stages - 1:
             request.gradient_holder = self._holder(step, last + 1, index) or ""
-        path = self._paths.setdefault((step, index), {})
+        self._paths.setdefault((step, index), {})
         done, _ = await self.hop.call(
             request,
             b"" if first else batch.tokens,
             order=lambda: (self.term.number, tries),
-            hint=lambda: {stage: entry for stage, entry in path.items() if self.roster.is_ready(entry.member)},
+            hint=lambda: self._hint(step, index, tries),
             hear=lambda entries: self._hear(step, index, entries),
         )
         self._hear(step, index, done.path)
         self._credit(step, index, done, last)
+
+    def _hint(self, step: int, index: int, tries: int) -> dict[int, pb.PathEntry]:
+        """By stage: who has done it. Where that was somebody who is not credited now, one who would be: whoever calls
+        that stage knows only that it is answered fast, from what is kept."""
+        path = self._paths[step, index]
+        hints = {stage: entry for stage, entry in path.items() if self.roster.is_ready(entry.member)}
+        for stage in self.ledger.missing(step, index):
+            others = self.roster.serving(stage) if stage in path and stage not in hints else ()
+            if others:
+                member = others[tries % len(others)]
+                hints[stage] = pb.PathEntry(stage=stage, member=member.number, peer=member.peer)
+        return hints
 
     def _request(
         self, mode: pb.Mode, step: int, index: int, version: int, batch: Microbatch, first: int, last: int

@@ -63,7 +63,7 @@ class Finishing:
             making.cancel()
             adopting.cancel()
         await self.signal.wait_for(lambda: self._preceded(step))
-        self.crew.last_members = commit.members
+        self.crew.last = frozenset(commit.crew)
         step.committed = True
         self.admission.committed()
         self.signal.notify()
@@ -92,7 +92,7 @@ class Finishing:
                 version=self.version_of(step.number),
                 replicas=replicas,
                 reissued=step.totals(self.manifest.stages, self.manifest.microbatches).reissued,
-                members=commit.members,
+                members=len(commit.crew),
             )
         )
 

@@ -1,8 +1,8 @@
 """Memory that this process has freed, given back to the system.
 
 glibc gives back the end of each of its heaps by itself. Pages between blocks that are still in use stay with the
-process: tens of megabytes after a stage was moved, loaded or gone back on, which their owner misses. Where the C library
-is another one, nothing is done.
+process: tens of megabytes after a stage was moved, loaded or gone back on, which their owner misses. Where the C
+library is another one, nothing is done.
 """
 
 import asyncio

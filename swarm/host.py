@@ -142,7 +142,7 @@ class StageHost:
 
     def held(self, kept: Iterable[tuple[int, int, int]]) -> pb.Held:
         """What this peer holds of the open steps; `kept`: the reductions, as (step, term, attempt)."""
-        message = pb.Held(closed=self.authority.closed, members=self.authority.founders)
+        message = pb.Held(closed=self.authority.closed, founders=self.authority.founders)
         message.commits.extend(commit for _, commit in sorted(self.recollection.commits.items()))
         message.past.extend(self.recollection.past.values())
         message.kept.extend(pb.Held.Kept(step=step, term=term, attempt=attempt) for step, term, attempt in kept)

@@ -201,8 +201,8 @@ class Membership:
             elif isinstance(body, pb.Closed):
                 self._lead(body.term, body.closed)
             elif isinstance(body, pb.Heartbeat):
-                if body.members > self.authority.founders:
-                    self.authority.founders = body.members
+                if len(body.founders) > len(self.authority.founders):
+                    self.authority.founders = tuple(body.founders)
                     await self._say(self._heartbeat())
             else:
                 raise ProtocolError(f"the trainer sent {body.DESCRIPTOR.name} on the control stream")
@@ -292,7 +292,7 @@ class Membership:
             activation_bytes=self.meter.activation,
             gradient_bytes=self.meter.gradient,
             reduce_bytes=self.meter.reduce,
-            members=self.authority.founders,
+            knows=len(self.authority.founders),
             codec_microseconds=int(1e6 * self.host.backend.codec_seconds),
         )
 

@@ -27,7 +27,7 @@ from .authority import Authority
 from .backend import Arithmetic, StageBackend
 from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
-from .conditions import heed_cancellation, innermost
+from .conditions import heed_cancellation, in_own_task, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .hanging import watch_device
@@ -52,7 +52,7 @@ MAX_REJOIN_PAUSE_SECONDS = 1.0
 WRONG_STATES = 3
 """A peer whose state was found wrong this often in a run has a machine that computes wrongly, and leaves."""
 RECORD_SECONDS = 15.0
-NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE"})
+NO_PLACE = frozenset({"WRONG_RUN", "WRONG_PROTOCOL", "UNTRUSTED", "WRONG_STAGE", "REPLACED"})
 """Refusals of a Hello after which asking again is no use."""
 FIND_TRAINER_SECONDS = 30.0
 ALONE_SECONDS = 30
@@ -288,7 +288,7 @@ class Peer:
                 self._moves,
                 lambda: self.serves(),
             )
-            return await self._membership.run()
+            return await in_own_task(self._membership.run())
         finally:
             self._membership = None
             channel.close()

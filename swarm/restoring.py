@@ -49,8 +49,8 @@ class Restoring:
     checkpoint: Checkpoint
     device: Device
     max_payload: int
-    members: int = 0
-    """Of the last Commit before the run went back; 0 where it is resumed by others."""
+    crew: frozenset[int] = frozenset()
+    """Of the last Commit before the run went back; empty where it is resumed by others."""
 
     _held: dict[int, _Held] = field(default_factory=dict)
     """By stage; the one that was asked for last comes last."""
@@ -63,13 +63,14 @@ class Restoring:
 
     def commit(self) -> pb.Commit | None:
         """The Commit of the last step in it, as one of this epoch: those who made it are not those who go on from it,
-        and only who has led them knows how many must be heard: `members`."""
+        and only who has led them knows of whom most must be heard: `crew`."""
         if self.checkpoint.commit is None:
             return None
         renewed = pb.Commit()
         renewed.CopyFrom(self.checkpoint.commit)
         renewed.epoch = self.epoch
-        renewed.members = self.members
+        renewed.ClearField("crew")
+        renewed.crew.extend(sorted(self.crew))
         return renewed
 
     async def serve(self, incoming: Incoming, question: pb.Fetch) -> None:

@@ -28,7 +28,7 @@ from .authority import from_term, to_term
 from .backend import Arithmetic
 from .checkpoint import Checkpoint, Checkpoints
 from .compute import Device, ThreadDevice
-from .conditions import heed_cancellation
+from .conditions import heed_cancellation, in_own_task
 from .directory import TRAINER_STAGE, Directory, Record
 from .driving import Samples
 from .epochs import Lineage, begin_epoch, read_lineage
@@ -91,7 +91,7 @@ class Succession:
         self._proven = ProvenTerms(self.manifest)
         self._past: dict[int, pb.Past] = {}
         self._back_to: Checkpoint | None = self.origin
-        self._last_members = 0
+        self._last_crew: frozenset[int] = frozenset()
         self._begins = self.origin is not None
         """Whether the next term begins an epoch."""
 
@@ -152,7 +152,7 @@ class Succession:
         """The next term begins at the last checkpoint, or anew if there is none."""
         self._take_past(of_closed=False)
         assert self.trainer is not None
-        self._begins, self._last_members = True, self.trainer.crew.whole
+        self._begins, self._last_crew = True, self.trainer.crew.whole
         self._back_to = None if self.checkpoints is None else await self.checkpoints.latest(self.lineage)
 
     async def _lead(self) -> dict[str, Any]:
@@ -162,11 +162,11 @@ class Succession:
         self.highest, self._followed = number, 0
         begun = self._begin(term) if self._begins else None
         self.trainer = self._make_trainer(term)
-        self._begins, self._back_to, self._last_members = False, None, 0
+        self._begins, self._back_to, self._last_crew = False, None, frozenset()
         self.emit(events.Leads(number))
         if begun is not None:
             self.emit(begun)
-        report: dict[str, Any] = await self.trainer.run()
+        report: dict[str, Any] = await in_own_task(self.trainer.run())
         return report
 
     def _begin(self, term: SignedTerm) -> events.WentBack:
@@ -204,7 +204,7 @@ class Succession:
             epochs=self.lineage,
             origin=self._back_to,
             resuming=self._begins,
-            last_members=self._last_members,
+            last_crew=self._last_crew,
             checkpoints=self.checkpoints,
             device=self.device,
         )

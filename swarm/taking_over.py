@@ -7,6 +7,7 @@ later is heard too. Pure bookkeeping over the ledger and the steps.
 from dataclasses import dataclass
 
 from ..protos import swarm_pb2 as pb
+from .beginning import Beginning
 from .closing import Closing
 from .crew import Crew
 from .history import History
@@ -26,13 +27,15 @@ class TakingOver:
     ledger: Ledger
     steps: dict[int, Step]
     closing: Closing
+    beginning: Beginning
 
     def find_out(self) -> None:
         """Sets the markers of what is closed and committed, and takes up the Commits of closed steps that some replica
         may still lack; those of the others are taken up when their step is opened."""
         commits = self.crew.commits()
         versions = [member.version for member in self.roster.following()]
-        self.closing.closed = max([self.closing.closed, *(held.closed for _, held in self.crew.reports)])
+        known = (self.closing.closed, self.beginning.lineage.first)  # whoever comes in an epoch may hold nothing of it
+        self.closing.closed = max([*known, *(held.closed for _, held in self.crew.reports)])
         self.closing.committed = max([self.closing.closed, *(commit.step + 1 for commit in commits), *versions])
         self.history.recall(self.closing.closed)
         for commit in commits:

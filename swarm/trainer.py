@@ -15,7 +15,7 @@ Errors: `StoppedError` when the run cannot go on, `FencedError` when another tra
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,7 +67,7 @@ LINGER_SECONDS = 10.0
 class Trainer:
     """One run's trainer. `give_up` (seconds) bounds the wait for a stage without replicas; None waits for ever.
     `known`: what a standby was told of the steps before its term. `epochs`: of the run; the last one is this term's own
-    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: whether it does; `last_members`: of the
+    if it goes back to a checkpoint, `origin` (None: to version 0); `resuming`: whether it does; `last_crew`: of the
     last Commit before. `device`: where a checkpoint is read."""
 
     manifest: Manifest
@@ -89,7 +89,7 @@ class Trainer:
     epochs: Lineage = field(default=Lineage())
     origin: Checkpoint | None = None
     resuming: bool = False
-    last_members: int = 0
+    last_crew: frozenset[int] = frozenset()
     checkpoints: Checkpoints | None = None
     device: Device = field(default_factory=ThreadDevice)
 
@@ -101,7 +101,7 @@ class Trainer:
         self.signal = Signal()
         self.roster = Roster(self.run_id, manifest.stages, self.term.number)
         self.beginning = Beginning(
-            manifest, self.transport, self.roster, self.device, self.epochs, self.origin, self.last_members
+            manifest, self.transport, self.roster, self.device, self.epochs, self.origin, self.last_crew
         )
         self.ledger = Ledger(manifest.stages, manifest.microbatches)
         self.steps: dict[int, Step] = {}
@@ -115,7 +115,7 @@ class Trainer:
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
         self.heldout = self.history.heldout
-        self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming, last_members=self.last_members)
+        self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming, last=self.last_crew)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]
         neighbours = Neighbours(self.roster.read, self.pool, random.Random(manifest.settings.seed), policy)
@@ -185,7 +185,7 @@ class Trainer:
             promote=lambda member: self._readiness.promote(member),
             rerun=self._rerun,
             reduces=lambda number: self.closing.reducing[number] > 0,
-            spared=self.crew.can_spare_one,
+            spared=self.crew.can_spare,
             over=lambda: self._finishing,
             emit=self.emit,
             spawn=lambda work: self._tasks.create_task(work),
@@ -193,7 +193,9 @@ class Trainer:
         self.steering = Steering(
             self.roster, self._departures, self.signal, self.emit, lambda: self.over, dict(self.banned)
         )
-        self.taking_over = TakingOver(self.roster, self.crew, self.history, self.ledger, self.steps, self.closing)
+        self.taking_over = TakingOver(
+            self.roster, self.crew, self.history, self.ledger, self.steps, self.closing, self.beginning
+        )
         self._readiness = readiness = Readiness(
             manifest=manifest,
             roster=self.roster,
@@ -369,8 +371,8 @@ class Trainer:
         return self._finishing or self.fenced_by is not None
 
     @property
-    def founders(self) -> int:
-        return self.crew.founders
+    def founders(self) -> Collection[int]:
+        return () if self.closing.closed else self.crew.founders
 
     @property
     def began(self) -> bool:

@@ -24,7 +24,7 @@ from tests.exact import ORGANIZER, TRAINER, ExactSamples, exact_manifest
 class Quiet:
     """A listener that hears of members coming and going, and has nothing to tell."""
 
-    founders = 0
+    founders = ()
     began = True
 
     beginning = SimpleNamespace(lineage=Lineage(), donors=lambda stage, closed: [])

@@ -1,10 +1,11 @@
 """Waiting for conditions, and heeding cancellation in loops that go on after errors."""
 
 import asyncio
+import contextlib
 
 import pytest
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.conditions import Signal, heed_cancellation
+from swarm_peer.swarm.conditions import Signal, heed_cancellation, in_own_task
 
 
 def test_a_condition_is_asked_again_after_every_notification() -> None:
@@ -55,3 +56,26 @@ def test_a_loop_that_goes_on_after_errors_ends_when_it_is_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         run(main(), limit=500)
     assert rounds == 1
+
+
+def test_a_loop_goes_on_after_a_group_that_fails_while_its_owner_waits_for_it() -> None:
+    """Before Python 3.13 that leaves the owner as if it had been cancelled."""
+
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        raise ConnectionError
+
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+
+    async def main() -> int:
+        rounds = 0
+        while rounds < 3:
+            heed_cancellation()
+            rounds += 1
+            with contextlib.suppress(ExceptionGroup):
+                await in_own_task(group())
+        return rounds
+
+    assert run(main()) == 3

@@ -173,6 +173,11 @@ def test_who_leaves_says_so_to_the_next_trainer() -> None:
     )
 
 
+def test_of_two_processes_under_one_identity_the_later_one_stays() -> None:
+    story = Story(once(2, "forward", lambda swarm: swarm.start_peer(0, 0) and None))
+    assert [event.why for event in story.of(events.Lost)] == ["it came again as a new incarnation"]
+
+
 def test_a_peer_that_has_no_place_yet_leaves_at_once() -> None:
     def act(swarm: SimulatedSwarm) -> None:
         swarm.start_peer(99, 1)

@@ -35,7 +35,8 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/statm").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux and glibc"
+    not Path("/proc/self/statm").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="needs Linux and glibc",
 )
 def test_pages_between_blocks_in_use_are_given_back() -> None:
     """In a process of its own: another test's garbage would be given back too."""

@@ -26,7 +26,7 @@ TERM, ATTEMPT = 3, 2
 STATES = [b"the state of stage 0", b"and that of stage 1"]
 PARTS = [[b"a", b"bc"], [b"def"]]
 COMMIT = pb.Commit(
-    epoch=2, step=CLOSED - 1, members=5, choices=[pb.Choice(stage=at, term=TERM, attempt=ATTEMPT) for at in (0, 1)]
+    epoch=2, step=CLOSED - 1, crew=[5], choices=[pb.Choice(stage=at, term=TERM, attempt=ATTEMPT) for at in (0, 1)]
 )
 
 
@@ -195,7 +195,7 @@ def test_its_commit_is_one_of_the_new_epoch_and_says_of_nobody_how_many_made_it(
     world = World()
     renewed = world.restoring.commit()
     assert renewed is not None
-    assert (renewed.epoch, renewed.members) == (EPOCH, 0)
-    assert (COMMIT.epoch, COMMIT.members) == (2, 5)
+    assert (renewed.epoch, list(renewed.crew)) == (EPOCH, [])
+    assert (COMMIT.epoch, list(COMMIT.crew)) == (2, [5])
     assert (renewed.step, list(renewed.choices)) == (COMMIT.step, list(COMMIT.choices))
     assert world.restoring.holds(CLOSED - 1)

@@ -119,8 +119,8 @@ class Chaos:
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
         self._parted: list[tuple[str, str]] = []
-        self._crews: dict[int, int] = {}
-        self._last_crew = self.schedule.peers
+        self._crews: dict[int, frozenset[int]] = {}
+        self._last_crew: frozenset[int] = frozenset()
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = self.most_kept = 0
@@ -177,9 +177,8 @@ class Chaos:
     @property
     def _leader(self) -> Trainer:
         """The trainer of the highest term; with a standby, of those that have begun."""
-        trainers = [coordinator.trainer for coordinator in self.swarm.coordinators.values() if coordinator.trainer]
-        begun = [trainer for trainer in trainers if trainer.began]
-        return max(begun, key=lambda trainer: trainer.term.number) if len(trainers) > 1 else self.swarm.trainer
+        begun = [trainer for trainer in self.swarm.trainers if trainer.began]
+        return max(begun, key=lambda trainer: trainer.term.number, default=self.swarm.trainer)
 
     def _check_that_nobody_is_left_waiting(self) -> None:
         """Whoever came while nobody had the state of its stage is taken up when somebody has it again."""
@@ -236,10 +235,12 @@ class Chaos:
         """With a standby, a step is committed by more than half of those who committed the one before it, that is the
         last to do so: a Commit may have been heard by nobody, or be undone. The one before the first step after going
         back is the last Commit before that, whatever its step."""
-        before = self._crews.get(step - 1, self.schedule.peers)
-        self._crews[step] = self._last_crew = members
-        if self.schedule.standby and 2 * members <= before:
-            self.swarm.fail(AssertionError(f"step {step} was committed by {members} of {before} members"))
+        crews = [trainer.crew for trainer in self.swarm.trainers]
+        before = self._crews.get(step - 1) or max((crew.told_founders() for crew in crews), key=len)
+        crew = max((crew.last for crew in crews if len(crew.last) == members), key=lambda crew: len(crew & before))
+        self._crews[step] = self._last_crew = crew
+        if self.schedule.standby and 2 * len(crew & before) <= len(before):
+            self.swarm.fail(AssertionError(f"step {step} was committed by {len(crew & before)} of {len(before)}"))
 
     def _note(self, source: str, what: Event | Moment | dict[str, Any]) -> None:
         self._noted.append((asyncio.get_running_loop().time(), source, what))
@@ -373,8 +374,7 @@ class Chaos:
         peer = self.swarm.peers[name]
 
         def misload(stage: int) -> None:
-            assert peer.host is not None
-            assert isinstance(peer.host.backend, WatchedBackend)
+            assert peer.host is not None and isinstance(peer.host.backend, WatchedBackend)  # noqa: PT018
             peer.host.backend.misload_next = True
 
         peer.placed = misload
