@@ -39,7 +39,7 @@ MAX_NAME_LENGTH = 64
 
 
 class Listener(Protocol):
-    """What the trainer does with what members say. `founders`: with whom the run began, before a step is closed."""
+    """What the trainer does with what members say. `founders`: with whom the run began, for who does not know."""
 
     @property
     def founders(self) -> Collection[int]: ...

@@ -372,7 +372,7 @@ class Trainer:
 
     @property
     def founders(self) -> Collection[int]:
-        return () if self.closing.closed else self.crew.founders
+        return () if self._started and self.closing.closed else self.crew.founders
 
     @property
     def began(self) -> bool:

@@ -30,6 +30,7 @@ from swarm_peer.swarm.peer import Parts
 from swarm_peer.swarm.roster import Member
 from swarm_peer.swarm.trainer import Trainer
 
+from tests.chaos.crews import Crews
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient, spoil_what_is_over
 from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.chaos.watched import WatchedBackend
@@ -119,8 +120,7 @@ class Chaos:
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
         self._parted: list[tuple[str, str]] = []
-        self._crews: dict[int, frozenset[int]] = {}
-        self._last_crew: frozenset[int] = frozenset()
+        self._crews = Crews(lambda error: self.swarm.fail(error))
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = self.most_kept = 0
@@ -158,10 +158,8 @@ class Chaos:
     # ---- what happens
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Stepped):
-            self._check_majority(event.step, event.members)
-        if isinstance(event, WentBack):
-            self._crews[event.step - 1] = self._last_crew
+        if isinstance(event, WentBack) and self.schedule.standby:
+            self._crews.went_back(self.swarm, event)
         if isinstance(event, Stepped if self.schedule.standby else WentBack):
             self._spoil()
         self._note("trainer", event)
@@ -195,6 +193,8 @@ class Chaos:
             self.most_kept = max(self.most_kept, len(reducer.kept))
         if moment.name == "applied":
             self._check_update(peer, moment.stage, moment.step + 1)
+            if host is not None and self.schedule.standby:
+                self._crews.applied(host, moment.step)
         for entry in list(self._waiting):
             fault, _ = entry
             trigger = fault.trigger
@@ -230,17 +230,6 @@ class Chaos:
         choices = [choice for choice in commit.choices if choice.stage == stage] if commit is not None else []
         named = (choices[0].term, choices[0].attempt) if choices else (0, 0)
         return named, host.backend.made_of.get(version, ())
-
-    def _check_majority(self, step: int, members: int) -> None:
-        """With a standby, a step is committed by more than half of those who committed the one before it, that is the
-        last to do so: a Commit may have been heard by nobody, or be undone. The one before the first step after going
-        back is the last Commit before that, whatever its step."""
-        crews = [trainer.crew for trainer in self.swarm.trainers]
-        before = self._crews.get(step - 1) or max((crew.told_founders() for crew in crews), key=len)
-        crew = max((crew.last for crew in crews if len(crew.last) == members), key=lambda crew: len(crew & before))
-        self._crews[step] = self._last_crew = crew
-        if self.schedule.standby and 2 * len(crew & before) <= len(before):
-            self.swarm.fail(AssertionError(f"step {step} was committed by {len(crew & before)} of {len(before)}"))
 
     def _note(self, source: str, what: Event | Moment | dict[str, Any]) -> None:
         self._noted.append((asyncio.get_running_loop().time(), source, what))
