@@ -19,13 +19,14 @@ from .roster import Member, Roster
 
 
 @lru_cache(maxsize=4096)
-def _name(peer: str) -> int:
+def name_in_crew(peer: str) -> int:
+    """A peer as a Commit names it."""
     return int.from_bytes(hashlib.sha256(peer.encode()).digest()[:8])
 
 
 def crew_of(members: Iterable[Member]) -> frozenset[int]:
     """Members as a Commit names them."""
-    return frozenset(_name(member.peer) for member in members)
+    return frozenset(name_in_crew(member.peer) for member in members)
 
 
 @dataclass

@@ -1,17 +1,20 @@
 """Checks of one run that with a standby each Commit is made by a majority of those who made the one before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from swarm_peer.simulations.swarm import SimulatedSwarm
+from swarm_peer.swarm.crew import name_in_crew
 from swarm_peer.swarm.events import WentBack
 from swarm_peer.swarm.host import StageHost
 
 
 class Crews:
-    """By epoch and step, who made a Commit that somebody has applied. `fail` is told what is wrong."""
+    """By epoch and step, who made a Commit that somebody has applied. `fail` is told what is wrong; `peers`: who is
+    there from the beginning, without whom the run cannot begin."""
 
-    def __init__(self, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, fail: Callable[[Exception], None], peers: Iterable[str]) -> None:
         self._fail = fail
+        self._founders = frozenset(name_in_crew(peer) for peer in peers)
         self._crews: dict[tuple[int, int], frozenset[int]] = {}
         self._last: frozenset[int] = frozenset()
 
@@ -25,7 +28,8 @@ class Crews:
         commit = host.recollection.commits.get(step)
         if commit is None or self._crews.get((commit.epoch, step)) == frozenset(commit.crew):
             return
-        before = self._crews.get((commit.epoch, step - 1)) or frozenset(host.authority.founders)
+        founders = max(frozenset(host.authority.founders), self._founders, key=len)
+        before = self._crews.get((commit.epoch, step - 1), founders)
         self._crews[commit.epoch, step] = self._last = frozenset(commit.crew)
         both = len(self._last & before)
         if 2 * both <= len(before):

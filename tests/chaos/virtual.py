@@ -120,7 +120,9 @@ class Chaos:
         self._down: dict[str, int] = {}
         self._quiet: dict[int, float] = {}
         self._parted: list[tuple[str, str]] = []
-        self._crews = Crews(lambda error: self.swarm.fail(error))
+        self._crews = Crews(
+            lambda error: self.swarm.fail(error), map(self._name, map("peer {}".format, range(self.schedule.peers)))
+        )
         self._noted: list[tuple[float, str, Event | Moment | dict[str, Any]]] = []
         self._spoiled = 0
         self.most_open = self.most_kept = 0
