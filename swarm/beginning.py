@@ -73,6 +73,10 @@ class Beginning:
             return self.origin.digests[stage]
         return self.roster.digest_of(stage, version)
 
+    def release(self) -> None:
+        """The term is over: nobody restores the checkpoint from here, and what of it is in memory is not needed."""
+        self.origin = self._restoring = None
+
     async def serve_fetch(self, incoming: Incoming, question: pb.Fetch) -> None:
         if self._restoring is None:
             await incoming.channel.send(pb.Refused(reason=pb.NOT_KEPT, detail="this trainer holds no checkpoint"))

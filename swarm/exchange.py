@@ -220,15 +220,14 @@ class Pool:
 
     def _tidy(self) -> None:
         """Gives up idle streams that have ended: of a peer that is gone for good nobody asks for one, and each is a
-        descriptor at both ends as long as it is kept. And half of those that were not needed since the last
-        time, but for one: what it took to ask for much at once is kept no longer than it is of use."""
+        descriptor at both ends as long as it is kept. And those that were not needed since the last time: what it took
+        to ask for much at once is kept no longer than it is of use."""
         now = asyncio.get_running_loop().time()
         if now < self._tidied + TIDY_SECONDS:
             return
         self._tidied = now
         for peer, link in list(self._links.items()):
-            unneeded = link.fewest_idle // 2
-            kept = [channel for channel in link.idle[unneeded:] if not channel.ended]
+            kept = [channel for channel in link.idle[link.fewest_idle :] if not channel.ended]
             for channel in [channel for channel in link.idle if channel not in kept]:
                 channel.close()
             link.idle, link.fewest_idle = kept, len(kept)
