@@ -166,7 +166,10 @@ class Succession:
         self.emit(events.Leads(number))
         if begun is not None:
             self.emit(begun)
-        report: dict[str, Any] = await in_own_task(self.trainer.run())
+        try:
+            report: dict[str, Any] = await in_own_task(self.trainer.run())
+        finally:
+            self.trainer.beginning.release()
         return report
 
     def _begin(self, term: SignedTerm) -> events.WentBack:

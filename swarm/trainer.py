@@ -290,7 +290,6 @@ class Trainer:
             self._finishing = True
             self.errands.close()
             self.admission.close()
-            self.beginning.release()
             self.pool.close()
         if problem is not None:
             raise problem
