@@ -9,8 +9,8 @@ from swarm_peer.swarm.host import StageHost
 
 
 class Crews:
-    """By epoch and step, who made a Commit that somebody has applied. `fail` is told what is wrong; `peers`: who is
-    there from the beginning, without whom the run cannot begin."""
+    """By epoch and step, who made a Commit that somebody has applied. `fail` is told what is wrong; `peers`: with whom
+    the run begins, if nobody knows better."""
 
     def __init__(self, fail: Callable[[Exception], None], peers: Iterable[str]) -> None:
         self._fail = fail
@@ -23,13 +23,13 @@ class Crews:
         (crew,) = {of.crew.last for of in swarm.trainers if of.beginning.epoch == event.epoch}
         self._crews[event.epoch, event.step - 1] = crew or self._last
 
-    def applied(self, host: StageHost, step: int) -> None:
+    def applied(self, swarm: SimulatedSwarm, host: StageHost, step: int) -> None:
         """A peer has applied the Commit of a step."""
         commit = host.recollection.commits.get(step)
         if commit is None or self._crews.get((commit.epoch, step)) == frozenset(commit.crew):
             return
-        founders = max(frozenset(host.authority.founders), self._founders, key=len)
-        before = self._crews.get((commit.epoch, step - 1), founders)
+        told = (frozenset(host.authority.founders), *(trainer.crew.told_founders() for trainer in swarm.trainers))
+        before = self._crews.get((commit.epoch, step - 1), max(told, key=len) or self._founders)
         self._crews[commit.epoch, step] = self._last = frozenset(commit.crew)
         both = len(self._last & before)
         if 2 * both <= len(before):

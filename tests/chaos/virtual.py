@@ -196,7 +196,7 @@ class Chaos:
         if moment.name == "applied":
             self._check_update(peer, moment.stage, moment.step + 1)
             if host is not None and self.schedule.standby:
-                self._crews.applied(host, moment.step)
+                self._crews.applied(swarm, host, moment.step)
         for entry in list(self._waiting):
             fault, _ = entry
             trigger = fault.trigger
