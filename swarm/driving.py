@@ -179,10 +179,11 @@ class Driver:
     def _hint(self, step: int, index: int, tries: int) -> dict[int, pb.PathEntry]:
         """By stage: who has done it. Where that was somebody who is not credited now, one who would be: whoever calls
         that stage knows only that it is answered fast, from what is kept."""
-        path = self._paths[step, index]
+        path = self._paths.get((step, index), {})
         hints = {stage: entry for stage, entry in path.items() if self.roster.is_ready(entry.member)}
         for stage in self.ledger.missing(step, index):
-            others = self.roster.serving(stage) if stage in path and stage not in hints else ()
+            last = self.roster.get(path[stage].member) if stage in path else None
+            others = self.roster.serving(stage) if last is not None and last.live and not last.ready else ()
             if others:
                 member = others[tries % len(others)]
                 hints[stage] = pb.PathEntry(stage=stage, member=member.number, peer=member.peer)
