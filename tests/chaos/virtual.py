@@ -365,7 +365,8 @@ class Chaos:
         peer = self.swarm.peers[name]
 
         def misload(stage: int) -> None:
-            assert peer.host is not None and isinstance(peer.host.backend, WatchedBackend)  # noqa: PT018
+            assert peer.host is not None
+            assert isinstance(peer.host.backend, WatchedBackend)
             peer.host.backend.misload_next = True
 
         peer.placed = misload
