@@ -38,6 +38,7 @@ from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
 from tests.chaos.schedules import Schedule, draw_schedule, draw_wrong_state
 from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
+from tests.chaos.written import LIMIT, away_before_the_trainer_was
 
 
 @dataclass(frozen=True)
@@ -435,7 +436,10 @@ MUTANTS: dict[str, Mutant] = {
         ((Crew, "tell_founders", nothing), (Crew, "least_founders", 0)),
     ),
     "begin-with-anyone": Mutant(
-        "a new trainer begins when a replica of every stage has answered", ((Crew, "is_complete", begin_with_anyone),)
+        "a new trainer begins when a replica of every stage has answered",
+        ((Crew, "is_complete", begin_with_anyone),),
+        draw=away_before_the_trainer_was,
+        limit=LIMIT,
     ),
     "no-bench": Mutant("one of two replicas that cannot reach each other sits out", ((Closing, "_apart", ignore),)),
     "wait-for-stragglers": Mutant(

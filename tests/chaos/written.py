@@ -61,6 +61,18 @@ def resumed_by_another(seed: int) -> Schedule:
     return Schedule(seed, staleness=1, replicas=2, standby=False, faults=faults, checkpoints=1, patience=0.1)
 
 
+def away_before_the_trainer_was(seed: int) -> Schedule:
+    """A peer cannot reach the trainer from the first step on. When that one is cut off, the standby hears the peer that
+    stayed behind long before any other."""
+    cut_off = Trigger("applied", 0, 3, 0)
+    faults = (
+        Fault("cut", 0.0, 90.0, "peer 2", TRAINER, Trigger("applied", 0, 0, 1)),
+        Fault("isolate", 0.0, 60.0, TRAINER, "", cut_off),
+        *(Fault("cut", 0.0, 8.0, f"peer {other}", STANDBY, cut_off) for other in (0, 1, 3, 4, 5)),
+    )
+    return Schedule(seed, staleness=1, replicas=2, standby=True, faults=faults, patience=0.1)
+
+
 WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     away_while_the_run_went_back,
     standby_that_missed_an_epoch,
@@ -68,4 +80,5 @@ WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     twice_back,
     back_before_patience_is_over,
     resumed_by_another,
+    away_before_the_trainer_was,
 )
