@@ -695,7 +695,7 @@ class Totals(_message.Message):
     def __init__(self, microbatches: _Optional[int] = ..., lost: _Optional[int] = ..., duplicated: _Optional[int] = ..., reissued: _Optional[int] = ..., taken_back: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "crew", "past")
+    __slots__ = ("term", "epoch", "step", "choices", "factor", "learning_rate", "bias_correction1", "bias_correction2", "loss", "tokens", "totals", "closed", "crew", "past", "earlier_crew")
     TERM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -710,6 +710,7 @@ class Commit(_message.Message):
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     CREW_FIELD_NUMBER: _ClassVar[int]
     PAST_FIELD_NUMBER: _ClassVar[int]
+    EARLIER_CREW_FIELD_NUMBER: _ClassVar[int]
     term: Term
     epoch: int
     step: int
@@ -724,7 +725,8 @@ class Commit(_message.Message):
     closed: int
     crew: _containers.RepeatedScalarFieldContainer[int]
     past: Past
-    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., crew: _Optional[_Iterable[int]] = ..., past: _Optional[_Union[Past, _Mapping]] = ...) -> None: ...
+    earlier_crew: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, term: _Optional[_Union[Term, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., factor: _Optional[_Union[Scalar, _Mapping]] = ..., learning_rate: _Optional[float] = ..., bias_correction1: _Optional[float] = ..., bias_correction2: _Optional[float] = ..., loss: _Optional[_Union[Scalar, _Mapping]] = ..., tokens: _Optional[int] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., closed: _Optional[int] = ..., crew: _Optional[_Iterable[int]] = ..., past: _Optional[_Union[Past, _Mapping]] = ..., earlier_crew: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("epoch", "version", "digest")

@@ -23,7 +23,7 @@ from .errands import Errands
 from .exchange import Channel, Incoming, Meter, serve_exchanges, serve_watch
 from .keys import ProvenTerms, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_indices, check_past
+from .messages import Body, check_crew, check_indices, check_past
 from .roster import Member, Roster
 from .transport import Stream
 
@@ -162,7 +162,7 @@ class Admission:
                 return
             assert isinstance(hello, pb.Hello)
             member = await self._welcome(channel, hello)
-            beating = asyncio.create_task(self._beat(channel))
+            beating = asyncio.create_task(self._beat(channel, member))
             try:
                 await self._listen(channel, member)
             finally:
@@ -300,17 +300,22 @@ class Admission:
         self._over.set()
         self._news.set()
 
-    async def _beat(self, channel: Channel) -> None:
+    async def _beat(self, channel: Channel, member: Member) -> None:
         """A member knows by it that its trainer lives."""
         with contextlib.suppress(UnreachableError):
             while True:
                 await asyncio.sleep(self._pace.heartbeat)
-                await channel.send(pb.Heartbeat(founders=self.listener.founders))
+                founders = self.listener.founders
+                await channel.send(
+                    pb.Heartbeat(founders=() if member.beat.knows >= len(founders) else sorted(founders))
+                )
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)
         if earlier is not None:
             await self._replace(earlier)
+            if self._closed or self.roster.by_peer(channel.peer) is not None:
+                raise UnreachableError(f"{channel.peer} came while it was replaced")
         wanted = hello.wanted_stage - 1 if hello.wanted_stage else None
         member = self.roster.place(channel.peer, tuple(hello.addresses), wanted, tuple(hello.besides))
         number = hello.epochs[-1].term.number if hello.epochs else 0
@@ -322,19 +327,23 @@ class Admission:
         member.heard = member.since = asyncio.get_running_loop().time()
         self._channels[member.number] = channel
         self.joined(member)
-        await channel.send(
-            pb.Welcome(
-                manifest=self.manifest.canonical(),
-                signature=self.signature,
-                term=self.term,
-                member=member.number,
-                stage=member.stage,
-                closed=self.listener.closed_marker(),
-                began=self.listener.began,
-                donors=self.listener.beginning.donors(member.stage, self.listener.closed_marker()),
-                epochs=self.listener.beginning.lineage.epochs,
-            )
+        welcome = pb.Welcome(
+            manifest=self.manifest.canonical(),
+            signature=self.signature,
+            term=self.term,
+            member=member.number,
+            stage=member.stage,
+            closed=self.listener.closed_marker(),
+            began=self.listener.began,
+            donors=self.listener.beginning.donors(member.stage, self.listener.closed_marker()),
+            epochs=self.listener.beginning.lineage.epochs,
         )
+        try:
+            await channel.send(welcome)
+        except BaseException:
+            self._channels.pop(member.number, None)
+            self.listener.lost(member, "it could not be welcomed")
+            raise
         return member
 
     async def _replace(self, earlier: Member) -> None:
@@ -381,6 +390,13 @@ class Admission:
         for entry in held.steps:
             check_indices(tuple(entry.indices), microbatches, channel.peer)
             check_indices(tuple(sorted(loss.index for loss in entry.losses)), microbatches, channel.peer)
+        steps = self.manifest.settings.train.steps
+        check_crew(held.founders, channel.peer)
+        for commit in held.commits:
+            check_crew(commit.crew, channel.peer)
+            check_crew(commit.earlier_crew, channel.peer)
+            if commit.step >= steps:
+                raise ProtocolError(f"{channel.peer} holds a Commit of step {commit.step} of {steps}")
 
     async def tell(self, member: Member, body: Body) -> None:
         """Sends to one member; one whose stream has ended is found lost by `serve`."""

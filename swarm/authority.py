@@ -39,7 +39,7 @@ class Authority:
         self.run_id = manifest.run_id
         self.closed = 0
         self.founders: tuple[int, ...] = ()
-        """With whom the run began (`crew.py`); none if no trainer has told."""
+        """With whom the epoch began (`crew.py`); none if no trainer has told."""
 
         self.epoch = 0
         """Of which what this peer holds is."""
@@ -81,7 +81,7 @@ class Authority:
 
     def enter(self, epoch: int) -> None:
         """What this peer does from now on is of another epoch."""
-        self.epoch, self.closed = epoch, 0
+        self.epoch, self.closed, self.founders = epoch, 0, ()
 
     def follow(self, closed: int) -> None:
         """Takes a trainer's word that no more is closed: it may not have heard of what one before it has closed, and

@@ -438,6 +438,8 @@ class Closing:
         try:
             await asyncio.wait((reducing, waiting), return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
+                for key in [key for key in step.held if key[0] in unit.stages]:
+                    del step.held[key]  # both may have come about at once
                 step.held.update(held)
                 self.ledger.settle(step.number, unit.stages)
                 return commit

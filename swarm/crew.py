@@ -31,14 +31,15 @@ def crew_of(members: Iterable[Member]) -> frozenset[int]:
 
 @dataclass
 class Crew:
-    """`founders`: with whom the run began, empty before that is known; `last`: of the last Commit of this term, or of
-    the one that this coordinator went back after."""
+    """`founders`: with whom the epoch began, empty before that is known; `last`: of the last Commit of this term, or of
+    the one that this coordinator went back after; `latest`: the last Commit of this term."""
 
     manifest: Manifest
     roster: Roster
     history: History
     founders: frozenset[int] = frozenset()
     last: frozenset[int] = frozenset()
+    latest: pb.Commit | None = None
     resuming: bool = False
     """Whether the term begins with a checkpoint: then whoever is there will do, as when another trainer has led."""
 
@@ -72,6 +73,19 @@ class Crew:
         """Without a standby that is not asked."""
         return self._is_majority(self.roster.following())
 
+    def take(self, commit: pb.Commit) -> None:
+        """The next Commit needs a majority of those who are named by this one."""
+        self.latest, self.last = commit, frozenset(commit.crew)
+
+    def is_heard(self) -> bool:
+        """Whether most of those of whom the last Commit needed a majority have applied it. Until then others of them,
+        who have not heard of it, may make that Commit with another trainer, whoever is named by this one."""
+        latest = self.latest or max(self.commits(), key=lambda commit: commit.step, default=None)
+        if not self.manifest.settings.pipeline.standby or latest is None or not latest.earlier_crew:
+            return True
+        heard = crew_of(member for member in self.roster.everyone() if member.version > latest.step)
+        return 2 * len(heard.intersection(latest.earlier_crew)) > len(latest.earlier_crew)
+
     def can_spare(self, leaver: Member) -> bool:
         """Whether those who stay would still be a majority if a member left now."""
         return self._is_majority([member for member in self.roster.following() if member is not leaver])
@@ -96,15 +110,16 @@ class Crew:
         return self.manifest.stages * self.manifest.settings.pipeline.min_replicas
 
     def told_founders(self) -> frozenset[int]:
-        """With whom the run began, as far as anyone has been told."""
+        """With whom the epoch began, as far as anyone has been told."""
         return max([self.founders, *(frozenset(held.founders) for _, held in self.reports)], key=len)
 
     async def tell_founders(self, tell: Callable[[Member, pb.Heartbeat], Awaitable[None]], signal: Signal) -> None:
-        """With a standby, nothing begins before everyone here knows who began it."""
+        """With a standby, no epoch begins before everyone here knows who began it. Where the run went back, those who
+        had come so far: who would commit another step of the epoch before needs a majority of them too."""
         self.founders = self.told_founders()
-        if not self.manifest.settings.pipeline.standby or self.founders:
+        if not self.manifest.settings.pipeline.standby or self.commits():
             return
-        self.founders = crew_of(self.roster.following())
+        self.founders = self.founders or self.last or crew_of(self.roster.following())
         for member in self.roster.following():
             await tell(member, pb.Heartbeat(founders=sorted(self.founders)))
         await signal.wait_for(

@@ -63,7 +63,7 @@ class Finishing:
             making.cancel()
             adopting.cancel()
         await self.signal.wait_for(lambda: self._preceded(step))
-        self.crew.last = frozenset(commit.crew)
+        self.crew.take(commit)
         step.committed = True
         self.admission.committed()
         self.signal.notify()
@@ -109,8 +109,10 @@ class Finishing:
         async with asyncio.TaskGroup() as tasks:
             reductions = [tasks.create_task(self.closing.reduce(step, unit)) for unit in units]
         choices = sorted((choice for task in reductions for choice in task.result()), key=lambda choice: choice.stage)
-        await self.signal.wait_for(self.crew.has_majority)
+        await self.signal.wait_for(lambda: self.crew.is_heard() and self.crew.has_majority())
         commit = self.closing.commit(step, choices)
+        if self.crew.whole != set(commit.crew):
+            commit.earlier_crew.extend(sorted(self.crew.whole))
         now = asyncio.get_running_loop().time()
         step.seconds = now - (step.began if step.began is not None else now)
         commit.past.CopyFrom(self.history.of(step, {}))

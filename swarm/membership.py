@@ -24,7 +24,7 @@ from .exchange import Channel, Meter
 from .host import Moment, StageHost
 from .keys import ProvenTerms, check_signed_manifest, check_term, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, from_scalar
+from .messages import Body, check_crew, from_scalar
 from .reduction import Reducer
 
 JOIN_SECONDS = 30.0
@@ -201,6 +201,7 @@ class Membership:
             elif isinstance(body, pb.Closed):
                 self._lead(body.term, body.closed)
             elif isinstance(body, pb.Heartbeat):
+                check_crew(body.founders, self.channel.peer)
                 if len(body.founders) > len(self.authority.founders):
                     self.authority.founders = tuple(body.founders)
                     await self._say(self._heartbeat())

@@ -6,6 +6,7 @@ its bounds.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -57,6 +58,8 @@ _FIELD_OF_TYPE = {
 
 MAX_STAGES = 1024
 MAX_INDEX = 1 << 24
+MAX_CREW = 1 << 14
+"""Members of one run; their names, eight bytes each, are in every Commit."""
 
 
 def pack(body: Body) -> bytes:
@@ -123,6 +126,14 @@ def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> N
         raise ProtocolError(f"{sender} sent indices that are not ascending")
     if indices and indices[-1] >= microbatches:
         raise ProtocolError(f"{sender} sent index {indices[-1]} of {microbatches}")
+
+
+def check_crew(names: Sequence[int], sender: str) -> None:
+    """Members as a Commit names them: ascending, distinct, not too many. Raises `ProtocolError`."""
+    if len(names) > MAX_CREW:
+        raise ProtocolError(f"{sender} names a crew of {len(names)}; at most {MAX_CREW} are accepted")
+    if any(left >= right for left, right in pairwise(names)):
+        raise ProtocolError(f"{sender} names a crew that is not ascending")
 
 
 def check_past(past: pb.Past, steps: int, sender: str) -> None:

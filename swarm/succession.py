@@ -112,7 +112,7 @@ class Succession:
                 await self._go_back()
                 continue
             except FencedError:
-                if self.origin is not None and not self.trainer_began:
+                if self._was_resuming and not self.trainer_began:
                     self._try_again()
                     continue
                 if not self.manifest.settings.pipeline.standby:
@@ -126,6 +126,11 @@ class Succession:
                 await self._follow()
             except _Over:
                 return None
+
+    @property
+    def _was_resuming(self) -> bool:
+        """Whether the last term was to begin at the checkpoint that this coordinator was started with."""
+        return self.origin is not None and self.trainer is not None and self.trainer.origin is self.origin
 
     @property
     def trainer_began(self) -> bool:

@@ -372,7 +372,7 @@ class Trainer:
 
     @property
     def founders(self) -> Collection[int]:
-        return () if self._started and self.closing.closed else self.crew.founders
+        return self.crew.founders if self.closing.closed <= self.beginning.lineage.first else ()
 
     @property
     def began(self) -> bool:

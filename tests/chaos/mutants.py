@@ -38,7 +38,7 @@ from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
 from tests.chaos.schedules import Schedule, draw_schedule, draw_wrong_state
 from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
-from tests.chaos.written import LIMIT, away_before_the_trainer_was
+from tests.chaos.written import LIMIT, away_before_the_trainer_was, more_come_than_there_were
 
 
 @dataclass(frozen=True)
@@ -434,6 +434,11 @@ MUTANTS: dict[str, Mutant] = {
     "forget-founders": Mutant(
         "before the first Commit, a majority is one of those with whom the run began",
         ((Crew, "tell_founders", nothing), (Crew, "least_founders", 0)),
+    ),
+    "count-newcomers-at-once": Mutant(
+        "before the next Commit, most of those of whom the last one needed a majority have applied it",
+        ((Crew, "is_heard", yes),),
+        draw=more_come_than_there_were,
     ),
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered",

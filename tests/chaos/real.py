@@ -307,6 +307,8 @@ class RealChaos:
         names = [self.swarm.child_of(peer).name for peer in peers]
         if fault.kind in (KILL, LEAVE):
             names = [name for name in names if name != self.spared]
+        if fault.kind == LEAVE:  # else a swarm would only ever grow
+            names = [name for name in names if self._has_joined(self.swarm.children[name])] or names
         return names[int(fault.choice * len(names))] if names else None
 
     def _leader_that_is_followed(self) -> str | None:

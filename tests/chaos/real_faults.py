@@ -23,6 +23,8 @@ class Pace:
     leave: float = 75.0
     join: float = 150.0
     lose: float = 240.0
+    trainer_from: float = 0.3
+    """After which share of its time a trainer may be killed; it is within the next three tenths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def draw_real(seed: int, seconds: float, pace: Pace | None = None) -> list[RealF
         JOIN: int(seconds / pace.join),
         LOSE: int(seconds / pace.lose),
     }
-    earliest = {TRAINER_KILL: 0.3, LEAVE: 0.1, JOIN: 0.1, LOSE: 0.5}
+    earliest = {TRAINER_KILL: pace.trainer_from, LEAVE: 0.1, JOIN: 0.1, LOSE: 0.5}
     for kind, count in spread.items():
         for number in range(count):
             at = seconds * (number + earliest[kind] + draw.uniform(0.0, 0.3)) / count

@@ -22,7 +22,9 @@ from tests.chaos.flatness import Bounds, Sample, Series, Verdict, verdicts
 from tests.chaos.real import RealChaos
 from tests.chaos.real_faults import Pace
 
-PACE = Pace(kill=90.0, trainer=1800.0, leave=180.0, join=300.0, lose=600.0)
+PACE = Pace(kill=90.0, trainer=1800.0, leave=180.0, join=300.0, lose=600.0, trainer_from=0.1)
+"""The trainer is killed early, so that the one after it is seen for most of the run."""
+
 SPARED = "peer-0"
 ROLES = ("peer", "trainer", "standby")
 LEARNING_RATE = 1e-4

@@ -73,6 +73,24 @@ def away_before_the_trainer_was(seed: int) -> Schedule:
     return Schedule(seed, staleness=1, replicas=2, standby=True, faults=faults, patience=0.1)
 
 
+def more_come_than_there_were(seed: int) -> Schedule:
+    """Four join three founders, all seven make a Commit, and before a founder hears of it, those are cut off from the
+    others together with the standby."""
+    founders, others = [f"peer {number}" for number in range(3)], [f"peer {number}" for number in range(3, 7)]
+    reduced = Trigger("reduced", 0, 1, 1)
+    apart = [
+        (TRAINER, STANDBY),
+        *((founder, TRAINER) for founder in founders),
+        *((other, STANDBY) for other in others),
+        *((founder, other) for founder in founders for other in others),
+    ]
+    faults = (
+        *(Fault("join", 0.0, 0.0, trigger=Trigger("applied", 0, 0, 0)) for _ in others),
+        *(Fault("cut", 0.002, 30.0, one, other, reduced) for one, other in apart),
+    )
+    return Schedule(seed, staleness=1, replicas=1, standby=True, faults=faults, steps=7)
+
+
 WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     away_while_the_run_went_back,
     standby_that_missed_an_epoch,
@@ -81,4 +99,5 @@ WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     back_before_patience_is_over,
     resumed_by_another,
     away_before_the_trainer_was,
+    more_come_than_there_were,
 )
