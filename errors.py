@@ -21,6 +21,7 @@
     │   └── CheckpointError      what is to be resumed from is no checkpoint of this run, or is damaged
     ├── DeviceError              a device has been at one piece of work for so long that it will not come back
     ├── FittingError             a machine is too small for what it is to host: what is missing, what would fit
+    ├── ScenarioError            a scenario's file is wrong: which line and key, what came, what is wanted
     ├── StuckError               a simulation in which nothing can happen any more
     ├── ConservationError        a simulation in which a microbatch is nowhere
     └── UsageError               a command line that cannot be carried out
@@ -135,6 +136,10 @@ class FittingError(SwarmError):
     def __init__(self, message: str, *, final: bool = True) -> None:
         super().__init__(message)
         self.final = final
+
+
+class ScenarioError(SwarmError):
+    """A scenario cannot be simulated. The message names file, line and key."""
 
 
 class StuckError(SwarmError):

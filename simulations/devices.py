@@ -23,15 +23,19 @@ class SimulatedDevice:
     durations: Mapping[str, float] = field(default_factory=lambda: dict(DURATIONS))
     noise: float = 0.2
     slowdown: float = 1.0
+    worked: float = 0.0
+    """Seconds of visits so far."""
 
     def __post_init__(self) -> None:
         self._going = asyncio.Event()
         self._going.set()
 
     async def run(self, phase: str, work: Callable[[], T]) -> T:
-        await asyncio.sleep(self.durations[phase] * self.draw.uniform(1 - self.noise, 1 + self.noise) * self.slowdown)
+        seconds = self.durations[phase] * self.draw.uniform(1 - self.noise, 1 + self.noise) * self.slowdown
+        await asyncio.sleep(seconds)
         if phase != BACKGROUND:
             await self._going.wait()
+            self.worked += seconds
         return work()
 
     @property

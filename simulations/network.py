@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import random
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,15 +37,16 @@ class MemoryStream:
         self._frames: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._arrival = 0.0
+        self.weigh = network.weigher()
+        self.comes = 0.0
+        """When what has left last comes to the other side's link, for a network that looks at links."""
 
     async def send(self, frame: bytes) -> None:
         if self.ended:
             raise UnreachableError(f"the stream to {self.peer} has ended")
         if len(frame) > MAX_FRAME_BYTES:
             raise WireError(f"a frame of {len(frame)} bytes is above the limit of {MAX_FRAME_BYTES}")
-        leaves_in = self._network.carry(self._local, self, frame)
-        if leaves_in:
-            await asyncio.sleep(leaves_in)
+        await self._network.transmit(self._local, self, frame)
 
     def arrive_after(self, seconds: float, frame: bytes | None) -> None:
         """Has a frame, or the end (None), come out at the other side; never before what was sent earlier."""
@@ -104,8 +105,13 @@ class MemoryNetwork:
     latency: tuple[float, float] = (0.001, 0.005)
     nodes: dict[str, "MemoryTransport"] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
-    _held: dict[tuple[str, str], list[tuple[MemoryStream, bytes | None]]] = field(default_factory=dict)
-    _stalled: dict[tuple[str, str], float] = field(default_factory=dict)
+    weigher: Callable[[], Callable[[bytes], int]] = field(default=lambda: len)
+    """For each direction of a stream, what tells how many bytes a frame stands for."""
+
+    held: dict[tuple[str, str], list[tuple[MemoryStream, bytes | None]]] = field(default_factory=dict)
+    """What has been sent in directions that are cut."""
+
+    stalled: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -118,20 +124,27 @@ class MemoryNetwork:
             self.links[peer_id] = link
         return node
 
-    def draw(self) -> float:
+    def draw(self, sender: str, receiver: str) -> float:
+        """What a frame takes from one to the other, in seconds."""
         return self.random.uniform(*self.latency)
 
     # ---- what frames do
 
+    async def transmit(self, sender: str, stream: MemoryStream, frame: bytes) -> None:
+        """Returns when a frame has left the sender."""
+        leaves_in = self.carry(sender, stream, frame)
+        if leaves_in:
+            await asyncio.sleep(leaves_in)
+
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """Sends a frame on its way; the seconds until it has left the sender."""
         direction = (sender, stream.peer)
-        if direction in self._held:
-            self._held[direction].append((stream, frame))
+        if direction in self.held:
+            self.held[direction].append((stream, frame))
             return 0.0
         now = asyncio.get_running_loop().time()
-        left, arrives = self._pass(sender, stream.peer, 0 if frame is None else len(frame), now)
-        arrives = max(arrives, self._stalled.get(direction, 0.0))
+        left, arrives = self._pass(sender, stream.peer, 0 if frame is None else stream.weigh(frame), now)
+        arrives = max(arrives, self.stalled.get(direction, 0.0))
         stream.arrive_after(arrives - now, frame)
         return left - now
 
@@ -141,7 +154,7 @@ class MemoryNetwork:
         left = now
         if near is not None and near.up is not None:
             left = near.up_free = max(now, near.up_free) + size / near.up
-        arrives = left + (self.draw() if size else 0.0)
+        arrives = left + (self.draw(sender, receiver) if size else 0.0)
         if far is not None and far.down is not None:
             arrives = far.down_free = max(arrives, far.down_free) + size / far.down
         return left, arrives
@@ -150,23 +163,23 @@ class MemoryNetwork:
 
     def cut(self, one: str, other: str, *, both: bool = True) -> None:
         """Lets nothing through from `one` to `other`, and with `both` nothing back either."""
-        self._held.setdefault((one, other), [])
+        self.held.setdefault((one, other), [])
         if both:
-            self._held.setdefault((other, one), [])
+            self.held.setdefault((other, one), [])
 
     def heal(self, one: str, other: str) -> None:
         """Both directions work again; what was held arrives."""
         for direction in ((one, other), (other, one)):
-            for stream, frame in self._held.pop(direction, []):
-                stream.arrive_after(self.draw(), frame)
+            for stream, frame in self.held.pop(direction, []):
+                stream.arrive_after(self.draw(*direction), frame)
 
     def is_cut(self, one: str, other: str) -> bool:
-        return (one, other) in self._held or (other, one) in self._held
+        return (one, other) in self.held or (other, one) in self.held
 
     def stall(self, one: str, other: str, seconds: float) -> None:
         """Nothing that is sent from now on between two nodes arrives before `seconds` are over."""
         until = asyncio.get_running_loop().time() + seconds
-        self._stalled[one, other] = self._stalled[other, one] = until
+        self.stalled[one, other] = self.stalled[other, one] = until
 
 
 class MemoryTransport:
@@ -185,7 +198,7 @@ class MemoryTransport:
         self._handler = handler
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> MemoryStream:
-        await asyncio.sleep(self._network.draw())
+        await asyncio.sleep(self._network.draw(self.peer_id, peer))
         for _ in range(DIALS):
             if not self._network.is_cut(self.peer_id, peer):
                 break

@@ -34,7 +34,8 @@ Watcher = Callable[["SimulatedSwarm", str, Moment], None]
 @dataclass
 class SimulatedSwarm:
     """One run. `wanted` gives each peer its stage; `watch` is called with (swarm, peer id, moment);
-    `disk_bytes` is what the disk of each peer has left."""
+    `disk_bytes` is what the disk of each peer has left; `internet` is the network, if not the simplest one; `equip` is
+    called with every peer before it runs, with its device in `devices`."""
 
     signed: SignedManifest
     manifest: Manifest
@@ -53,12 +54,17 @@ class SimulatedSwarm:
     keep: Callable[[Trainer], Awaitable[None]] | None = None
     checkpoints: Checkpoints | None = None
     origin: Checkpoint | None = None
+    internet: MemoryNetwork | None = None
+    equip: Callable[[Peer], None] = field(default=lambda peer: None)
 
     def __post_init__(self) -> None:
-        self.network = MemoryNetwork(self.seed, self.latency)
+        self.network = self.internet or MemoryNetwork(self.seed, self.latency)
         self.directory = MemoryDirectory()
         self.peers: dict[str, Peer] = {}
         self.devices: dict[str, SimulatedDevice] = {}
+        self.machines: dict[str, str] = {}
+        """By peer: the one that its machine came with first."""
+
         self.killed: list[str] = []
         self.endings: dict[str, str] = {}
         self.coordinators: dict[str, Succession] = {}
@@ -133,9 +139,9 @@ class SimulatedSwarm:
         finally:
             await transport.close()
 
-    def start_peer(self, number: int, stage: int | None, replaces: int = 0) -> Peer:
+    def start_peer(self, number: int, stage: int | None, replaces: int = 0, machine: str = "") -> Peer:
         """Starts a peer; one of the same number that was killed comes again under its name. `replaces`: the member that
-        its machine moves away from."""
+        its machine moves away from; `machine`: the peer that this machine came with first, if it was another."""
         identity = Identity.from_seed(f"peer {number}")
         transport = self.network.transport(identity.peer_id)
         device = SimulatedDevice(random.Random(f"{self.seed}/{number}"))
@@ -144,6 +150,7 @@ class SimulatedSwarm:
         if self.durations is not None:
             device.durations = self.durations
         name = identity.peer_id
+        self.machines[name] = machine or self.machines.get(name, name)
 
         def observe(moment: Moment) -> None:
             self.watch(self, name, moment)
@@ -152,6 +159,7 @@ class SimulatedSwarm:
         peer.replaces, peer.moves = replaces, lambda target: self._move(peer, target)
         self.peers[name] = peer
         self.endings.pop(name, None)
+        self.equip(peer)
         transport.spawn(self._run_peer(name, peer, stage, transport))
         return peer
 
@@ -159,7 +167,8 @@ class SimulatedSwarm:
         """A machine that can host two stages for a while: another peer of it comes, and this one leaves for it."""
         if peer.host is None or peer.leaving:
             return False
-        heir = self.start_peer(len(self.peers), target, peer.host.member)
+        machine = self.machines[peer.transport.peer_id]
+        heir = self.start_peer(len(self.peers), target, peer.host.member, machine)
         heir.serves = lambda: None if peer.leaving else peer.leave(f"it moves to stage {target}")
         return True
 

@@ -32,6 +32,7 @@ from ..errors import DeviceError, StoppedError, SwarmError, UsageError
 EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 3, 130
 Command = Callable[[argparse.Namespace], int]
 
+PROGRAMS = ("swarm-peer", "swarm-coordinator", "swarm-sim")
 OTHER_VARIABLES = {
     "SWARM_PEER_CONFIG": "the folder of the files with settings; empty: none are read",
     "SWARM_PEER_HOME": "the folder of models, texts and caches",
@@ -64,8 +65,8 @@ def variable(program: str, command: str, flag: str) -> str:
 
 
 def without_flags(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment that sets no flag of either program: for children whose command line is complete."""
-    programs = tuple(f"{program.upper().replace('-', '_')}_" for program in ("swarm-peer", "swarm-coordinator"))
+    """An environment that sets no flag of any program: for children whose command line is complete."""
+    programs = tuple(f"{program.upper().replace('-', '_')}_" for program in PROGRAMS)
     kept = {
         name: value for name, value in environment.items() if name in OTHER_VARIABLES or not name.startswith(programs)
     }

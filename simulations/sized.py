@@ -1,0 +1,172 @@
+"""A stage whose tensors have a size but no numbers: what a simulation of a real model computes and sends.
+
+Every tensor is a few bytes that stand for its true size, which `weigher` tells the network; the sizes are those of
+`swarm.sizes`, from shapes alone. What there is of numbers keeps account: each microbatch's gradient is its own number,
+a state is the sum of all that it was updated with, so that work lost or counted twice shows (`whole_sum`).
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import WireError
+from ..protos import swarm_pb2 as pb
+from ..swarm.backend import BackwardResult, Context, ForwardResult, Gradient, Scalar, StageInput, Update
+from ..swarm.driving import Microbatch
+from ..swarm.manifest import Manifest
+from ..swarm.sizes import TOKEN_BYTES, gradient_bytes, reduced_bytes, state_bytes, traffic, visit_tokens
+
+PRIME = (1 << 61) - 1
+ELEMENTS = 1 << 12
+"""Bytes that stand for a stage's gradient on its way between replicas."""
+
+_VALUE = struct.Struct("<Q")
+_STATE = struct.Struct("<QQ")
+_CHUNK_TAG = b"\x92\x01"
+"""How a frame with a chunk begins: protobuf's tag of a message that is field 18."""
+
+
+def number_of(step: int, index: int, microbatches: int) -> int:
+    """The gradient of a microbatch, the same at every stage."""
+    return step * microbatches + index + 1
+
+
+def whole_sum(steps: int, microbatches: int) -> int:
+    """What a state is after so many steps, if every microbatch of each has counted once."""
+    count = steps * microbatches
+    return count * (count + 1) // 2 % PRIME
+
+
+@dataclass(frozen=True, slots=True)
+class SizedState:
+    version: int
+    value: int
+
+
+class SizedBackend:
+    """Implements `swarm.backend.StageBackend`."""
+
+    codec_seconds = 0.0
+    kernels = ""
+
+    def __init__(self, manifest: Manifest, stage: int) -> None:
+        self.lengths: Mapping[str, int] = {"stage": ELEMENTS}
+        self.gradient_bytes = gradient_bytes(manifest, stage)
+        self._microbatches = manifest.microbatches
+        self._first, self._last = stage == 0, stage == manifest.stages - 1
+        self._padding = bytes(round(ELEMENTS * state_bytes(manifest, stage) / reduced_bytes(manifest, stage)))
+
+    def initial_state(self) -> SizedState:
+        return SizedState(0, 0)
+
+    def forward(self, state: SizedState, visit: StageInput, *, train: bool) -> ForwardResult:
+        context = number_of(visit.step, visit.index, self._microbatches) if train else None
+        return ForwardResult(None, 1.0, context) if self._last else ForwardResult(_VALUE.pack(1), None, context)
+
+    def backward(self, state: SizedState, context: Context, output_gradient: bytes | None) -> BackwardResult:
+        return BackwardResult(None if self._first else _VALUE.pack(1), context)
+
+    def add(self, gradients: Sequence[Gradient]) -> Gradient:
+        return sum(gradients) % PRIME
+
+    def slice(self, gradient: Gradient | None, group: str, first: int, last: int) -> bytes:
+        return _VALUE.pack(gradient or 0) + bytes(last - first)
+
+    def reduce(self, group: str, slices: Sequence[bytes], length: int) -> tuple[bytes, Scalar]:
+        total = sum(_first_value(part) for part in slices) % PRIME
+        return _VALUE.pack(total) + bytes(length), 1.0
+
+    def apply(self, state: SizedState, reductions: Mapping[str, Sequence[bytes]], update: Update) -> SizedState:
+        totals = {_first_value(part) for part in reductions["stage"]}
+        if len(totals) != 1:
+            raise WireError(f"the parts of a reduction stand for {sorted(totals)}; they must be of one sum")
+        return SizedState(state.version + 1, (state.value + totals.pop()) % PRIME)
+
+    def digest(self, state: SizedState) -> bytes:
+        return hashlib.sha256(_STATE.pack(state.version, state.value)).digest()
+
+    def export(self, state: SizedState) -> bytes:
+        return _STATE.pack(state.version, state.value) + self._padding
+
+    def load(self, data: bytes | bytearray) -> SizedState:
+        if len(data) != _STATE.size + len(self._padding):
+            raise WireError(f"a state is {_STATE.size + len(self._padding)} bytes, got {len(data)}")
+        return SizedState(*_STATE.unpack_from(data))
+
+
+def _first_value(part: bytes) -> int:
+    if len(part) < _VALUE.size:
+        raise WireError(f"a part has at least {_VALUE.size} bytes, got {len(part)}")
+    value: int = _VALUE.unpack_from(part)[0]
+    return value
+
+
+class SizedArithmetic:
+    """Implements `swarm.backend.Arithmetic`: every loss and norm is 1."""
+
+    zero: Scalar = 0.0
+
+    def add(self, left: Scalar, right: Scalar) -> Scalar:
+        return left + right
+
+    def mean(self, total: Scalar, tokens: int) -> Scalar:
+        return 1.0
+
+    def norm(self, squared_norm: Scalar, tokens: int) -> Scalar:
+        return 1.0
+
+    def update(self, step: int, squared_norm: Scalar, tokens: int) -> Update:
+        return Update(1.0, 0.0, 1.0, 1.0)
+
+
+class SizedSamples:
+    """Implements `swarm.driving.Samples`: microbatches of which only the number of tokens matters."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._samples = manifest.settings.train.microbatch
+        self._tokens = visit_tokens(manifest)
+        self._zeros = bytes(TOKEN_BYTES * self._tokens)
+
+    def microbatch(self, step: int, index: int) -> Microbatch:
+        return Microbatch(self._samples, self._zeros, self._zeros, self._tokens)
+
+    def heldout(self) -> list[Microbatch]:
+        return []
+
+    def heldout_bytes(self) -> int:
+        return 0
+
+
+def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
+    """For each direction of a stream, what tells of its frames how many bytes they stand for."""
+    inner = traffic(manifest, range(1, 2)) if manifest.stages > 1 else traffic(manifest, range(1))
+    first = traffic(manifest, range(1)).input
+    state_scale = max(reduced_bytes(manifest, stage) for stage in range(manifest.stages)) / ELEMENTS
+
+    def stands_for(envelope: pb.Envelope) -> float:
+        """Of a message, the bytes of its payload."""
+        kind = envelope.WhichOneof("body")
+        if kind == "run":
+            return inner.input if envelope.run.first else first
+        if kind == "done":
+            return inner.input_gradient
+        if kind in ("part", "part_result", "fetched"):
+            return float(getattr(envelope, kind).payload * state_scale)
+        return 0.0
+
+    def of_a_direction() -> Callable[[bytes], int]:
+        payload = 0.0
+
+        def weigh(frame: bytes) -> int:
+            nonlocal payload
+            if frame.startswith(_CHUNK_TAG):
+                return round(payload)
+            envelope = pb.Envelope()
+            envelope.ParseFromString(frame)
+            payload = stands_for(envelope)
+            return len(frame)
+
+        return weigh
+
+    return of_a_direction

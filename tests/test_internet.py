@@ -1,0 +1,150 @@
+"""The simulated internet: how streams share links, and what comes when."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+
+import pytest
+from swarm_peer.errors import UnreachableError
+from swarm_peer.simulations.internet import Access, Downlink, Internet, Uplink
+from swarm_peer.simulations.network import MemoryStream
+from swarm_peer.simulations.virtual_time import run
+
+MEGABYTE = b"x" * 1_000_000
+RATE = 1_000_000.0
+LATENCY = 0.05
+
+
+async def answer(stream: MemoryStream) -> None:
+    """Notes when each frame has come, and the end as one without bytes."""
+    while True:
+        try:
+            frame = await stream.receive()
+        except UnreachableError:
+            arrivals.append((asyncio.get_running_loop().time(), stream.peer, 0))
+            return
+        arrivals.append((asyncio.get_running_loop().time(), stream.peer, len(frame)))
+
+
+arrivals: list[tuple[float, str, int]] = []
+
+
+def carried(
+    send: Callable[[Internet], Awaitable[None]], *, up: float = RATE, down: float = math.inf, jitter: float = 0.0
+) -> list[tuple[float, str, int]]:
+    """What has come to "far", and when: (seconds, from whom, bytes). "near" and "other" send."""
+
+    async def main() -> list[tuple[float, str, int]]:
+        arrivals.clear()
+        names = ("near", "other", "far")
+        accesses = {
+            name: Access(Uplink(up), Downlink(down if name == "far" else math.inf), LATENCY, jitter) for name in names
+        }
+        network = Internet(seed=1, accesses=accesses)
+        for name in names:
+            await network.transport(name).serve(answer)
+        await send(network)
+        await asyncio.sleep(60.0)
+        return list(arrivals)
+
+    return run(main(), limit=1000.0)
+
+
+async def opened(network: Internet, sender: str = "near") -> MemoryStream:
+    return await network.nodes[sender].open("far")
+
+
+def test_a_frame_takes_its_size_over_the_rate_and_the_way() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        await stream.send(MEGABYTE)
+        await stream.send(b"y")
+
+    (first, _, _), (second, _, _) = carried(send)
+    opening = 2 * LATENCY
+    assert first == pytest.approx(opening + 1.0 + 2 * LATENCY)
+    assert first < second == pytest.approx(first, abs=1e-3)
+
+
+def test_streams_share_an_uplink_and_small_ones_pass_large_ones() -> None:
+    async def send(network: Internet) -> None:
+        one, two, small = [await opened(network) for _ in range(3)]
+        sending = [asyncio.create_task(stream.send(MEGABYTE)) for stream in (one, two)]
+        await asyncio.sleep(0.5)
+        await small.send(b"beat")
+        await asyncio.gather(*sending)
+
+    beat, one, two = carried(send)
+    opening = 6 * LATENCY
+    assert beat[2] == 4
+    assert beat[0] - opening == pytest.approx(0.5 + 2 * LATENCY, abs=0.2)
+    assert two[0] - opening == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
+    assert one[0] - opening == pytest.approx(2.0 + 2 * LATENCY, abs=0.1)
+
+
+def test_senders_share_a_downlink() -> None:
+    async def send(network: Internet) -> None:
+        one, two = await opened(network, "near"), await opened(network, "other")
+        await asyncio.gather(one.send(MEGABYTE), two.send(MEGABYTE))
+
+    one, two = carried(send, up=math.inf, down=RATE)
+    assert two[0] - 4 * LATENCY == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
+    assert one[0] < two[0]
+
+
+def test_a_machine_s_link_is_shared_by_all_behind_it() -> None:
+    async def send(network: Internet) -> None:
+        network.accesses["other"] = network.accesses["near"]
+        one, two = await opened(network, "near"), await opened(network, "other")
+        await asyncio.gather(one.send(MEGABYTE), two.send(MEGABYTE))
+
+    _, two = carried(send)
+    assert two[0] - 4 * LATENCY == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
+
+
+def test_nothing_overtakes_within_a_stream_and_the_end_comes_last() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        for size in range(1, 40):
+            await stream.send(b"z" * size)
+        stream.close()
+
+    sizes = [size for _, _, size in carried(send, jitter=0.5)]
+    assert sizes == [*range(1, 40), 0]
+
+
+def test_who_gives_up_sending_gives_its_turn_to_others() -> None:
+    async def send(network: Internet) -> None:
+        one, two = await opened(network), await opened(network)
+        sending = asyncio.create_task(one.send(MEGABYTE))
+        await asyncio.sleep(0.1)
+        sending.cancel()
+        await asyncio.wait((sending,))
+        await two.send(MEGABYTE)
+
+    ((at, _, size),) = carried(send)
+    assert size == len(MEGABYTE)
+    assert at - 4 * LATENCY == pytest.approx(1.1 + 2 * LATENCY, abs=0.1)
+
+
+def test_what_is_cut_is_held_and_comes_after() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        network.cut("near", "far")
+        await stream.send(b"held")
+        await asyncio.sleep(5.0)
+        network.heal("near", "far")
+
+    ((at, _, size),) = carried(send)
+    assert (size, at) == (4, pytest.approx(5.0 + 4 * LATENCY))
+
+
+def test_regions_are_apart() -> None:
+    async def send(network: Internet) -> None:
+        network.accesses["near"].region, network.accesses["far"].region = "west", "east"
+        network.distances = {("east", "west"): 0.1}
+        stream = await opened(network)
+        await stream.send(b"y")
+
+    ((at, _, _),) = carried(send)
+    assert at == pytest.approx(2 * (2 * LATENCY + 0.1), abs=1e-3)

@@ -1,0 +1,188 @@
+"""Scenarios simulated: closed forms, conservation, and what comes of churn."""
+
+import json
+
+import pytest
+from swarm_peer.errors import ConservationError, ScenarioError
+from swarm_peer.simulations.scenario import Scenario, parse_scenario
+from swarm_peer.simulations.sized import SizedState, number_of, whole_sum
+from swarm_peer.simulations.study import Outcome, Study, manifest_of
+from swarm_peer.swarm.sizes import traffic
+
+FORWARD, BACKWARD = 0.1, 0.2
+VISIT = FORWARD + BACKWARD
+
+EQUAL = f"""
+title = "Equal peers"
+minutes = 30
+
+[run.model]
+name = "tiny"
+stages = 4
+
+[run.train]
+steps = 12
+batch = 8
+
+[run.pipeline]
+staleness = 0
+rebalance = 0
+slots = 16
+
+[coordinator]
+latency = 0
+
+[[peers]]
+name = "equal"
+count = 4
+forward = {FORWARD}
+backward = {BACKWARD}
+latency = 0
+noise = 0
+"""
+
+
+def simulated(*changes: str, text: str = EQUAL, seed: int | None = None) -> Outcome:
+    return Study(scenario(*changes, text=text), seed).run()
+
+
+def scenario(*changes: str, text: str = EQUAL) -> Scenario:
+    return parse_scenario(text, "a test", changes)
+
+
+@pytest.mark.parametrize(("stages", "batch"), [(2, 4), (4, 8), (4, 16), (6, 8)])
+def test_without_staleness_a_step_takes_its_bubble(stages: int, batch: int) -> None:
+    """(M + S - 1) visits, as GPipe's and 1F1B's schedules do (Huang et al. 2019, section 2.3)."""
+    outcome = simulated(f"run.model.stages={stages}", f"peers.0.count={stages}", f"run.train.batch={batch}")
+    assert outcome.finished
+    assert outcome.step_seconds == pytest.approx((batch + stages - 1) * VISIT, rel=0.03)
+    assert outcome.kept == pytest.approx(batch / (batch + stages - 1), rel=0.03)
+
+
+def test_with_staleness_the_bubble_is_gone() -> None:
+    outcome = simulated("run.pipeline.staleness=1", "run.train.steps=30")
+    assert outcome.step_seconds == pytest.approx(8 * VISIT, rel=0.03)
+    assert outcome.kept > 0.95
+    assert all(stage.busy > 0.9 for stage in outcome.stages)
+
+
+def test_one_slow_uplink_is_the_bound() -> None:
+    """Its stage sends an activation and a gradient a visit; computing hides behind that."""
+    slow = EQUAL.replace("count = 4", "count = 1\nstage = 1\nup = 50")
+    others = EQUAL[EQUAL.index("[[peers]]") :].replace("equal", "others").replace("count = 4", "count = 3\njoins = 1")
+    changes = ('run.model.name="llama-7b"', "run.data.sequence_length=512", "run.pipeline.staleness=1")
+    outcome = simulated(*changes, "run.train.steps=20", text=slow + others)
+    sent = traffic(manifest_of(scenario(*changes), 0), range(1, 2)).sent
+    assert 8 * sent / 50e6 > 2 * VISIT
+    assert outcome.measured / 19 == pytest.approx(8 * 8 * sent / 50e6, rel=0.04)
+
+
+def test_the_same_seed_gives_the_same_outcome() -> None:
+    changes = ("peers.0.noise=0.2", "peers.0.jitter=20", "peers.0.count=8", "peers.0.stays={mean=40}")
+    changes = (*changes, "peers.0.away={mean=10}", "run.train.steps=6")
+    first, again, other = (simulated(*changes, seed=seed) for seed in (3, 3, 4))
+    assert json.dumps(first.to_json()) == json.dumps(again.to_json())
+    assert json.dumps(first.to_json()) != json.dumps(other.to_json())
+
+
+def test_peers_that_come_and_go_lose_no_microbatch() -> None:
+    """`Study` itself raises if any state is not the sum of exactly its microbatches."""
+    outcome = simulated(
+        "peers.0.count=12",
+        'peers.0.stays={mean=60, distribution="weibull", shape=0.7}',
+        "peers.0.away={mean=20}",
+        "coordinator.checkpoint_every=2",
+        "run.pipeline.patience=5",
+        "run.train.steps=20",
+    )
+    assert outcome.finished
+    assert outcome.lost > 3
+    assert outcome.recoveries
+
+
+def test_what_befalls_the_swarm_is_carried_out() -> None:
+    text = (
+        EQUAL
+        + """
+[[events]]
+kind = "kill"
+at = 5
+seconds = 3
+peers = "equal"
+share = 0.25
+
+[[events]]
+kind = "slow"
+at = 12
+seconds = 10
+peers = "equal"
+factor = 0.5
+
+[[events]]
+kind = "isolate"
+at = 25
+seconds = 2
+peers = "equal"
+share = 0.25
+
+[[events]]
+kind = "degrade"
+at = 30
+seconds = 5
+peers = "equal"
+latency = 100
+
+[[events]]
+kind = "stop"
+at = 36
+seconds = 1
+
+[[events]]
+kind = "lose"
+at = 45
+seconds = 2
+stage = 1
+"""
+    )
+    outcome = simulated("peers.0.count=8", "run.train.steps=30", "coordinator.checkpoint_every=1", text=text)
+    assert [(kind, hit) for _, kind, hit in outcome.happened][:5] == [
+        ("kill", 2),
+        ("slow", 8),
+        ("isolate", 2),
+        ("degrade", 8),
+        ("stop", 1),
+    ]
+    assert outcome.happened[5][1] == "lose"
+    assert outcome.finished
+    assert outcome.lost >= 2
+
+
+def test_a_run_that_can_never_begin_is_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"begins with 4 peers \(4 stages, 1 replicas each\), but 3 ever come"):
+        simulated("peers.0.count=3")
+
+
+def test_a_run_that_does_not_begin_says_why() -> None:
+    outcome = simulated("peers.0.joins=[100, 200]", "minutes=1")
+    assert not outcome.finished
+    assert outcome.steps == ()
+    assert outcome.explained == "stages [0, 1, 2, 3] never had the 1 replicas that the run begins with"
+
+
+def test_a_state_that_lacks_a_microbatch_is_found() -> None:
+    study = Study(scenario("run.train.steps=3"))
+    apply = SizedState
+
+    def forget(version: int, value: int) -> SizedState:
+        return apply(version, value - (version == 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swarm_peer.simulations.sized.SizedState", forget)
+        with pytest.raises(ConservationError, match=r"at version 2; \d+ is due"):
+            study.run()
+
+
+def test_the_sum_of_a_state_is_that_of_its_microbatches() -> None:
+    every = [number_of(step, index, 8) for step in range(5) for index in range(8)]
+    assert len(set(every)) == len(every)
+    assert whole_sum(5, 8) == sum(every)
