@@ -5,32 +5,54 @@ Its exit codes are those of `swarm/flags.py`.
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import StorageError, UsageError
 from ..swarm.flags import Program
 from .scenario import known_scenarios, load_scenario
 from .study import MINUTE, Outcome, Study
+from .sweep import Interval, Point, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return _program().run({"run": run_scenario, "list": run_list}, arguments)
+    commands = {"run": run_scenario, "sweep": run_sweep, "compare": run_compare, "list": run_list}
+    return _program().run(commands, arguments)
 
 
 def _program() -> Program:
     commands = Program("swarm-sim", "Simulate a swarm: the real trainer and peers on virtual time.")
     running = commands.add_parser("run", help="simulate a scenario and say what came of it")
-    running.add_argument("scenario", type=Path, help="a TOML file, or the name of one that `list` shows")
+    _add_scenario(running)
     several = running.add_mutually_exclusive_group()
     several.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
     several.add_argument("--seeds", type=_some, metavar="K", help="seeds 0 to K-1, one after the other")
-    running.add_argument(
+    sweeping = commands.add_parser("sweep", help="every combination of some settings, with several seeds, in parallel")
+    _add_scenario(sweeping)
+    sweeping.add_argument(
+        "--over", action="append", required=True, metavar="KEY=V,V,...", help="a key and its values; may be repeated"
+    )
+    _add_seeds(sweeping)
+    comparing = commands.add_parser("compare", help="the values of one setting side by side, seed by seed")
+    _add_scenario(comparing)
+    comparing.add_argument("over", metavar="KEY=V,V,...", help="a key and its values; the first is compared with")
+    _add_seeds(comparing)
+    commands.add_parser("list", help="the scenarios that come with the package")
+    return commands
+
+
+def _add_scenario(command: argparse.ArgumentParser) -> None:
+    command.add_argument("scenario", type=Path, help="a TOML file, or the name of one that `list` shows")
+    command.add_argument(
         "--set",
         action="append",
         default=[],
@@ -38,10 +60,15 @@ def _program() -> Program:
         metavar="KEY=VALUE",
         help="a key of the scenario set otherwise, such as run.pipeline.staleness=0 or peers.0.count=40",
     )
-    running.add_argument("--report", type=Path, metavar="FILE", help="write everything here, JSON")
-    running.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
-    commands.add_parser("list", help="the scenarios that come with the package")
-    return commands
+    command.add_argument("--report", type=Path, metavar="FILE", help="write everything here, JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw it here: .png, .svg or .pdf")
+    command.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+
+
+def _add_seeds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seeds", type=_some, default=5, metavar="K", help="seeds 0 to K-1 (default: 5)")
+    cores = os.cpu_count() or 1
+    command.add_argument("--jobs", type=_some, default=cores, metavar="J", help="processes (default: one a core)")
 
 
 def _some(text: str) -> int:
@@ -63,18 +90,62 @@ def run_list(options: argparse.Namespace) -> int:
 def run_scenario(options: argparse.Namespace) -> int:
     """Simulates one scenario with one or several seeds. Raises `ScenarioError`, `StorageError`, `UsageError`."""
     scenario = load_scenario(options.scenario, options.changes)
-    seeds = [options.seed] if options.seeds is None else list(range(options.seeds))
     if options.seed is not None and options.seed < 0:
         raise UsageError(f"--seed {options.seed}: wanted 0 or more")
-    quiet = not sys.stderr.isatty()
+    seeds = [options.seed] if options.seeds is None else list(range(options.seeds))
     outcomes = []
-    for seed in seeds:
-        if not quiet:
-            print(
-                f"{scenario.title}: seed {seed if seed is not None else scenario.seed} …", file=sys.stderr, flush=True
-            )
-        outcomes.append(Study(scenario, seed).run())
+    with _progress(scenario.title, len(seeds)) as done:
+        for seed in seeds:
+            outcomes.append(Study(scenario, seed).run())
+            done()
     said = [outcome.to_json() for outcome in outcomes]
+    _give(options, said, lambda: _show(outcomes))
+    if options.plot is not None:
+        from .plots import plot_outcome
+
+        plot_outcome(outcomes[0], options.plot)
+    return 0
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """Simulates every combination. Raises as `run_scenario` does."""
+    _sweep(options, options.over, _show_points)
+    return 0
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Simulates the values of one setting. Raises as `run_scenario` does."""
+    _sweep(options, [options.over], _show_comparison)
+    return 0
+
+
+def _sweep(options: argparse.Namespace, axes: Sequence[str], show: Callable[[Sequence[Point]], None]) -> None:
+    scenario = load_scenario(options.scenario, options.changes)
+    with _progress(scenario.title, None) as done:
+        points = sweep(options.scenario, options.changes, axes, range(options.seeds), options.jobs, done)
+    said = [
+        {
+            "changes": point.changes,
+            "tokens_per_second": _to_json(point.tokens_per_second),
+            "kept": _to_json(point.kept),
+            "against_the_first": _to_json(point.against(points[0])),
+            "outcomes": [outcome.to_json() for outcome in point.outcomes],
+        }
+        for point in points
+    ]
+    _give(options, said, lambda: show(points))
+    if options.plot is not None:
+        from .plots import plot_sweep
+
+        plot_sweep(points, options.plot)
+
+
+def _to_json(interval: Interval) -> list[float | None]:
+    return [interval.mean, None if interval.half != interval.half else interval.half]
+
+
+def _give(options: argparse.Namespace, said: list[dict[str, Any]], show: Callable[[], None]) -> None:
+    """Prints, and writes the report if one is wanted."""
     if options.report is not None:
         try:
             options.report.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
@@ -83,8 +154,16 @@ def run_scenario(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(said))
     else:
-        _show(outcomes)
-    return 0
+        show()
+
+
+@contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal; nothing where there is none."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
 
 
 def _console() -> Console:
@@ -92,28 +171,28 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    return table
+
+
 def _show(outcomes: Sequence[Outcome]) -> None:
     console = _console()
     console.print(f"[bold]{outcomes[0].scenario}[/bold]")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("seed", "steps", "tokens/s", "kept", "a step", "lost", "recovery", "moved", "undone", "per token, up"):
-        table.add_column(name, justify="right")
+    table = _table("seed", "steps", "tokens/s", "kept", "a step", "lost", "recovery", "moved", "undone", "up per token")
     for outcome in outcomes:
         table.add_row(*_cells(outcome))
     console.print(table)
     console.print("[dim]kept: of what the devices that were there could compute if nothing ever waited[/dim]")
-    stages = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("stage", "replicas", "devices busy"):
-        stages.add_column(name, justify="right")
+    stages = _table("stage", "replicas", "devices busy")
     for stage, found in enumerate(outcomes[0].stages):
         stages.add_row(str(stage), f"{found.replicas:.1f}", f"{found.busy:.0%}")
-    if len(outcomes) > 1:
-        console.print(f"[dim]seed {outcomes[0].seed}:[/dim]")
+    console.print("" if len(outcomes) == 1 else f"\n[dim]seed {outcomes[0].seed}:[/dim]")
     console.print(stages)
     for at, kind, hit in outcomes[0].happened:
-        console.print(
-            f"  {at / MINUTE:7.2f} min  {kind}: {hit} machines" if hit != 1 else f"  {at / MINUTE:7.2f} min  {kind}"
-        )
+        console.print(f"{at / MINUTE:8.2f} min  {kind}: {hit} machine{'s' if hit != 1 else ''}")
     for outcome in outcomes:
         if outcome.explained:
             console.print(f"[yellow]seed {outcome.seed}: not one step: {outcome.explained}[/yellow]")
@@ -121,7 +200,6 @@ def _show(outcomes: Sequence[Outcome]) -> None:
 
 def _cells(outcome: Outcome) -> list[str]:
     tokens = sum(tokens for _, tokens in outcome.steps)
-    recovery = f"{median(outcome.recoveries):.1f} s" if outcome.recoveries else "-"
     return [
         str(outcome.seed),
         f"{len(outcome.steps)}{'' if outcome.finished else ' so far'}",
@@ -129,15 +207,42 @@ def _cells(outcome: Outcome) -> list[str]:
         f"{outcome.kept:.0%}",
         f"{outcome.step_seconds:.1f} s",
         str(outcome.lost),
-        recovery,
+        f"{median(outcome.recoveries):.1f} s" if outcome.recoveries else "-",
         str(outcome.moved),
         str(outcome.steps_undone),
-        _bytes(outcome.bytes_up / tokens) if tokens else "-",
+        f"{outcome.bytes_up / tokens / 1e3:.1f} kB" if tokens else "-",
     ]
 
 
-def _bytes(count: float) -> str:
-    return f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count:.0f} B"
+def _show_points(points: Sequence[Point]) -> None:
+    table = _table("setting", "tokens/s", "kept", "lost", "moved", "undone")
+    for point in points:
+        table.add_row(*_point_cells(point))
+    _console().print(table)
+    _say_how_sure(points)
+
+
+def _show_comparison(points: Sequence[Point]) -> None:
+    table = _table("setting", "tokens/s", "kept", "lost", "moved", "undone", "times the first")
+    for point in points:
+        table.add_row(*_point_cells(point), "" if point is points[0] else _text(point.against(points[0]), ".3f"))
+    _console().print(table)
+    _say_how_sure(points)
+
+
+def _point_cells(point: Point) -> list[str]:
+    counts = [sum(getattr(outcome, name) for outcome in point.outcomes) for name in ("lost", "moved", "steps_undone")]
+    name = ", ".join(change.removeprefix("run.") for change in point.changes)
+    return [name, _text(point.tokens_per_second, ",.0f"), _text(point.kept, ".0%"), *map(str, counts)]
+
+
+def _text(interval: Interval, form: str) -> str:
+    return f"{interval.mean:{form}}" + ("" if interval.half != interval.half else f" ± {interval.half:{form}}")
+
+
+def _say_how_sure(points: Sequence[Point]) -> None:
+    count = len(points[0].outcomes)
+    _console().print(f"[dim]{count} seeds each; ± is the 95 % interval of the mean; counts are of all seeds[/dim]")
 
 
 if __name__ == "__main__":
