@@ -418,6 +418,7 @@ MUTANTS: dict[str, Mutant] = {
     "newest-snapshot": Mutant(
         "a snapshot goes back to the version that the oldest open step computes at",
         ((VersionStore, "oldest", VersionStore.latest),),
+        limit=LIMIT,
     ),
     "no-fencing": Mutant(
         "the highest term is followed, by peers and trainers, and the rest are fenced",
