@@ -376,6 +376,8 @@ class Closing:
             member.kept = {entry for entry in member.kept if entry[0] >= version - 1}
         for key in [key for key in self._outcomes if key[0] <= step.number]:
             del self._outcomes[key]
+        for attempted in [attempted for attempted in self._attempts if attempted[0] <= step.number]:
+            del self._attempts[attempted]
         for member in self.roster.live():
             await self.tell(member, pb.Closed(term=self.term, epoch=self.epoch(), closed=self.closed))
         self.signal.notify()

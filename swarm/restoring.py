@@ -19,6 +19,10 @@ MOST_BYTES = 2 << 30
 """Of the stages in memory, which are often restored all at once; the one that was asked for last is held anyhow."""
 
 
+HELD_SECONDS = 30.0
+"""For how long a stage that nobody asks for stays in memory."""
+
+
 class _Exported:
     """A state that is bytes already."""
 
@@ -54,6 +58,9 @@ class Restoring:
 
     _held: dict[int, _Held] = field(default_factory=dict)
     """By stage; the one that was asked for last comes last."""
+
+    _asked: dict[int, float] = field(default_factory=dict)
+    """By stage: when it was last asked for, by the loop's clock."""
 
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -97,14 +104,26 @@ class Restoring:
 
     async def _hold(self, stage: int) -> _Held:
         """A stage, read if it is not in memory. Raises `CheckpointError`."""
+        loop = asyncio.get_running_loop()
         if stage not in self._held:
             async with self._reading:
                 if stage not in self._held:
                     self._held[stage] = await self._read(stage)
+                    loop.call_later(HELD_SECONDS, self._let_go, stage)
+        self._asked[stage] = loop.time()
         held = self._held[stage] = self._held.pop(stage)
         while len(self._held) > 1 and sum(other.size for other in self._held.values()) > MOST_BYTES:
             del self._held[next(iter(self._held))]
         return held
+
+    def _let_go(self, stage: int) -> None:
+        """Of a stage that nobody has asked for lately."""
+        loop = asyncio.get_running_loop()
+        left = self._asked[stage] + HELD_SECONDS - loop.time()
+        if stage in self._held and left > 0:
+            loop.call_later(left, self._let_go, stage)
+        else:
+            self._held.pop(stage, None)
 
     async def _read(self, stage: int) -> _Held:
         kept = await self.device.run(BACKGROUND, lambda: self.checkpoint.read(stage))

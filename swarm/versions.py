@@ -8,6 +8,9 @@ import asyncio
 
 from .backend import State
 
+KEPT_DIGESTS = 64
+"""Of how many versions that are gone the digests stay: a Commit may be sent again."""
+
 
 class VersionStore:
     """States and their digests by version number."""
@@ -51,3 +54,5 @@ class VersionStore:
     def drop_below(self, version: int) -> None:
         for old in [old for old in self._states if old < version]:
             del self._states[old]
+        for old in [old for old in self._digests if old < version - KEPT_DIGESTS]:
+            del self._digests[old]

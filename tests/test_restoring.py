@@ -124,6 +124,21 @@ def test_it_gives_states_and_reductions_of_every_stage(
     assert world.reads == reads, "a stage is read once for all who ask, and again if there was no room for it"
 
 
+def test_a_stage_that_nobody_asks_for_leaves_memory() -> None:
+    world, held = World(), []
+
+    async def main() -> None:
+        await world.start()
+        for pause in (20.0, 20.0, 40.0, 0.0):
+            await fetch(world.pool, "trainer", state(stage=0), 1 << 20)
+            held.append(list(world.restoring._held))
+            await asyncio.sleep(pause)
+
+    run(main())
+    assert world.reads == [0, 0], "it stays for as long as it is asked for, and is read again after that"
+    assert held == [[0]] * 4
+
+
 def test_stages_that_are_restored_at_once_are_read_once() -> None:
     world = World()
 
