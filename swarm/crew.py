@@ -32,7 +32,8 @@ def crew_of(members: Iterable[Member]) -> frozenset[int]:
 @dataclass
 class Crew:
     """`founders`: with whom the epoch began, empty before that is known; `last`: of the last Commit of this term, or of
-    the one that this coordinator went back after; `latest`: the last Commit of this term."""
+    the one that this coordinator went back after; `latest`: the last Commit of this term or that anyone has told of,
+    who may be gone since."""
 
     manifest: Manifest
     roster: Roster
@@ -56,6 +57,9 @@ class Crew:
         member.kept = {(kept.step, kept.term, kept.attempt) for kept in held.kept}
         self.reports = [(other, report) for other, report in self.reports if other.live]
         self.reports.append((member, held))
+        self.founders = max(self.founders, frozenset(held.founders), key=len)
+        if not self.last:
+            self.latest = max([*self._known(), *held.commits], key=lambda commit: commit.step, default=None)
 
     def commits(self) -> list[pb.Commit]:
         """The Commits that members have told of."""
@@ -80,7 +84,7 @@ class Crew:
     def is_heard(self) -> bool:
         """Whether most of those of whom the last Commit needed a majority have applied it. Until then others of them,
         who have not heard of it, may make that Commit with another trainer, whoever is named by this one."""
-        latest = self.latest or max(self.commits(), key=lambda commit: commit.step, default=None)
+        latest = self.latest
         if not self.manifest.settings.pipeline.standby or latest is None or not latest.earlier_crew:
             return True
         heard = crew_of(member for member in self.roster.everyone() if member.version > latest.step)
@@ -101,23 +105,20 @@ class Crew:
     def whole(self) -> frozenset[int]:
         """Of whom a majority is needed: those of the last Commit that anyone here knows of, or before the first, the
         founders; empty if nobody knows of any."""
-        latest = max(self.commits(), key=lambda commit: commit.step, default=None)
-        return self.last or frozenset(latest.crew if latest is not None else ()) or self.told_founders()
+        return self.last or frozenset(self.latest.crew if self.latest is not None else ()) or self.founders
 
     @property
     def least_founders(self) -> int:
         """How many members a run begins with at the least, whether or not anyone was told: the manifest says so."""
         return self.manifest.stages * self.manifest.settings.pipeline.min_replicas
 
-    def told_founders(self) -> frozenset[int]:
-        """With whom the epoch began, as far as anyone has been told."""
-        return max([self.founders, *(frozenset(held.founders) for _, held in self.reports)], key=len)
+    def _known(self) -> list[pb.Commit]:
+        return [] if self.latest is None else [self.latest]
 
     async def tell_founders(self, tell: Callable[[Member, pb.Heartbeat], Awaitable[None]], signal: Signal) -> None:
         """With a standby, no epoch begins before everyone here knows who began it. Where the run went back, those who
         had come so far: who would commit another step of the epoch before needs a majority of them too."""
-        self.founders = self.told_founders()
-        if not self.manifest.settings.pipeline.standby or self.commits():
+        if not self.manifest.settings.pipeline.standby or self.latest is not None:
             return
         self.founders = self.founders or self.last or crew_of(self.roster.following())
         for member in self.roster.following():

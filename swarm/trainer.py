@@ -247,7 +247,7 @@ class Trainer:
                 waiting = watch_stages(
                     self.roster,
                     self.signal,
-                    lambda: self._started,
+                    lambda: self._started and not self._finishing,
                     self.emit,
                     self.give_up,
                     self.manifest.settings.pipeline.patience,

@@ -20,7 +20,7 @@ from .roster import Roster
 async def watch_stages(
     roster: Roster,
     signal: Signal,
-    started: Callable[[], bool],
+    leads: Callable[[], bool],
     emit: Callable[[events.Event], None],
     give_up: float | None,
     patience: float,
@@ -28,17 +28,17 @@ async def watch_stages(
     is_lost: Callable[[int], bool],
     restorable: Callable[[], int],
 ) -> None:
-    """Never returns. `give_up`: seconds, None to wait for ever; `lost`: the first stage whose state nobody has;
-    `is_lost`: whether that is so of a stage; `restorable`: the step that a checkpoint to go back to would begin with.
-    """
+    """Never returns. `leads`: whether the term has begun and is not over: whoever concludes a run needs no state any
+    more; `give_up`: seconds, None to wait for ever; `lost`: the first stage whose state nobody has; `is_lost`: whether
+    that is so of a stage; `restorable`: the step that a checkpoint to go back to would begin with."""
     loop = asyncio.get_running_loop()
     while True:
-        await signal.wait_for(lambda: started() and lost() is not None)
+        await signal.wait_for(lambda: leads() and lost() is not None)
         stage = lost()
         assert stage is not None
         empty_since = loop.time()
         emit(events.Waiting(stage, restorable()))
-        while is_lost(stage):
+        while is_lost(stage) and leads():
             try:
                 async with asyncio.timeout_at(None if give_up is None else empty_since + give_up):
                     await signal.wait_for(partial(lambda at: not is_lost(at) or _is_loaded(roster, at), stage))
@@ -50,7 +50,7 @@ async def watch_stages(
                 async with asyncio.timeout_at(empty_since + patience):
                     await signal.wait_for(partial(lambda at: not is_lost(at), stage))
             # Whoever had it loaded may have gone again: then the next one need not be waited for as long.
-            if is_lost(stage) and _is_loaded(roster, stage):
+            if is_lost(stage) and _is_loaded(roster, stage) and leads():
                 raise GoingBackError(f"nobody has the state of stage {stage} any more")
 
 

@@ -56,7 +56,7 @@ class Swarm:
 
 
 def watched(
-    deeds: Sequence[Deed], give_up: float | None = None, started_at: float = 0.0
+    deeds: Sequence[Deed], give_up: float | None = None, started_at: float = 0.0, over_at: float = 2000.0
 ) -> tuple[float, Exception | None, list[tuple[float, int, int]]]:
     """What comes of it within 1000 s, and when; every stage has one replica at first."""
 
@@ -67,12 +67,13 @@ def watched(
         for at, what, stage in deeds:
             loop.call_later(at, swarm.do, what, stage)
         loop.call_later(started_at, swarm.signal.notify)
+        loop.call_later(over_at, swarm.signal.notify)
         try:
             async with asyncio.timeout(1000.0):
                 await watch_stages(
                     swarm.roster,
                     swarm.signal,
-                    lambda: loop.time() >= started_at,
+                    lambda: started_at <= loop.time() < over_at,
                     swarm.emit,
                     give_up,
                     PATIENCE,
@@ -112,6 +113,13 @@ def test_a_replica_that_returns_in_time_goes_on() -> None:
 
 def test_a_run_goes_back_when_patience_is_over_and_a_newcomer_has_loaded_the_stage() -> None:
     assert goes_back([(10.0, "loses", 1), (12.0, "loads", 1)]) == (10.0 + PATIENCE, [(10.0, 1, AT_STEP)])
+
+
+@pytest.mark.parametrize("over_at", [5.0, 20.0])
+def test_a_run_that_is_over_does_not_go_back(over_at: float) -> None:
+    """Whoever comes while it is concluded is told so; nobody needs a state for that."""
+    told = goes_on([(10.0, "loses", 1), (12.0, "loads", 1)], over_at=over_at)
+    assert told == ([] if over_at < 10.0 else [(10.0, 1, AT_STEP)])
 
 
 def test_after_that_the_first_newcomer_is_enough() -> None:

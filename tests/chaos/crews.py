@@ -28,7 +28,7 @@ class Crews:
         commit = host.recollection.commits.get(step)
         if commit is None or self._crews.get((commit.epoch, step)) == frozenset(commit.crew):
             return
-        told = (frozenset(host.authority.founders), *(trainer.crew.told_founders() for trainer in swarm.trainers))
+        told = (frozenset(host.authority.founders), *(trainer.crew.founders for trainer in swarm.trainers))
         before = self._crews.get((commit.epoch, step - 1), max(told, key=len) or self._founders)
         self._crews[commit.epoch, step] = self._last = frozenset(commit.crew)
         both = len(self._last & before)
