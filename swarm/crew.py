@@ -91,8 +91,9 @@ class Crew:
         return 2 * len(heard.intersection(latest.earlier_crew)) > len(latest.earlier_crew)
 
     def can_spare(self, leaver: Member) -> bool:
-        """Whether those who stay would still be a majority if a member left now."""
-        return self._is_majority([member for member in self.roster.following() if member is not leaver])
+        """Whether those who stay would still be a majority if a member left now, and he is not missed by `is_heard`."""
+        staying = [member for member in self.roster.following() if member is not leaver]
+        return self.is_heard() and self._is_majority(staying)
 
     def _is_majority(self, present: Collection[Member]) -> bool:
         if not self.manifest.settings.pipeline.standby:

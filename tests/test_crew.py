@@ -64,6 +64,15 @@ def test_who_has_gone_since_has_heard_it_all_the_same() -> None:
     assert crew.has_majority()
 
 
+def test_nobody_is_spared_before_that() -> None:
+    crew = crew_with("abcde", version=1)
+    crew.take(commit_of(1, "abcde", earlier="abcdefghi"))
+    at(2, *members(crew)[:4])
+    assert not crew.can_spare(members(crew)[4])
+    at(2, members(crew)[4])
+    assert all(crew.can_spare(member) for member in members(crew))
+
+
 def test_a_new_trainer_knows_it_from_the_commit() -> None:
     crew = crew_with("abcdefg", version=1)
     held = pb.Held(commits=[commit_of(1, "abcdefg", earlier="abc"), commit_of(0, "abc")])
