@@ -85,6 +85,7 @@ class Happenings:
         machine.slowdown *= times
         for peer in self.fleet.peers_of(machine):
             self.swarm.devices[peer].slowdown = machine.slowdown
+        self.fleet.changed()
 
     def _degrade(self, access: Access, factor: float, latency: float) -> None:
         access.up.rate *= factor

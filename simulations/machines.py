@@ -125,7 +125,7 @@ class Fleet:
     accesses: dict[str, Access]
     stays: list[Stay] = field(default_factory=list)
     changed: Callable[[], None] = field(default=lambda: None)
-    """Called whenever a machine comes or goes."""
+    """Called whenever a machine comes, goes, or is as fast as it was no more."""
 
     def __post_init__(self) -> None:
         self._by_name: Mapping[str, Machine] = {machine.name: machine for machine in self.machines}

@@ -157,6 +157,13 @@ stage = 1
     assert outcome.lost >= 2
 
 
+def test_the_bound_is_that_of_the_devices_as_fast_as_they_are() -> None:
+    events = '\n[[events]]\nkind = "slow"\nat = 0.5\npeers = "equal"\nfactor = 0.5\n'
+    slow = simulated("run.pipeline.staleness=1", "run.train.steps=30", text=EQUAL + events)
+    assert slow.bound == pytest.approx(simulated().bound / 2, rel=0.01)
+    assert 0.95 < slow.kept <= 1.02
+
+
 def test_a_run_that_can_never_begin_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"begins with 4 peers \(4 stages, 1 replicas each\), but 3 ever come"):
         simulated("peers.0.count=3")
