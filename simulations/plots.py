@@ -39,7 +39,7 @@ def plot_outcome(outcome: Outcome, file: Path) -> None:
     flow.legend(loc="lower right")
     numbers = range(len(outcome.stages))
     stages.bar(numbers, [100 * stage.busy for stage in outcome.stages])
-    stages.set(xlabel="stage", ylabel="devices busy, %", ylim=(0, 100))
+    stages.set(xlabel="stage", xticks=list(numbers), ylabel="devices busy, %", ylim=(0, 100))
     others = stages.twinx()
     others.plot(numbers, [stage.replicas for stage in outcome.stages], "k_", markersize=16)
     others.set(ylabel="replicas, on average", ylim=(0, None))
