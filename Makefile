@@ -83,6 +83,5 @@ bench-gpu: $(STAMP)
 
 # Churn of all kinds on real processes; leaves samples, plot and logs in the folder `soak`.
 soak: $(STAMP)
-	$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) -c constraints.txt 'matplotlib>=3.9'
 	$(BIN)/python -m swarm_peer.peer.fetch shakespeare hamlet >/dev/null
 	$(BIN)/python -m tests.chaos soak --minutes $(MINUTES) $(ARGS)

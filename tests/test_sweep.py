@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 from swarm_peer.errors import UsageError
 from swarm_peer.simulations.cli import main
 from swarm_peer.simulations.sweep import Interval, settings, sweep
@@ -106,6 +107,17 @@ def test_compare_sets_side_by_side(scenario: Path, capsys: pytest.CaptureFixture
     assert second["against_the_first"][0] > 1.05
     assert main([*arguments[:-1], "--set", "peers.0.count=2"]) == 0
     assert "pipeline.staleness=1" in capsys.readouterr().out
+
+
+def test_plots_are_drawn(scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, swept = tmp_path / "run.png", tmp_path / "sweep.png"
+    assert main(["run", str(scenario), "--plot", str(run)]) == 0
+    assert main(["sweep", str(scenario), "--over", "peers.0.count=2,3", "--jobs", "1", "--plot", str(swept)]) == 0
+    for file in (run, swept):
+        pixels = imread(file)
+        assert 0.01 < (pixels[..., :3] < 0.9).any(axis=-1).mean() < 0.9
+    assert main(["run", str(scenario), "--plot", str(tmp_path / "run.nothing")]) == 1
+    assert "run.nothing cannot be written" in capsys.readouterr().err
 
 
 def test_list_names_what_comes_with_the_package(capsys: pytest.CaptureFixture[str]) -> None:
