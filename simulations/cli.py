@@ -19,8 +19,9 @@ from rich.table import Table
 
 from ..errors import StorageError, UsageError
 from ..swarm.flags import Program
+from .outcome import MINUTE, Outcome
 from .scenario import known_scenarios, load_scenario
-from .study import MINUTE, Outcome, Study
+from .study import Study
 from .sweep import Interval, Point, sweep
 
 

@@ -4,47 +4,49 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
+from .fleet import Fleet
 from .internet import Access
-from .machines import Fleet, Machine
+from .machines import Machine
 from .scenario import Happening
-from .swarm import SimulatedSwarm
+from .world import Undo
 
 
 @dataclass
 class Happenings:
     """`told` hears of each that is carried out, and how many machines it hit."""
 
-    swarm: SimulatedSwarm
     fleet: Fleet
-    accesses: dict[str, Access]
     chance: random.Random
     told: Callable[[Happening, int], None]
 
     def start(self, happenings: Sequence[Happening]) -> None:
         for happening in happenings:
-            self.swarm.later(happening.at, partial(self._happen, happening))
+            self.fleet.world.later(happening.at, partial(self._happen, happening))
 
     def _happen(self, happening: Happening) -> None:
+        world = self.fleet.world
         if happening.every is not None:
-            self.swarm.later(happening.every, partial(self._happen, happening))
+            world.later(happening.every, partial(self._happen, happening))
         if happening.kind == "stop":
-            self._stop(happening)
-            return
-        hit = self._lost(happening) if happening.kind == "lose" else self._hit(happening)
-        self.told(happening, len(hit))
-        undo: list[Callable[[], None]] = []
-        if happening.kind in ("isolate", "part"):
-            undo.append(self._cut(happening, hit))
-        for machine in hit if happening.kind not in ("isolate", "part") else ():
-            undo += self._strike(happening, machine)
+            again = world.stop_coordinator()
+            undo = [] if again is None else [again]
+            hit = len(undo)
+            if not hit:
+                return
+        else:
+            machines = self._hit(happening)
+            hit, undo = len(machines), self._strike(happening, machines)
+        self.told(happening, hit)
         if happening.seconds is not None:
             for call in undo:
-                self.swarm.later(happening.seconds, call)
+                world.later(happening.seconds, call)
 
     def _hit(self, happening: Happening) -> list[Machine]:
         """Those whom it hits, of the machines that are there."""
+        if happening.kind == "lose":
+            assert happening.stage is not None
+            return list(self.fleet.world.hosts(happening.stage))
         there = [
             machine
             for machine in self.fleet.machines
@@ -55,15 +57,17 @@ class Happenings:
         count = round(happening.share * len(there))
         return sorted(self.chance.sample(there, count), key=lambda machine: machine.number)
 
-    def _lost(self, happening: Happening) -> list[Machine]:
-        assert happening.stage is not None
-        if not self.swarm.is_led:
-            return []
-        peers = self.swarm.live_at(happening.stage)
-        numbers = {self.fleet.machine_of(peer).number for peer in peers}
-        return [self.fleet.machines[number] for number in sorted(numbers)]
+    def _strike(self, happening: Happening, machines: Sequence[Machine]) -> list[Undo]:
+        """Does it; what undoes it."""
+        world = self.fleet.world
+        if happening.kind == "isolate":
+            return [world.isolate(machines)]
+        if happening.kind == "part":
+            assert happening.region is not None
+            return [world.part(happening.region)]
+        return [undo for machine in machines for undo in self._strike_one(happening, machine)]
 
-    def _strike(self, happening: Happening, machine: Machine) -> list[Callable[[], None]]:
+    def _strike_one(self, happening: Happening, machine: Machine) -> list[Undo]:
         if happening.kind in ("kill", "lose"):
             self.fleet.kill(machine, happening.seconds)
             return []
@@ -71,54 +75,16 @@ class Happenings:
             self.fleet.leave(machine, happening.seconds)
             return []
         if happening.kind == "freeze":
-            frozen = self.fleet.peers_of(machine)
-            for peer in frozen:
-                self.swarm.freeze(peer)
-            return [partial(self.swarm.thaw, peer) for peer in frozen]
+            return [self.fleet.world.freeze(machine)]
         if happening.kind == "slow":
-            self._slow(machine, 1 / happening.factor)
-            return [partial(self._slow, machine, happening.factor)]
-        self._degrade(machine.access, happening.factor, happening.latency / 1000)
-        return [partial(self._degrade, machine.access, 1 / happening.factor, -happening.latency / 1000)]
+            self.fleet.set_slowdown(machine, 1 / happening.factor)
+            return [partial(self.fleet.set_slowdown, machine, happening.factor)]
+        degrade(machine.access, happening.factor, happening.latency / 1000)
+        return [partial(degrade, machine.access, 1 / happening.factor, -happening.latency / 1000)]
 
-    def _slow(self, machine: Machine, times: float) -> None:
-        machine.slowdown *= times
-        for peer in self.fleet.peers_of(machine):
-            self.swarm.devices[peer].slowdown = machine.slowdown
-        self.fleet.changed()
 
-    def _degrade(self, access: Access, factor: float, latency: float) -> None:
-        access.up.rate *= factor
-        access.down.rate *= factor
-        access.latency = max(0.0, access.latency + latency)
-
-    def _cut(self, happening: Happening, hit: Sequence[Machine]) -> Callable[[], None]:
-        """From everybody, or those of a region from all others."""
-        inside = {peer for machine in hit for peer in self.fleet.peers_of(machine)}
-        if happening.kind == "part":
-            inside |= {name for name, access in self.accesses.items() if access.region == happening.region}
-            outside = set(self.accesses) - inside
-            pairs = set(product(sorted(inside), sorted(outside)))
-        else:
-            pairs = {(one, other) for one, other in product(sorted(inside), sorted(self.accesses)) if one != other}
-        cut = [pair for pair in sorted(pairs) if not self.swarm.network.is_cut(*pair)]
-        for pair in cut:
-            self.swarm.network.cut(*pair)
-
-        def heal() -> None:
-            for pair in cut:
-                self.swarm.network.heal(*pair)
-
-        return heal
-
-    def _stop(self, happening: Happening) -> None:
-        """Kills the coordinator that leads; it starts again, and follows if another leads by then."""
-        assert happening.seconds is not None
-        if not self.swarm.is_led:
-            return
-        name = self.swarm.trainer.transport.peer_id
-        if name in self.swarm.killed:
-            return
-        self.told(happening, 1)
-        self.swarm.kill(name)
-        self.swarm.later(happening.seconds, partial(self.swarm.restart, name))
+def degrade(access: Access, factor: float, latency: float) -> None:
+    """Rates are `factor` times as high as before, the way takes `latency` seconds more."""
+    access.up.rate *= factor
+    access.down.rate *= factor
+    access.latency = max(0.0, access.latency + latency)

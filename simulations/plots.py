@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StorageError, UsageError
-from .study import MINUTE, Outcome
+from .outcome import MINUTE, Outcome
 
 if TYPE_CHECKING:
     from .sweep import Point

@@ -11,81 +11,33 @@ Errors: `ScenarioError` for a run that can never begin; `ConservationError`.
 
 import asyncio
 import random
-from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConservationError, ScenarioError
-from ..swarm import events
 from ..swarm.checkpoint import MemoryCheckpoints
-from ..swarm.events import Event
+from ..swarm.events import Event, Stepped
 from ..swarm.host import Moment
 from ..swarm.keys import Identity, delegate, sign_manifest, sign_term
 from ..swarm.manifest import Manifest
 from ..swarm.peer import Parts
 from ..swarm.plan_command import shape_of, sketched
-from ..swarm.sizes import visit_tokens
+from .account import SEEN, Account
 from .conservation import Conservation
+from .fleet import Fleet
 from .happenings import Happenings
 from .internet import Access, Downlink, Internet, Uplink
-from .machines import Fleet, Stay, make_machines, rate_of
-from .scenario import Happening, Scenario
+from .machines import Machine, make_machines, rate_of
+from .outcome import MINUTE, Outcome
+from .scenario import Scenario
+from .simulated_world import SimulatedWorld
 from .sized import SizedArithmetic, SizedBackend, SizedSamples, SizedState, weigher, whole_sum
 from .swarm import SimulatedSwarm
 from .virtual_time import run
 
 ORGANIZER = Identity.from_seed("organizer")
 COORDINATORS = (Identity.from_seed("trainer"), Identity.from_seed("standby"))
-MINUTE = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class StageOutcome:
-    """`replicas`: on average over the run; `busy`: the share of their time that their devices computed."""
-
-    replicas: float
-    busy: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one run. `seconds`: of virtual time; `measured`: those from the first Commit to the last, over which
-    `tokens_per_second` is; `bound`: what the devices that were there meanwhile would make of it with nothing to wait
-    for and perfectly divided work; `recoveries`: seconds from each loss until its work was done by others; `steps`:
-    (time, tokens) of every Commit; `bytes_up`, `bytes_down`: of all peers."""
-
-    scenario: str
-    seed: int
-    seconds: float
-    finished: bool
-    steps: tuple[tuple[float, int], ...]
-    measured: float
-    tokens_per_second: float
-    bound: float
-    step_seconds: float
-    stages: tuple[StageOutcome, ...]
-    lost: int
-    left: int
-    moved: int
-    went_back: int
-    steps_undone: int
-    recoveries: tuple[float, ...]
-    reissued: int
-    bytes_up: float
-    bytes_down: float
-    happened: tuple[tuple[float, str, int], ...]
-    explained: str
-
-    @property
-    def kept(self) -> float:
-        """The share of the bound."""
-        return self.tokens_per_second / self.bound if self.bound else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["stages"] = [{"replicas": stage.replicas, "busy": stage.busy} for stage in self.stages]
-        return {**fields, "kept": self.kept}
 
 
 @dataclass
@@ -94,10 +46,6 @@ class Study:
 
     scenario: Scenario
     seed: int | None = None
-    _steps: list[tuple[float, int]] = field(default_factory=list)
-    _counts: dict[str, int] = field(default_factory=dict)
-    _bounds: list[tuple[float, float]] = field(default_factory=list)
-    _happened: list[tuple[float, str, int]] = field(default_factory=list)
 
     def run(self) -> Outcome:
         """Simulates it. Raises `ScenarioError`, `ConservationError` and whatever the run raises."""
@@ -116,40 +64,37 @@ class Study:
             )
 
     async def _main(self) -> Outcome:
-        swarm, fleet, accesses = self._build()
-        self._swarm, self._fleet = swarm, fleet
+        machines = make_machines(self.scenario, self._manifest, self._seed)
+        accesses, distances = coordinator_accesses(self.scenario), distances_of(self.scenario)
+        swarm = self._swarm = self._build(accesses, distances)
         self._conservation = Conservation(swarm)
-        fleet.changed = self._note_bound
+        account = self._account = Account(self.scenario, self._manifest, self._seed, machines, lambda: swarm.now)
+        fleet = Fleet(SimulatedWorld(swarm, machines, accesses, account), machines, account.note)
         fleet.start()
-        happenings = Happenings(swarm, fleet, accesses, random.Random(f"{self._seed}/events"), self._tell)
-        happenings.start(self.scenario.events)
+        Happenings(fleet, random.Random(f"{self._seed}/events"), account.tell).start(self.scenario.events)
         finished = True
         try:
             async with asyncio.timeout(self.scenario.minutes * MINUTE):
                 report = await swarm.run()
         except TimeoutError:
             finished = False
-            report = swarm.trainer.report() if swarm.is_led else {"faults": [], "ledger": {"reissued": 0}}
-        return self._outcome(report, finished=finished)
+            report = swarm.trainer.report() if swarm.is_led else NO_REPORT
+        links = distinct_accesses(machines)
+        return account.outcome(
+            report,
+            finished=finished,
+            bytes_up=sum(link.up.carried for link in links),
+            bytes_down=sum(link.down.carried for link in links),
+            explained="" if account.steps else self._explain(),
+        )
 
-    def _build(self) -> tuple[SimulatedSwarm, Fleet, dict[str, Access]]:
+    def _build(self, accesses: dict[str, Access], distances: dict[tuple[str, str], float]) -> SimulatedSwarm:
         scenario, manifest = self.scenario, self._manifest
-        place = scenario.coordinator
-        accesses = {
-            identity.peer_id: Access(
-                Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region
-            )
-            for identity in COORDINATORS[: 1 + place.standby]
-        }
-        distances = {
-            (min(distance.between), max(distance.between)): distance.latency / 1000 for distance in scenario.distances
-        }
-        internet = Internet(self._seed, accesses=accesses, distances=distances, weigher=weigher(manifest))
         delegations = {
             identity: delegate(ORGANIZER, manifest.run_id, identity.public_hex)
-            for identity in COORDINATORS[: 1 + place.standby]
+            for identity in coordinators_of(scenario)
         }
-        swarm = SimulatedSwarm(
+        return SimulatedSwarm(
             signed=sign_manifest(ORGANIZER, manifest),
             manifest=manifest,
             delegations=delegations,
@@ -162,11 +107,8 @@ class Study:
             emit=self._saw,
             give_up=None,
             checkpoints=self._checkpoints(),
-            internet=internet,
+            internet=Internet(self._seed, accesses=accesses, distances=distances, weigher=weigher(manifest)),
         )
-        fleet = Fleet(swarm, make_machines(scenario, manifest, self._seed), accesses)
-        swarm.equip = fleet.equip
-        return swarm, fleet, accesses
 
     def _checkpoints(self) -> MemoryCheckpoints | None:
         manifest, every = self._manifest, self.scenario.coordinator.checkpoint_every
@@ -175,25 +117,11 @@ class Study:
         backends = [SizedBackend(manifest, stage) for stage in range(manifest.stages)]
         return MemoryCheckpoints(every, lambda stage, state: backends[stage].digest(backends[stage].load(state)))
 
-    # ---- what happens
-
     def _saw(self, event: Event) -> None:
-        name = event.kind
-        if isinstance(event, events.Moved) and event.error:
-            return
-        self._counts[name] = self._counts.get(name, 0) + 1
-        if isinstance(event, events.Stepped):
-            self._steps.append((self._swarm.now, event.tokens))
+        if event.kind in SEEN:
+            self._account.see(event.to_json())
+        if isinstance(event, Stepped):
             self._conservation.check()
-        elif isinstance(event, events.WentBack):
-            self._counts["undone"] = self._counts.get("undone", 0) + event.lost
-
-    def _tell(self, happening: Happening, hit: int) -> None:
-        self._happened.append((self._swarm.now, happening.kind, hit))
-
-    def _note_bound(self) -> None:
-        rates = sum(machine.rate / machine.slowdown for machine in self._fleet.machines if machine.up)
-        self._bounds.append((self._swarm.now, rates * visit_tokens(self._manifest)))
 
     def _watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
         """Each state is the sum of every microbatch of every step below its version, once."""
@@ -205,43 +133,6 @@ class Study:
         due = whole_sum(state.version, self._manifest.microbatches)
         if state.value != due:
             swarm.fail(ConservationError(f"{peer} has {state.value} at version {state.version}; {due} is due"))
-
-    # ---- what came of it
-
-    def _outcome(self, report: dict[str, Any], *, finished: bool) -> Outcome:
-        now = self._swarm.now
-        first, last = (self._steps[0][0], self._steps[-1][0]) if self._steps else (0.0, 0.0)
-        measured = last - first
-        tokens = sum(tokens for _, tokens in self._steps[1:])
-        times = [at for at, _ in self._steps]
-        recoveries = [fault["rerouted_s"] for fault in report["faults"] if fault["rerouted_s"] is not None]
-        links = {id(machine.access): machine.access for machine in self._fleet.machines}.values()
-        return Outcome(
-            scenario=self.scenario.title,
-            seed=self._seed,
-            seconds=now,
-            finished=finished,
-            steps=tuple(self._steps),
-            measured=measured,
-            tokens_per_second=tokens / measured if measured else 0.0,
-            bound=mean_of(self._bounds, first, last),
-            step_seconds=median([after - before for before, after in pairwise(times)] or [0.0]),
-            stages=tuple(
-                stage_outcome([stay for stay in self._fleet.stays if stay.stage == stage], now)
-                for stage in range(self._manifest.stages)
-            ),
-            lost=self._counts.get("lost", 0),
-            left=self._counts.get("left", 0),
-            moved=self._counts.get("moved", 0),
-            went_back=self._counts.get("went-back", 0),
-            steps_undone=self._counts.get("undone", 0),
-            recoveries=tuple(recoveries),
-            reissued=report["ledger"]["reissued"],
-            bytes_up=sum(link.up.carried for link in links),
-            bytes_down=sum(link.down.carried for link in links),
-            happened=tuple(self._happened),
-            explained="" if self._steps else self._explain(),
-        )
 
     def _explain(self) -> str:
         """Why not one step was made."""
@@ -261,18 +152,31 @@ def manifest_of(scenario: Scenario, seed: int) -> Manifest:
     return sketch.model_copy(update={"organizer": ORGANIZER.public_hex, "weights": None})
 
 
-def mean_of(values: list[tuple[float, float]], first: float, last: float) -> float:
-    """The mean over a span of time of what changes at (time, value)."""
-    if last <= first:
-        return 0.0
-    ends = [at for at, _ in values[1:]] + [last]
-    total = sum(
-        value * max(0.0, min(end, last) - max(at, first)) for (at, value), end in zip(values, ends, strict=True)
-    )
-    return total / (last - first)
+NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
+"""Of a run that nobody ever led."""
 
 
-def stage_outcome(stays: list[Stay], now: float) -> StageOutcome:
-    seconds = sum((now if stay.ended is None else stay.ended) - stay.began for stay in stays)
-    worked = sum(stay.worked() for stay in stays)
-    return StageOutcome(seconds / now if now else 0.0, worked / seconds if seconds else 0.0)
+def coordinators_of(scenario: Scenario) -> tuple[Identity, ...]:
+    """The one that leads first, and the standby if there is one."""
+    return COORDINATORS[: 1 + scenario.coordinator.standby]
+
+
+def coordinator_accesses(scenario: Scenario) -> dict[str, Access]:
+    """How each coordinator is attached, by its peer id."""
+    place = scenario.coordinator
+    return {
+        identity.peer_id: Access(
+            Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region
+        )
+        for identity in coordinators_of(scenario)
+    }
+
+
+def distances_of(scenario: Scenario) -> dict[tuple[str, str], float]:
+    """Seconds between two regions, by both their names in order."""
+    return {(min(each.between), max(each.between)): each.latency / 1000 for each in scenario.distances}
+
+
+def distinct_accesses(machines: Sequence[Machine]) -> list[Access]:
+    """The links of all machines; one that several share, once."""
+    return list({id(machine.access): machine.access for machine in machines}.values())

@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ..errors import UsageError
+from .outcome import Outcome
 from .scenario import load_scenario
-from .study import Outcome, Study
+from .study import Study
 
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """The two-sided 95 % quantile of Student's t for 1 to 10 degrees of freedom."""

@@ -1,0 +1,83 @@
+"""When the machines of a scenario come, go and come again, in whatever world they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from .machines import Machine, draw, draw_lifetime
+from .world import World
+
+
+@dataclass
+class Fleet:
+    """All machines of a scenario. `changed` is called whenever one comes, goes, or is as fast as it was no more."""
+
+    world: World
+    machines: Sequence[Machine]
+    changed: Callable[[], None] = field(default=lambda: None)
+
+    def start(self) -> None:
+        """Has every machine come when it is due."""
+        for machine in self.machines:
+            self.world.later(machine.joins, partial(self.come, machine))
+
+    def set_slowdown(self, machine: Machine, times: float) -> None:
+        """Its device takes so many times as long as before."""
+        machine.slowdown *= times
+        self.world.set_pace(machine)
+        self.changed()
+
+    def come(self, machine: Machine) -> None:
+        """It is switched on: after a while its program asks for a place."""
+        if machine.up:
+            return
+        machine.up, machine.since = True, self.world.now
+        self.world.later(draw(machine.group.loads, machine.chance), partial(self._begin, machine, machine.since))
+        if machine.group.stays is not None:
+            lasts = draw_lifetime(machine.group.stays, machine.chance)
+            self.world.later(lasts, partial(self._session_ends, machine, machine.since))
+
+    def _begin(self, machine: Machine, since: float) -> None:
+        if not machine.up or machine.since != since:
+            return
+        self.world.start(machine)
+        self.changed()
+
+    def _session_ends(self, machine: Machine, since: float) -> None:
+        if not machine.up or machine.since != since:
+            return
+        away = None if machine.group.away is None else draw_lifetime(machine.group.away, machine.chance)
+        if machine.group.leaves:
+            self.leave(machine, away)
+        else:
+            self.kill(machine, away)
+
+    def kill(self, machine: Machine, away: float | None) -> None:
+        """It is gone at once; it comes again after `away` seconds, without them never."""
+        if not machine.up:
+            return
+        machine.up = False
+        self.world.kill(machine)
+        self.changed()
+        self._come_again(machine, away)
+
+    def leave(self, machine: Machine, away: float | None) -> None:
+        """Its peers leave politely."""
+        if not machine.up:
+            return
+        machine.up = False
+        self.world.leave(machine)
+        self.changed()
+        self._come_again(machine, away)
+
+    def _come_again(self, machine: Machine, away: float | None) -> None:
+        if away is None:
+            return
+
+        def again() -> None:
+            if self.world.runs(machine):  # who leaves may have to wait for another replica
+                self.world.later(1.0, again)
+            else:
+                self.come(machine)
+
+        self.world.later(away, again)

@@ -1,0 +1,137 @@
+"""The machines of a scenario on virtual time: each takes its device and link with it, and hosts a simulated peer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+
+from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
+from ..swarm.peer import Peer
+from .account import Account
+from .internet import Access
+from .machines import Machine
+from .swarm import SimulatedSwarm
+from .world import Undo
+
+
+@dataclass
+class SimulatedWorld:
+    """Implements `world.World`. `accesses`: of every node of the network, by name; peers are added as they come."""
+
+    swarm: SimulatedSwarm
+    machines: Sequence[Machine]
+    accesses: dict[str, Access]
+    account: Account
+    _stays: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """By peer: says that it is at its stage no more."""
+
+    def __post_init__(self) -> None:
+        self._by_name = {machine.name: machine for machine in self.machines}
+        self.swarm.equip = self._equip
+
+    @property
+    def now(self) -> float:
+        return self.swarm.now
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.swarm.later(seconds, call)
+
+    def _equip(self, peer: Peer) -> None:
+        """A peer takes its machine's device and link before it runs."""
+        name = peer.transport.peer_id
+        machine = self._by_name[self.swarm.machines[name]]
+        self.accesses[name] = machine.access
+        device = self.swarm.devices[name]
+        device.noise, device.slowdown = machine.group.noise, machine.slowdown
+
+        def placed(stage: int) -> None:
+            device.durations = machine.durations(self.swarm.manifest, stage)
+            self._gone(name)
+            before = device.worked
+            self._stays[name] = self.account.begin_stay(machine, stage, lambda: device.worked - before)
+
+        device.durations = {FORWARD: 0.0, BACKWARD: 0.0, BACKGROUND: 0.0}
+        peer.placed, peer.ended = placed, partial(self._gone, name)
+
+    def _gone(self, name: str) -> None:
+        self._stays.pop(name, lambda: None)()
+
+    # ---- machines
+
+    def start(self, machine: Machine) -> None:
+        if machine.name in self.swarm.killed:
+            self.swarm.killed.remove(machine.name)
+        self.swarm.start_peer(machine.number, machine.group.stage)
+
+    def _peers_of(self, machine: Machine) -> list[str]:
+        """The peers that it runs now."""
+        swarm = self.swarm
+        return [
+            name
+            for name, first in swarm.machines.items()
+            if first == machine.name and name not in swarm.killed and name not in swarm.endings
+        ]
+
+    def kill(self, machine: Machine) -> None:
+        for name in self._peers_of(machine):
+            self.swarm.kill(name)
+            self._gone(name)
+
+    def leave(self, machine: Machine) -> None:
+        for name in self._peers_of(machine):
+            self.swarm.peers[name].leave("its session is over")
+
+    def runs(self, machine: Machine) -> bool:
+        return bool(self._peers_of(machine))
+
+    def freeze(self, machine: Machine) -> Undo:
+        frozen = self._peers_of(machine)
+        for name in frozen:
+            self.swarm.freeze(name)
+
+        def thaw() -> None:
+            for name in frozen:
+                self.swarm.thaw(name)
+
+        return thaw
+
+    def set_pace(self, machine: Machine) -> None:
+        for name in self._peers_of(machine):
+            self.swarm.devices[name].slowdown = machine.slowdown
+
+    def hosts(self, stage: int) -> list[Machine]:
+        if not self.swarm.is_led:
+            return []
+        numbers = {self._by_name[self.swarm.machines[peer]].number for peer in self.swarm.live_at(stage)}
+        return [self.machines[number] for number in sorted(numbers)]
+
+    # ---- links
+
+    def isolate(self, machines: Sequence[Machine]) -> Undo:
+        inside = sorted(name for machine in machines for name in self._peers_of(machine))
+        return self._cut([(one, other) for one, other in product(inside, sorted(self.accesses)) if one != other])
+
+    def part(self, region: str) -> Undo:
+        inside = sorted(name for name, access in self.accesses.items() if access.region == region)
+        return self._cut(list(product(inside, sorted(set(self.accesses) - set(inside)))))
+
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> Undo:
+        network = self.swarm.network
+        cut = [pair for pair in pairs if not network.is_cut(*pair)]
+        for pair in cut:
+            network.cut(*pair)
+
+        def heal() -> None:
+            for pair in cut:
+                network.heal(*pair)
+
+        return heal
+
+    def stop_coordinator(self) -> Undo | None:
+        if not self.swarm.is_led:
+            return None
+        name = self.swarm.trainer.transport.peer_id
+        if name in self.swarm.killed:
+            return None
+        self.swarm.kill(name)
+        return partial(self.swarm.restart, name)
