@@ -142,6 +142,10 @@ class ScenarioError(SwarmError):
     """A scenario cannot be simulated. The message names file, line and key."""
 
 
+class EmulationError(SwarmError):
+    """An internet cannot be emulated on this machine, or what it did there counts for nothing."""
+
+
 class StuckError(SwarmError):
     """On virtual time: every task waits and no timer is pending, or time ran past its limit."""
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ..errors import StorageError, UsageError
 from ..swarm.flags import Program
+from .emulation import PACKET_BYTES, Emulation
 from .outcome import MINUTE, Outcome
 from .scenario import known_scenarios, load_scenario
 from .study import Study
@@ -26,7 +27,13 @@ from .sweep import Interval, Point, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    commands = {"run": run_scenario, "sweep": run_sweep, "compare": run_compare, "list": run_list}
+    commands = {
+        "run": run_scenario,
+        "emulate": run_emulation,
+        "sweep": run_sweep,
+        "compare": run_compare,
+        "list": run_list,
+    }
     return _program().run(commands, arguments)
 
 
@@ -37,6 +44,11 @@ def _program() -> Program:
     several = running.add_mutually_exclusive_group()
     several.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
     several.add_argument("--seeds", type=_some, metavar="K", help="seeds 0 to K-1, one after the other")
+    emulating = commands.add_parser("emulate", help="the same with real processes over an emulated internet (Linux)")
+    _add_scenario(emulating)
+    emulating.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
+    emulating.add_argument("--mtu", type=_some, default=PACKET_BYTES, help="bytes of a packet (default: 1500)")
+    emulating.add_argument("--folder", type=Path, metavar="DIR", help="leave the processes' logs here")
     sweeping = commands.add_parser("sweep", help="every combination of some settings, with several seeds, in parallel")
     _add_scenario(sweeping)
     sweeping.add_argument(
@@ -91,9 +103,7 @@ def run_list(options: argparse.Namespace) -> int:
 def run_scenario(options: argparse.Namespace) -> int:
     """Simulates one scenario with one or several seeds. Raises `ScenarioError`, `StorageError`, `UsageError`."""
     scenario = load_scenario(options.scenario, options.changes)
-    if options.seed is not None and options.seed < 0:
-        raise UsageError(f"--seed {options.seed}: wanted 0 or more")
-    seeds = [options.seed] if options.seeds is None else list(range(options.seeds))
+    seeds = [_seed(options)] if options.seeds is None else list(range(options.seeds))
     outcomes = []
     with _progress(scenario.title, len(seeds)) as done:
         for seed in seeds:
@@ -106,6 +116,27 @@ def run_scenario(options: argparse.Namespace) -> int:
 
         plot_outcome(outcomes[0], options.plot)
     return 0
+
+
+def run_emulation(options: argparse.Namespace) -> int:
+    """Emulates one scenario, in real time. Raises `EmulationError`, and as `run_scenario` does."""
+    outcome = Emulation(
+        load_scenario(options.scenario, options.changes), _seed(options), options.folder, options.mtu
+    ).run()
+    _give(options, [outcome.to_json()], lambda: _show([outcome]))
+    if options.plot is not None:
+        from .plots import plot_outcome
+
+        plot_outcome(outcome, options.plot)
+    return 0
+
+
+def _seed(options: argparse.Namespace) -> int | None:
+    """Raises `UsageError`."""
+    seed: int | None = options.seed
+    if seed is not None and seed < 0:
+        raise UsageError(f"--seed {seed}: wanted 0 or more")
+    return seed
 
 
 def run_sweep(options: argparse.Namespace) -> int:
@@ -187,6 +218,8 @@ def _show(outcomes: Sequence[Outcome]) -> None:
         table.add_row(*_cells(outcome))
     console.print(table)
     console.print("[dim]kept: of what the devices that were there could compute if nothing ever waited[/dim]")
+    if outcomes[0].router:
+        console.print(f"[dim]the router took {outcomes[0].router:.0%} of a core at most[/dim]")
     stages = _table("stage", "replicas", "devices busy")
     for stage, found in enumerate(outcomes[0].stages):
         stages.add_row(str(stage), f"{found.replicas:.1f}", f"{found.busy:.0%}")

@@ -57,13 +57,22 @@ class Downlink:
 
 @dataclass
 class Access:
-    """How a node is attached; several may share an uplink and a downlink. Seconds, one way."""
+    """How a node is attached; several may share an uplink and a downlink. Seconds, one way. Of packets, which only an
+    emulated internet has: `loss`, the share of them that is lost here; `buffer`: seconds of either link's rate."""
 
     up: Uplink = field(default_factory=Uplink)
     down: Downlink = field(default_factory=Downlink)
     latency: float = 0.01
     jitter: float = 0.0
     region: str | None = None
+    loss: float = 0.0
+    buffer: float = 0.2
+
+    def distance_to(self, other: "Access", distances: Mapping[tuple[str, str], float]) -> float:
+        """Seconds between their regions, of which `distances` has them by both names in order."""
+        if self.region is None or other.region is None or self.region == other.region:
+            return 0.0
+        return distances.get((min(self.region, other.region), max(self.region, other.region)), 0.0)
 
 
 @dataclass
@@ -75,9 +84,7 @@ class Internet(MemoryNetwork):
 
     def draw(self, sender: str, receiver: str) -> float:
         near, far = self.accesses[sender], self.accesses[receiver]
-        way = near.latency + far.latency
-        if near.region is not None and far.region is not None and near.region != far.region:
-            way += self.distances.get((min(near.region, far.region), max(near.region, far.region)), 0.0)
+        way = near.latency + far.latency + near.distance_to(far, self.distances)
         jitter = near.jitter + far.jitter
         return way + self.random.uniform(0.0, jitter) if jitter else way
 

@@ -99,6 +99,8 @@ def make_machines(scenario: Scenario, manifest: Manifest, seed: int) -> list[Mac
                 draw(group.latency, chance) / 1000,
                 group.jitter / 1000,
                 group.region,
+                group.loss,
+                group.buffer / 1000,
             )
             if group.shared:
                 access = shared = shared or access

@@ -49,10 +49,11 @@ class Lifetime(_Frozen):
 class Group(_Frozen):
     """Peers of a kind. `teraflops`: useful operations a second of one device; or `forward` and `backward`: seconds of a
     visit; each takes up to the share `noise` longer or shorter. `latency`: from the peer to the middle of the internet,
-    one way; `jitter`: at most so much more, drawn for each burst. `joins`: when it is started; `loads`: how long from
-    its start until it asks for a place. `stays`: how long until it is gone without a word, as a machine that is
-    switched off (`leaves` politely instead); `away`: how long until it comes again, without it for good. `shared`: all
-    peers of the group are behind one link."""
+    one way; `jitter`: at most so much more, drawn for each burst. `loss`: the share of its packets that never come, and
+    `buffer`: milliseconds of its link's rate that wait before more are dropped; both of emulated links only
+    (`router.py`). `joins`: when it is started; `loads`: how long from its start until it asks for a place. `stays`: how
+    long until it is gone without a word, as a machine that is switched off (`leaves` politely instead); `away`: how
+    long until it comes again, without it for good. `shared`: all peers of the group are behind one link."""
 
     name: Name
     count: Annotated[int, Field(gt=0, le=100_000)] = 1
@@ -64,6 +65,8 @@ class Group(_Frozen):
     down: Spread = 0.0
     latency: Spread = 10.0
     jitter: NotNegative = 0.0
+    loss: Share = 0.0
+    buffer: Positive = 200.0
     region: Name | None = None
     stage: Annotated[int, Field(ge=0)] | None = None
     joins: Spread = 0.0

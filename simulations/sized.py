@@ -45,27 +45,33 @@ class SizedState:
 
 
 class SizedBackend:
-    """Implements `swarm.backend.StageBackend`."""
+    """Implements `swarm.backend.StageBackend`. `whole`: its tensors have their true size, for a network that carries
+    every byte of them."""
 
     codec_seconds = 0.0
     kernels = ""
 
-    def __init__(self, manifest: Manifest, stage: int) -> None:
-        self.lengths: Mapping[str, int] = {"stage": ELEMENTS}
+    def __init__(self, manifest: Manifest, stage: int, *, whole: bool = False) -> None:
+        reduced = reduced_bytes(manifest, stage)
+        self.lengths: Mapping[str, int] = {"stage": reduced if whole else ELEMENTS}
         self.gradient_bytes = gradient_bytes(manifest, stage)
         self._microbatches = manifest.microbatches
         self._first, self._last = stage == 0, stage == manifest.stages - 1
-        self._padding = bytes(round(ELEMENTS * state_bytes(manifest, stage) / reduced_bytes(manifest, stage)))
+        self._padding = bytes(round(self.lengths["stage"] * state_bytes(manifest, stage) / reduced))
+        moved = traffic(manifest, range(stage, stage + 1))
+        tokens = TOKEN_BYTES * visit_tokens(manifest)
+        self._output = _tensor(moved.output - tokens if whole else 0)
+        self._gradient = _tensor(moved.input_gradient if whole else 0)
 
     def initial_state(self) -> SizedState:
         return SizedState(0, 0)
 
     def forward(self, state: SizedState, visit: StageInput, *, train: bool) -> ForwardResult:
         context = number_of(visit.step, visit.index, self._microbatches) if train else None
-        return ForwardResult(None, 1.0, context) if self._last else ForwardResult(_VALUE.pack(1), None, context)
+        return ForwardResult(None, 1.0, context) if self._last else ForwardResult(self._output, None, context)
 
     def backward(self, state: SizedState, context: Context, output_gradient: bytes | None) -> BackwardResult:
-        return BackwardResult(None if self._first else _VALUE.pack(1), context)
+        return BackwardResult(None if self._first else self._gradient, context)
 
     def add(self, gradients: Sequence[Gradient]) -> Gradient:
         return sum(gradients) % PRIME
@@ -95,11 +101,21 @@ class SizedBackend:
         return SizedState(*_STATE.unpack_from(data))
 
 
+def _tensor(size: int) -> bytes:
+    return _VALUE.pack(1).ljust(size, b"\0")
+
+
 def _first_value(part: bytes) -> int:
     if len(part) < _VALUE.size:
         raise WireError(f"a part has at least {_VALUE.size} bytes, got {len(part)}")
     value: int = _VALUE.unpack_from(part)[0]
     return value
+
+
+def wrong_sum(state: SizedState, microbatches: int) -> str | None:
+    """What is wrong with a state that is not the sum of every microbatch of every step below its version, once."""
+    due = whole_sum(state.version, microbatches)
+    return None if state.value == due else f"it has {state.value} at version {state.version}; {due} is due"
 
 
 class SizedArithmetic:

@@ -11,33 +11,29 @@ Errors: `ScenarioError` for a run that can never begin; `ConservationError`.
 
 import asyncio
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConservationError, ScenarioError
-from ..swarm.checkpoint import MemoryCheckpoints
+from ..errors import ConservationError
 from ..swarm.events import Event, Stepped
 from ..swarm.host import Moment
-from ..swarm.keys import Identity, delegate, sign_manifest, sign_term
-from ..swarm.manifest import Manifest
+from ..swarm.keys import delegate, sign_manifest, sign_term
 from ..swarm.peer import Parts
-from ..swarm.plan_command import shape_of, sketched
 from .account import SEEN, Account
+from .cast import COORDINATORS, ORGANIZER, Cast, checkpoints_of
 from .conservation import Conservation
 from .fleet import Fleet
 from .happenings import Happenings
-from .internet import Access, Downlink, Internet, Uplink
-from .machines import Machine, make_machines, rate_of
+from .internet import Access, Internet
 from .outcome import MINUTE, Outcome
 from .scenario import Scenario
 from .simulated_world import SimulatedWorld
-from .sized import SizedArithmetic, SizedBackend, SizedSamples, SizedState, weigher, whole_sum
+from .sized import SizedArithmetic, SizedBackend, SizedSamples, SizedState, weigher, wrong_sum
 from .swarm import SimulatedSwarm
 from .virtual_time import run
 
-ORGANIZER = Identity.from_seed("organizer")
-COORDINATORS = (Identity.from_seed("trainer"), Identity.from_seed("standby"))
+NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
+"""Of a run that nobody ever led."""
 
 
 @dataclass
@@ -49,29 +45,18 @@ class Study:
 
     def run(self) -> Outcome:
         """Simulates it. Raises `ScenarioError`, `ConservationError` and whatever the run raises."""
-        self._seed = self.scenario.seed if self.seed is None else self.seed
-        self._manifest = manifest_of(self.scenario, self._seed)
-        self._check_that_it_can_begin()
+        self._cast = Cast.of(self.scenario, self.seed)
         return run(self._main(), limit=self.scenario.minutes * MINUTE + 60.0)
 
-    def _check_that_it_can_begin(self) -> None:
-        needed = self._manifest.stages * self._manifest.settings.pipeline.min_replicas
-        come = sum(group.count for group in self.scenario.peers)
-        if come < needed:
-            raise ScenarioError(
-                f"{self.scenario.title}: the run begins with {needed} peers ({self._manifest.stages} stages, "
-                f"{self._manifest.settings.pipeline.min_replicas} replicas each), but {come} ever come"
-            )
-
     async def _main(self) -> Outcome:
-        machines = make_machines(self.scenario, self._manifest, self._seed)
-        accesses, distances = coordinator_accesses(self.scenario), distances_of(self.scenario)
-        swarm = self._swarm = self._build(accesses, distances)
+        cast = self._cast
+        accesses = {identity.peer_id: cast.coordinator_access() for identity in cast.coordinators}
+        swarm = self._swarm = self._build(accesses)
         self._conservation = Conservation(swarm)
-        account = self._account = Account(self.scenario, self._manifest, self._seed, machines, lambda: swarm.now)
-        fleet = Fleet(SimulatedWorld(swarm, machines, accesses, account), machines, account.note)
+        account = self._account = Account(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: swarm.now)
+        fleet = Fleet(SimulatedWorld(swarm, cast.machines, accesses, account), cast.machines, account.note)
         fleet.start()
-        Happenings(fleet, random.Random(f"{self._seed}/events"), account.tell).start(self.scenario.events)
+        Happenings(fleet, random.Random(f"{cast.seed}/events"), account.tell).start(self.scenario.events)
         finished = True
         try:
             async with asyncio.timeout(self.scenario.minutes * MINUTE):
@@ -79,20 +64,18 @@ class Study:
         except TimeoutError:
             finished = False
             report = swarm.trainer.report() if swarm.is_led else NO_REPORT
-        links = distinct_accesses(machines)
         return account.outcome(
             report,
             finished=finished,
-            bytes_up=sum(link.up.carried for link in links),
-            bytes_down=sum(link.down.carried for link in links),
+            bytes_up=sum(link.up.carried for link in cast.accesses),
+            bytes_down=sum(link.down.carried for link in cast.accesses),
             explained="" if account.steps else self._explain(),
         )
 
-    def _build(self, accesses: dict[str, Access], distances: dict[tuple[str, str], float]) -> SimulatedSwarm:
-        scenario, manifest = self.scenario, self._manifest
+    def _build(self, accesses: dict[str, Access]) -> SimulatedSwarm:
+        cast, manifest = self._cast, self._cast.manifest
         delegations = {
-            identity: delegate(ORGANIZER, manifest.run_id, identity.public_hex)
-            for identity in coordinators_of(scenario)
+            identity: delegate(ORGANIZER, manifest.run_id, identity.public_hex) for identity in cast.coordinators
         }
         return SimulatedSwarm(
             signed=sign_manifest(ORGANIZER, manifest),
@@ -102,20 +85,13 @@ class Study:
             parts=Parts(backend=SizedBackend, arithmetic=lambda manifest: SizedArithmetic()),
             samples=SizedSamples(manifest),
             wanted=(),
-            seed=self._seed,
+            seed=cast.seed,
             watch=self._watch,
             emit=self._saw,
             give_up=None,
-            checkpoints=self._checkpoints(),
-            internet=Internet(self._seed, accesses=accesses, distances=distances, weigher=weigher(manifest)),
+            checkpoints=checkpoints_of(self.scenario, manifest),
+            internet=Internet(cast.seed, accesses=accesses, distances=cast.distances, weigher=weigher(manifest)),
         )
-
-    def _checkpoints(self) -> MemoryCheckpoints | None:
-        manifest, every = self._manifest, self.scenario.coordinator.checkpoint_every
-        if not every:
-            return None
-        backends = [SizedBackend(manifest, stage) for stage in range(manifest.stages)]
-        return MemoryCheckpoints(every, lambda stage, state: backends[stage].digest(backends[stage].load(state)))
 
     def _saw(self, event: Event) -> None:
         if event.kind in SEEN:
@@ -124,59 +100,21 @@ class Study:
             self._conservation.check()
 
     def _watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
-        """Each state is the sum of every microbatch of every step below its version, once."""
         host = swarm.peers[peer].host
         if moment.name != "applied" or host is None:
             return
         state: SizedState | None = host.versions.get(host.versions.latest)
         assert state is not None
-        due = whole_sum(state.version, self._manifest.microbatches)
-        if state.value != due:
-            swarm.fail(ConservationError(f"{peer} has {state.value} at version {state.version}; {due} is due"))
+        wrong = wrong_sum(state, self._cast.manifest.microbatches)
+        if wrong:
+            swarm.fail(ConservationError(f"{peer}: {wrong}"))
 
     def _explain(self) -> str:
         """Why not one step was made."""
         if not self._swarm.is_led:
             return "no coordinator ever led"
-        roster, needed = self._swarm.trainer.roster, self._manifest.settings.pipeline.min_replicas
-        lacking = [stage for stage in range(self._manifest.stages) if len(roster.live(stage)) < needed]
+        roster, needed = self._swarm.trainer.roster, self._cast.manifest.settings.pipeline.min_replicas
+        lacking = [stage for stage in range(self._cast.manifest.stages) if len(roster.live(stage)) < needed]
         if lacking:
             return f"stages {lacking} never had the {needed} replicas that the run begins with"
         return f"the first step was not done within {self.scenario.minutes:g} minutes"
-
-
-def manifest_of(scenario: Scenario, seed: int) -> Manifest:
-    """The run of a scenario. Raises `ManifestError`, `ModelError`."""
-    settings = scenario.run.model_copy(update={"seed": seed})
-    sketch = sketched(settings, shape_of(settings.model.name))
-    return sketch.model_copy(update={"organizer": ORGANIZER.public_hex, "weights": None})
-
-
-NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
-"""Of a run that nobody ever led."""
-
-
-def coordinators_of(scenario: Scenario) -> tuple[Identity, ...]:
-    """The one that leads first, and the standby if there is one."""
-    return COORDINATORS[: 1 + scenario.coordinator.standby]
-
-
-def coordinator_accesses(scenario: Scenario) -> dict[str, Access]:
-    """How each coordinator is attached, by its peer id."""
-    place = scenario.coordinator
-    return {
-        identity.peer_id: Access(
-            Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region
-        )
-        for identity in coordinators_of(scenario)
-    }
-
-
-def distances_of(scenario: Scenario) -> dict[tuple[str, str], float]:
-    """Seconds between two regions, by both their names in order."""
-    return {(min(each.between), max(each.between)): each.latency / 1000 for each in scenario.distances}
-
-
-def distinct_accesses(machines: Sequence[Machine]) -> list[Access]:
-    """The links of all machines; one that several share, once."""
-    return list({id(machine.access): machine.access for machine in machines}.values())

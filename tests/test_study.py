@@ -4,10 +4,11 @@ import json
 
 import pytest
 from swarm_peer.errors import ConservationError, ScenarioError
+from swarm_peer.simulations.cast import manifest_of
 from swarm_peer.simulations.outcome import Outcome
 from swarm_peer.simulations.scenario import Scenario, parse_scenario
 from swarm_peer.simulations.sized import SizedState, number_of, whole_sum
-from swarm_peer.simulations.study import Study, manifest_of
+from swarm_peer.simulations.study import Study
 from swarm_peer.swarm.sizes import traffic
 
 FORWARD, BACKWARD = 0.1, 0.2

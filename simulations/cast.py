@@ -1,0 +1,77 @@
+"""Who takes part in a scenario with a seed: its run, its coordinators, its machines. The same in a simulation and in
+each process of an emulation, which all work it out for themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ScenarioError
+from ..swarm.checkpoint import MemoryCheckpoints
+from ..swarm.keys import Identity
+from ..swarm.manifest import Manifest
+from ..swarm.plan_command import shape_of, sketched
+from .internet import Access, Downlink, Uplink
+from .machines import Machine, make_machines, rate_of
+from .scenario import Scenario
+from .sized import SizedBackend
+
+ORGANIZER = Identity.from_seed("organizer")
+COORDINATORS = (Identity.from_seed("trainer"), Identity.from_seed("standby"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    scenario: Scenario
+    seed: int
+    manifest: Manifest
+    machines: Sequence[Machine]
+
+    @classmethod
+    def of(cls, scenario: Scenario, seed: int | None = None) -> "Cast":
+        """With the scenario's own seed, if no other is given. Raises `ScenarioError` for a run that can never begin,
+        `ManifestError`, `ModelError`."""
+        seed = scenario.seed if seed is None else seed
+        manifest = manifest_of(scenario, seed)
+        needed = manifest.stages * manifest.settings.pipeline.min_replicas
+        come = sum(group.count for group in scenario.peers)
+        if come < needed:
+            raise ScenarioError(
+                f"{scenario.title}: the run begins with {needed} peers ({manifest.stages} stages, "
+                f"{manifest.settings.pipeline.min_replicas} replicas each), but {come} ever come"
+            )
+        return cls(scenario, seed, manifest, make_machines(scenario, manifest, seed))
+
+    @property
+    def coordinators(self) -> tuple[Identity, ...]:
+        """The one that leads first, and the standby if there is one."""
+        return COORDINATORS[: 1 + self.scenario.coordinator.standby]
+
+    def coordinator_access(self) -> Access:
+        """How a coordinator is attached: a link of its own."""
+        place = self.scenario.coordinator
+        return Access(Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region)
+
+    @property
+    def distances(self) -> dict[tuple[str, str], float]:
+        """Seconds between two regions, by both their names in order."""
+        return {(min(each.between), max(each.between)): each.latency / 1000 for each in self.scenario.distances}
+
+    @property
+    def accesses(self) -> list[Access]:
+        """The links of all machines; one that several share, once."""
+        return list({id(machine.access): machine.access for machine in self.machines}.values())
+
+
+def checkpoints_of(scenario: Scenario, manifest: Manifest, *, whole: bool = False) -> MemoryCheckpoints | None:
+    """Where the scenario's checkpoints go, if it makes any; `whole`: as `SizedBackend` has it."""
+    every = scenario.coordinator.checkpoint_every
+    if not every:
+        return None
+    backends = [SizedBackend(manifest, stage, whole=whole) for stage in range(manifest.stages)]
+    return MemoryCheckpoints(every, lambda stage, state: backends[stage].digest(backends[stage].load(state)))
+
+
+def manifest_of(scenario: Scenario, seed: int) -> Manifest:
+    """The run of a scenario. Raises `ManifestError`, `ModelError`."""
+    settings = scenario.run.model_copy(update={"seed": seed})
+    sketch = sketched(settings, shape_of(settings.model.name))
+    return sketch.model_copy(update={"organizer": ORGANIZER.public_hex, "weights": None})

@@ -1,0 +1,82 @@
+"""Runs a scenario with real processes over an emulated internet, in real time, and says what came of it.
+
+    Scenario -> Emulation(scenario, seed).run() -> Outcome
+
+Real are the processes, libp2p, the directory, TCP and every byte; emulated are the links (`router.py`), and the devices
+are durations (`emulated_node.py`). The same file as `Study` takes, the same sessions and events.
+
+Errors: `EmulationError` where it is not allowed, and when the router was too busy for the outcome to count;
+`ScenarioError`, `ConservationError`.
+"""
+
+import asyncio
+import random
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import EmulationError
+from ..peer import zygote
+from .account import Account
+from .cast import Cast
+from .emulated_world import EmulatedWorld, emulated
+from .fleet import Fleet
+from .happenings import Happenings
+from .outcome import MINUTE, Outcome
+from .router import MOST_BUSY
+from .scenario import Scenario
+from .study import NO_REPORT
+
+PACKET_BYTES = 1500
+
+
+@dataclass
+class Emulation:
+    """One run of a scenario; `seed` is the scenario's, if no other is given; `folder`: where logs stay."""
+
+    scenario: Scenario
+    seed: int | None = None
+    folder: Path | None = None
+    mtu: int = PACKET_BYTES
+
+    def run(self) -> Outcome:
+        """Emulates it, which takes as long as the run does."""
+        if sys.platform != "linux" or not zygote.is_possible():
+            raise EmulationError("an internet can be emulated on Linux only: it takes network namespaces")
+        cast = Cast.of(self.scenario, self.seed)
+        with tempfile.TemporaryDirectory(prefix="swarm-sim-") as made:
+            folder = self.folder or Path(made)
+            folder.mkdir(parents=True, exist_ok=True)
+            return asyncio.run(self._main(cast, folder))
+
+    async def _main(self, cast: Cast, folder: Path) -> Outcome:
+        account = Account(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: world.now)
+        with emulated(cast, account, folder, self.mtu) as world:
+            await world.begin()
+            fleet = Fleet(world, cast.machines, account.note)
+            fleet.start()
+            Happenings(fleet, random.Random(f"{cast.seed}/events"), account.tell).start(self.scenario.events)
+            finished = True
+            try:
+                async with asyncio.timeout(self.scenario.minutes * MINUTE):
+                    report = await world.report
+            except TimeoutError:
+                finished, report = False, NO_REPORT
+            return self._outcome(world, account, report, finished=finished)
+
+    def _outcome(self, world: EmulatedWorld, account: Account, report: dict[str, object], *, finished: bool) -> Outcome:
+        busiest = world.router.busiest
+        if busiest > MOST_BUSY:
+            raise EmulationError(
+                f"the router took {busiest:.0%} of a core; above {MOST_BUSY:.0%} it is late itself, and nothing of "
+                "this counts. Fewer peers, slower links or larger packets (--mtu) help"
+            )
+        return account.outcome(
+            report,
+            finished=finished,
+            bytes_up=sum(link.up.carried for link in world.cast.accesses),
+            bytes_down=sum(link.down.carried for link in world.cast.accesses),
+            explained="" if account.steps else "no step was done",
+            router=busiest,
+        )
