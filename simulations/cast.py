@@ -60,6 +60,11 @@ class Cast:
         """The links of all machines; one that several share, once."""
         return list({id(machine.access): machine.access for machine in self.machines}.values())
 
+    @property
+    def sent(self) -> float:
+        """Bytes of all machines so far."""
+        return sum(access.up.carried for access in self.accesses)
+
 
 def checkpoints_of(scenario: Scenario, manifest: Manifest, *, whole: bool = False) -> MemoryCheckpoints | None:
     """Where the scenario's checkpoints go, if it makes any; `whole`: as `SizedBackend` has it."""

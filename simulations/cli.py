@@ -10,20 +10,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from ..errors import StorageError, UsageError
+from ..errors import UsageError
 from ..swarm.flags import Program
 from .emulation import PACKET_BYTES, Emulation
-from .outcome import MINUTE, Outcome
-from .scenario import known_scenarios, load_scenario
+from .outcome import Outcome
+from .plots import plot_outcome, plot_sweep
+from .report import write_json, write_outcomes, write_points
+from .scenario import Scenario, known_scenarios, load_scenario
 from .study import Study
-from .sweep import Interval, Point, sweep
+from .sweep import Interval, Point, settings, sweep
+from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_points, of_stages, warnings_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +76,9 @@ def _add_scenario(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a key of the scenario set otherwise, such as run.pipeline.staleness=0 or peers.0.count=40",
     )
-    command.add_argument("--report", type=Path, metavar="FILE", help="write everything here, JSON")
+    command.add_argument(
+        "--report", type=Path, metavar="FILE", help="write everything here: JSON, or a page for a name in .html"
+    )
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw it here: .png, .svg or .pdf")
     command.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
 
@@ -109,26 +114,25 @@ def run_scenario(options: argparse.Namespace) -> int:
         for seed in seeds:
             outcomes.append(Study(scenario, seed).run())
             done()
-    said = [outcome.to_json() for outcome in outcomes]
-    _give(options, said, lambda: _show(outcomes))
-    if options.plot is not None:
-        from .plots import plot_outcome
-
-        plot_outcome(outcomes[0], options.plot)
+    _give(options, scenario, outcomes)
     return 0
 
 
 def run_emulation(options: argparse.Namespace) -> int:
     """Emulates one scenario, in real time. Raises `EmulationError`, and as `run_scenario` does."""
-    outcome = Emulation(
-        load_scenario(options.scenario, options.changes), _seed(options), options.folder, options.mtu
-    ).run()
-    _give(options, [outcome.to_json()], lambda: _show([outcome]))
-    if options.plot is not None:
-        from .plots import plot_outcome
-
-        plot_outcome(outcome, options.plot)
+    scenario = load_scenario(options.scenario, options.changes)
+    _give(options, scenario, [Emulation(scenario, _seed(options), options.folder, options.mtu).run()])
     return 0
+
+
+def _give(options: argparse.Namespace, scenario: Scenario, outcomes: Sequence[Outcome]) -> None:
+    """Shows what came of it, in every way that is wanted."""
+    said = [outcome.to_json() for outcome in outcomes]
+    _say(options, said, lambda: _show(outcomes))
+    if options.report is not None:
+        write_outcomes(options.report, scenario, outcomes) if _wants_page(options) else write_json(options.report, said)
+    if options.plot is not None:
+        plot_outcome(outcomes[0], options.plot)
 
 
 def _seed(options: argparse.Namespace) -> int | None:
@@ -141,19 +145,20 @@ def _seed(options: argparse.Namespace) -> int | None:
 
 def run_sweep(options: argparse.Namespace) -> int:
     """Simulates every combination. Raises as `run_scenario` does."""
-    _sweep(options, options.over, _show_points)
+    _sweep(options, options.over, of_points)
     return 0
 
 
 def run_compare(options: argparse.Namespace) -> int:
     """Simulates the values of one setting. Raises as `run_scenario` does."""
-    _sweep(options, [options.over], _show_comparison)
+    _sweep(options, [options.over], of_comparison)
     return 0
 
 
-def _sweep(options: argparse.Namespace, axes: Sequence[str], show: Callable[[Sequence[Point]], None]) -> None:
+def _sweep(options: argparse.Namespace, axes: Sequence[str], grid: Callable[[Sequence[Point]], Grid]) -> None:
     scenario = load_scenario(options.scenario, options.changes)
-    with _progress(scenario.title, None) as done:
+    runs = len(settings(axes)) * options.seeds
+    with _progress(scenario.title, runs) as done:
         points = sweep(options.scenario, options.changes, axes, range(options.seeds), options.jobs, done)
     said = [
         {
@@ -165,10 +170,10 @@ def _sweep(options: argparse.Namespace, axes: Sequence[str], show: Callable[[Seq
         }
         for point in points
     ]
-    _give(options, said, lambda: show(points))
+    _say(options, said, lambda: _print(grid(points)))
+    if options.report is not None:
+        write_points(options.report, scenario, points) if _wants_page(options) else write_json(options.report, said)
     if options.plot is not None:
-        from .plots import plot_sweep
-
         plot_sweep(points, options.plot)
 
 
@@ -176,17 +181,15 @@ def _to_json(interval: Interval) -> list[float | None]:
     return [interval.mean, None if interval.half != interval.half else interval.half]
 
 
-def _give(options: argparse.Namespace, said: list[dict[str, Any]], show: Callable[[], None]) -> None:
-    """Prints, and writes the report if one is wanted."""
-    if options.report is not None:
-        try:
-            options.report.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{options.report} cannot be written: {error}") from error
+def _say(options: argparse.Namespace, said: list[dict[str, Any]], show: Callable[[], None]) -> None:
     if options.json:
         print(json.dumps(said))
     else:
         show()
+
+
+def _wants_page(options: argparse.Namespace) -> bool:
+    return options.report is not None and options.report.suffix in (".html", ".htm")
 
 
 @contextmanager
@@ -203,80 +206,29 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
-    return table
-
-
 def _show(outcomes: Sequence[Outcome]) -> None:
     console = _console()
     console.print(f"[bold]{outcomes[0].scenario}[/bold]")
-    table = _table("seed", "steps", "tokens/s", "kept", "a step", "lost", "recovery", "moved", "undone", "up per token")
-    for outcome in outcomes:
-        table.add_row(*_cells(outcome))
+    _print(of_outcomes(outcomes))
+    _print(of_losses(outcomes))
+    if len(outcomes) > 1:
+        console.print(f"[dim]seed {outcomes[0].seed}:[/dim]")
+    _print(of_stages(outcomes[0]))
+    if outcomes[0].happened:
+        _print(of_events(outcomes[0]))
+    for line in warnings_of(outcomes):
+        console.print(f"[yellow]{escape(line)}[/yellow]")
+
+
+def _print(grid: Grid) -> None:
+    console = _console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for number, name in enumerate(grid.columns):
+        table.add_column(name, justify="right" if number else "left")
+    for row in grid.rows:
+        table.add_row(*map(escape, row))
     console.print(table)
-    console.print("[dim]kept: of what the devices that were there could compute if nothing ever waited[/dim]")
-    if outcomes[0].router:
-        console.print(f"[dim]the router took {outcomes[0].router:.0%} of a core at most[/dim]")
-    stages = _table("stage", "replicas", "devices busy")
-    for stage, found in enumerate(outcomes[0].stages):
-        stages.add_row(str(stage), f"{found.replicas:.1f}", f"{found.busy:.0%}")
-    console.print("" if len(outcomes) == 1 else f"\n[dim]seed {outcomes[0].seed}:[/dim]")
-    console.print(stages)
-    for at, kind, hit in outcomes[0].happened:
-        console.print(f"{at / MINUTE:8.2f} min  {kind}: {hit} machine{'s' if hit != 1 else ''}")
-    for outcome in outcomes:
-        if outcome.explained:
-            console.print(f"[yellow]seed {outcome.seed}: not one step: {outcome.explained}[/yellow]")
-
-
-def _cells(outcome: Outcome) -> list[str]:
-    tokens = sum(tokens for _, tokens in outcome.steps)
-    return [
-        str(outcome.seed),
-        f"{len(outcome.steps)}{'' if outcome.finished else ' so far'}",
-        f"{outcome.tokens_per_second:,.0f}",
-        f"{outcome.kept:.0%}",
-        f"{outcome.step_seconds:.1f} s",
-        str(outcome.lost),
-        f"{median(outcome.recoveries):.1f} s" if outcome.recoveries else "-",
-        str(outcome.moved),
-        str(outcome.steps_undone),
-        f"{outcome.bytes_up / tokens / 1e3:.1f} kB" if tokens else "-",
-    ]
-
-
-def _show_points(points: Sequence[Point]) -> None:
-    table = _table("setting", "tokens/s", "kept", "lost", "moved", "undone")
-    for point in points:
-        table.add_row(*_point_cells(point))
-    _console().print(table)
-    _say_how_sure(points)
-
-
-def _show_comparison(points: Sequence[Point]) -> None:
-    table = _table("setting", "tokens/s", "kept", "lost", "moved", "undone", "times the first")
-    for point in points:
-        table.add_row(*_point_cells(point), "" if point is points[0] else _text(point.against(points[0]), ".3f"))
-    _console().print(table)
-    _say_how_sure(points)
-
-
-def _point_cells(point: Point) -> list[str]:
-    counts = [sum(getattr(outcome, name) for outcome in point.outcomes) for name in ("lost", "moved", "steps_undone")]
-    name = ", ".join(change.removeprefix("run.") for change in point.changes)
-    return [name, _text(point.tokens_per_second, ",.0f"), _text(point.kept, ".0%"), *map(str, counts)]
-
-
-def _text(interval: Interval, form: str) -> str:
-    return f"{interval.mean:{form}}" + ("" if interval.half != interval.half else f" ± {interval.half:{form}}")
-
-
-def _say_how_sure(points: Sequence[Point]) -> None:
-    count = len(points[0].outcomes)
-    _console().print(f"[dim]{count} seeds each; ± is the 95 % interval of the mean; counts are of all seeds[/dim]")
+    console.print(f"[dim]{grid.note}[/dim]\n" if grid.note else "")
 
 
 if __name__ == "__main__":

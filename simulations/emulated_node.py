@@ -175,6 +175,7 @@ class _Node:
             self._channel.send(
                 {
                     "worked": [device.worked for device in self._devices],
+                    "waits": [0 if peer.host is None else peer.host.queue.waiting for peer in self._peers],
                     "leads": leads,
                     "cpu": used.ru_utime + used.ru_stime,
                 }
@@ -281,7 +282,7 @@ class _Node:
                 self._channel.send({"report": {name: report[name] for name in ("faults", "ledger")}})
 
     def _saw(self, event: Any) -> None:
-        from .account import SEEN
+        from .books import SEEN
 
         if event.kind in SEEN:
             self._channel.send({"event": event.to_json()})

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import ConservationError, EmulationError
 from ..peer.zygote import ForkedProcess, Zygote
-from .account import Account
+from .books import Books, Look
 from .cast import COORDINATORS, Cast
 from .emulated_node import MESSAGE_BYTES, PORT, Channel, Order
 from .internet import Access
@@ -38,12 +38,14 @@ def coordinator_address(number: int) -> str:
 
 @dataclass(eq=False)
 class Node:
-    """One process. `order`: whose; `worked`: seconds of visits so far, of each of its devices."""
+    """One process. `order`: whose; `worked` and `waits`: of each of its devices, the seconds of visits so far, and the
+    visits that wait."""
 
     order: Order
     process: ForkedProcess
     access: Access
     worked: list[float] = field(default_factory=list)
+    waits: list[int] = field(default_factory=list)
     leads: bool = False
     ended: bool = False
     going: bool = False
@@ -72,7 +74,7 @@ class EmulatedWorld:
     """Implements `world.World`. Made by `emulated`. `folder`: for sockets and logs; `mtu`: bytes of a packet."""
 
     cast: Cast
-    account: Account
+    books: Books
     folder: Path
     mtu: int
     zygote: Zygote
@@ -125,6 +127,13 @@ class EmulatedWorld:
                     await self._news.wait()
         except TimeoutError as error:
             raise EmulationError(f"{problem} after {LOADED_SECONDS:.0f} s; see {self.folder}") from error
+
+    def look(self) -> Look:
+        waiting = [0] * self.cast.manifest.stages
+        for node in self._machines.values():
+            for device, (stage, _) in node.stays.items():
+                waiting[stage] += node.waits[device] if device < len(node.waits) else 0
+        return Look(waiting, self.cast.sent)
 
     # ---- processes
 
@@ -221,7 +230,8 @@ class EmulatedWorld:
     def _told(self, node: Node, message: dict[str, Any]) -> None:
         self._news.set()
         if "worked" in message:
-            node.worked, node.leads, node.cpu = message["worked"], message["leads"], message["cpu"]
+            node.worked, node.waits = message["worked"], message["waits"]
+            node.leads, node.cpu = message["leads"], message["cpu"]
         elif "placed" in message:
             assert node.order.machine is not None
             self._left_stage(node, message["device"])
@@ -230,7 +240,7 @@ class EmulatedWorld:
         elif "gone" in message:
             self._left_stage(node, message["gone"])
         elif "event" in message:
-            self.account.see(message["event"])
+            self.books.see(message["event"])
         elif "term" in message:
             self._terms[node.order.coordinator] = message["term"]
         elif "wrong" in message:
@@ -251,7 +261,7 @@ class EmulatedWorld:
 
         before = worked()
         machine = self.cast.machines[node.order.machine]
-        return self.account.begin_stay(machine, stage, lambda: worked() - before)
+        return self.books.begin_stay(machine, stage, lambda: worked() - before)
 
     def _left_stage(self, node: Node, device: int) -> None:
         node.stays.pop(device, (0, lambda: None))[1]()
@@ -341,7 +351,7 @@ class EmulatedWorld:
 
 
 @contextmanager
-def emulated(cast: Cast, account: Account, folder: Path, mtu: int) -> Iterator[EmulatedWorld]:
+def emulated(cast: Cast, books: Books, folder: Path, mtu: int) -> Iterator[EmulatedWorld]:
     """The machines of a scenario, whose processes end with the block. Raises `EmulationError`."""
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log").open("ab"))
@@ -349,7 +359,7 @@ def emulated(cast: Cast, account: Account, folder: Path, mtu: int) -> Iterator[E
         listener.bind(str(folder / "nodes"))
         listener.listen(len(cast.machines) + len(cast.coordinators))
         zygote = stack.enter_context(Zygote(os.environ, folder / "log"))
-        world = EmulatedWorld(replace(cast), account, folder, mtu, zygote, log, listener)
+        world = EmulatedWorld(replace(cast), books, folder, mtu, zygote, log, listener)
         stack.callback(world.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(listener, world.come)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import EmulationError
 from ..peer import zygote
-from .account import Account
+from .books import Books
 from .cast import Cast
 from .emulated_world import EmulatedWorld, emulated
 from .fleet import Fleet
@@ -51,32 +51,32 @@ class Emulation:
             return asyncio.run(self._main(cast, folder))
 
     async def _main(self, cast: Cast, folder: Path) -> Outcome:
-        account = Account(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: world.now)
-        with emulated(cast, account, folder, self.mtu) as world:
+        books = Books(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: world.now)
+        with emulated(cast, books, folder, self.mtu) as world:
             await world.begin()
-            fleet = Fleet(world, cast.machines, account.note)
+            books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
             fleet.start()
-            Happenings(fleet, random.Random(f"{cast.seed}/events"), account.tell).start(self.scenario.events)
+            Happenings(fleet, random.Random(f"{cast.seed}/events"), books.tell).start(self.scenario.events)
             finished = True
             try:
                 async with asyncio.timeout(self.scenario.minutes * MINUTE):
                     report = await world.report
             except TimeoutError:
                 finished, report = False, NO_REPORT
-            return self._outcome(world, account, report, finished=finished)
+            return self._outcome(world, books, report, finished=finished)
 
-    def _outcome(self, world: EmulatedWorld, account: Account, report: dict[str, object], *, finished: bool) -> Outcome:
+    def _outcome(self, world: EmulatedWorld, books: Books, report: dict[str, object], *, finished: bool) -> Outcome:
         busiest = world.router.busiest
         if busiest > MOST_BUSY:
             raise EmulationError(
                 f"the router took {busiest:.0%} of a core; above {MOST_BUSY:.0%} it is late itself, and nothing of "
                 "this counts. Fewer peers, slower links or larger packets (--mtu) help"
             )
-        return account.outcome(
+        return books.outcome(
             report,
             finished=finished,
-            bytes_up=sum(link.up.carried for link in world.cast.accesses),
+            bytes_up=world.cast.sent,
             bytes_down=sum(link.down.carried for link in world.cast.accesses),
-            explained="" if account.steps else "no step was done",
+            explained="" if books.steps else "no step was done",
             router=busiest,
         )

@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import EmulationError
@@ -39,7 +40,8 @@ def enter_namespace(address: str, mtu: int) -> int:
             fcntl.ioctl(control, SIOCSIFADDR, _with_address(address))
             fcntl.ioctl(control, SIOCSIFNETMASK, _with_address(NETMASK))
             fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si20x", DEVICE, mtu))
-            fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", DEVICE, QUEUE_PACKETS))
+            with suppress(PermissionError):  # root's alone: others have the kernel's 500
+                fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", DEVICE, QUEUE_PACKETS))
             for device in (DEVICE, b"lo"):
                 fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH22x", device, IFF_UP | IFF_RUNNING))
     except (OSError, AttributeError) as error:

@@ -1,6 +1,6 @@
 """What came of one run of a scenario, simulated or emulated, and where what the devices could have done went."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 MINUTE = 60.0
@@ -8,10 +8,12 @@ MINUTE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """`replicas`: on average over the run; `busy`: the share of their time that their devices computed."""
+    """`replicas`: on average over the run; `busy`: the share of their time that their devices computed; `waiting`:
+    visits in front of all its devices together, on average over the moments at which a step was committed."""
 
     replicas: float
     busy: float
+    waiting: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class Outcome:
     `tokens_per_second` is; `bound`: what the devices that were there meanwhile would make of it with nothing to wait
     for and perfectly divided work; `recoveries`: seconds from each loss until its work was done by others; `steps`:
     (time, tokens) of every Commit; `stale`: by how many versions each step's gradients were older than what they
-    updated; `bytes_up`, `bytes_down`: of all peers; `router`: the busiest second of an emulation's router, as a share
-    of a core."""
+    updated; `traffic`: (time, bytes that all peers had sent) at every Commit; `bytes_up`, `bytes_down`: of all peers;
+    `router`: the busiest seconds of an emulation's router, as a share of a core."""
 
     scenario: str
     seed: int
@@ -57,6 +59,7 @@ class Outcome:
     recoveries: tuple[float, ...]
     reissued: int
     stale: tuple[int, ...]
+    traffic: tuple[tuple[float, float], ...]
     bytes_up: float
     bytes_down: float
     happened: tuple[tuple[float, str, int], ...]
@@ -74,6 +77,6 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["stages"] = [{"replicas": stage.replicas, "busy": stage.busy} for stage in self.stages]
-        fields["losses"] = {name: getattr(self.losses, name) for name in self.losses.__slots__}
+        fields["stages"] = [asdict(stage) for stage in self.stages]
+        fields["losses"] = asdict(self.losses)
         return {**fields, "kept": self.kept}

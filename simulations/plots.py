@@ -1,5 +1,6 @@
-"""What came of a simulated run, drawn. Needs matplotlib. Errors: `UsageError` without it, `StorageError`."""
+"""What came of simulated runs, drawn. Needs matplotlib. Errors: `UsageError` without it, `StorageError`."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     from .sweep import Point
 
 SMOOTHED_STEPS = 5
+CAUSES = {
+    "absent": "machines that hosted nothing",
+    "uneven": "stages stronger than the weakest",
+    "repeated": "work done again",
+    "waited": "waiting: links, pipeline, losses",
+}
+COLOURS = {"trained": "#2a6f97", "absent": "#bbbbbb", "uneven": "#f2b134", "repeated": "#c8553d", "waited": "#ead7c3"}
 
 
 def _pyplot() -> Any:
@@ -25,56 +33,133 @@ def _pyplot() -> Any:
 
 
 def plot_outcome(outcome: Outcome, file: Path) -> None:
-    """Tokens a second over time beside the bound and what happened; stages; recoveries."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(3, 1, figsize=(10, 10), height_ratios=(3, 2, 2))
-    flow, stages, recoveries = axes
-    minutes, rates = _rates(outcome)
-    flow.plot(minutes, rates, drawstyle="steps-post", label="trained")
-    flow.axhline(outcome.bound, color="0.6", linestyle="--", label="devices alone, on average")
-    for at, kind, hit in outcome.happened:
-        flow.axvline(at / MINUTE, color="C3", linewidth=0.8)
-        flow.annotate(f"{kind} ({hit})", (at / MINUTE, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top")
-    flow.set(title=outcome.scenario, xlabel="minutes", ylabel="tokens a second", ylim=(0, None))
-    flow.legend(loc="lower right")
-    numbers = range(len(outcome.stages))
-    stages.bar(numbers, [100 * stage.busy for stage in outcome.stages])
-    stages.set(xlabel="stage", xticks=list(numbers), ylabel="devices busy, %", ylim=(0, 100))
-    others = stages.twinx()
-    others.plot(numbers, [stage.replicas for stage in outcome.stages], "k_", markersize=16)
-    others.set(ylabel="replicas, on average", ylim=(0, None))
+    """Everything that is drawn of one run."""
+    _save(_figure(outcome), file)
+
+
+def svg_of(outcome: Outcome) -> str:
+    """The same as an SVG element."""
+    return _svg(_figure(outcome))
+
+
+def _figure(outcome: Outcome) -> Any:
+    figure = _pyplot().figure(figsize=(11, 12), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["flow", "flow"], ["losses", "losses"], ["stages", "queues"], ["recoveries", "stale"], ["traffic", "traffic"]],
+        height_ratios=(3, 0.7, 2, 1.6, 1.6),
+    )
+    figure.suptitle(outcome.scenario)
+    _draw_flow(axes["flow"], outcome)
+    _draw_losses(axes["losses"], outcome)
+    _draw_stages(axes["stages"], axes["queues"], outcome)
     if outcome.recoveries:
-        recoveries.hist(outcome.recoveries, bins=30)
-    recoveries.set(xlabel="seconds from a loss until its work was done by others", ylabel="losses")
-    _save(figure, file)
+        axes["recoveries"].hist(outcome.recoveries, bins=30, color="C3")
+    axes["recoveries"].set(xlabel="seconds from a loss until its work was done by others", ylabel="losses")
+    ages = sorted(set(outcome.stale)) or [0]
+    axes["stale"].bar(ages, [outcome.stale.count(age) for age in ages], color="C0")
+    axes["stale"].set(xlabel="versions by which a step's gradients were old", ylabel="steps", xticks=ages)
+    minutes, rates = _traffic(outcome)
+    axes["traffic"].plot(minutes, rates, drawstyle="steps-post")
+    axes["traffic"].set(xlabel="minutes", ylabel="Mbit/s sent by all", ylim=_from_zero(rates))
+    return figure
+
+
+def _draw_flow(axis: Any, outcome: Outcome) -> None:
+    minutes, rates = _rates(outcome)
+    axis.plot(minutes, rates, drawstyle="steps-post", label="trained")
+    axis.axhline(outcome.bound, color="0.6", linestyle="--", label="devices alone, on average")
+    for at, kind, hit in outcome.happened:
+        axis.axvline(at / MINUTE, color="C3", linewidth=0.8)
+        axis.annotate(f"{kind} ({hit})", (at / MINUTE, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top")
+    axis.set(xlabel="minutes", ylabel="tokens a second", ylim=_from_zero([*rates, outcome.bound]))
+    axis.legend(loc="lower right")
+
+
+def _draw_losses(axis: Any, outcome: Outcome) -> None:
+    """Where what the devices could have done went."""
+    shares = {"trained": outcome.kept} | {cause: getattr(outcome.losses, cause) for cause in CAUSES}
+    begins = 0.0
+    for name, share in shares.items():
+        share = max(0.0, share)
+        label = f"{CAUSES.get(name, name)} {share:.0%}"
+        axis.barh(0, 100 * share, left=100 * begins, color=COLOURS[name], label=label)
+        begins += share
+    axis.set(yticks=[], xlabel="% of what the devices could do", xlim=(0, 100 * max(1.0, begins)))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.9), ncols=3, frameon=False)
+
+
+def _draw_stages(axis: Any, queues: Any, outcome: Outcome) -> None:
+    numbers = range(len(outcome.stages))
+    axis.bar(numbers, [100 * stage.busy for stage in outcome.stages])
+    axis.set(xlabel="stage", ylabel="devices busy, %", ylim=(0, 100))
+    others = axis.twinx()
+    others.plot(numbers, [stage.replicas for stage in outcome.stages], "k_", markersize=12)
+    others.set(ylabel="replicas, on average", ylim=(0, None))
+    queues.bar(numbers, [stage.waiting for stage in outcome.stages], color="C1")
+    queues.set(xlabel="stage", ylabel="visits waiting for a device")
+    for each in (axis, queues):
+        each.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_sweep(points: Sequence["Point"], file: Path) -> None:
     """The tokens a second of every setting, with their intervals."""
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(10, 1.5 + 0.4 * len(points)))
+    _save(_sweep_figure(points), file)
+
+
+def svg_of_sweep(points: Sequence["Point"]) -> str:
+    """The same as an SVG element."""
+    return _svg(_sweep_figure(points))
+
+
+def _sweep_figure(points: Sequence["Point"]) -> Any:
+    figure, axis = _pyplot().subplots(figsize=(10, 1.5 + 0.4 * len(points)), layout="constrained")
     found = [point.tokens_per_second for point in points]
     axis.barh(range(len(points)), [each.mean for each in found], xerr=[each.half for each in found], capsize=4)
     axis.set_yticks(range(len(points)), [", ".join(point.changes) or "as it is" for point in points])
     axis.invert_yaxis()
     axis.set(title=points[0].outcomes[0].scenario, xlabel="tokens a second (95 %)", xlim=(0, None))
-    _save(figure, file)
+    return figure
+
+
+def _from_zero(values: Sequence[float]) -> tuple[float, float]:
+    return 0.0, 1.1 * max(values, default=0.0) or 1.0
 
 
 def _rates(outcome: Outcome) -> tuple[list[float], list[float]]:
     """Over some steps each: (minute at which they began, tokens a second)."""
+    done, total = [], 0
+    for at, tokens in outcome.steps:
+        total += tokens
+        done.append((at, float(total)))
+    return _slopes(done)
+
+
+def _traffic(outcome: Outcome) -> tuple[list[float], list[float]]:
+    """Over some steps each: (minute at which they began, Mbit/s)."""
+    minutes, rates = _slopes(outcome.traffic)
+    return minutes, [8e-6 * rate for rate in rates]
+
+
+def _slopes(values: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Of what has come to (time, sum) at every step."""
     minutes, rates = [], []
-    for first in range(0, len(outcome.steps) - 1, SMOOTHED_STEPS):
-        window = outcome.steps[first : first + SMOOTHED_STEPS + 1]
-        seconds = window[-1][0] - window[0][0]
-        if seconds:
-            minutes.append(window[0][0] / MINUTE)
-            rates.append(sum(tokens for _, tokens in window[1:]) / seconds)
+    for first in range(0, len(values) - 1, SMOOTHED_STEPS):
+        (began, before), (ended, after) = values[first], values[min(first + SMOOTHED_STEPS, len(values) - 1)]
+        if ended > began:
+            minutes.append(began / MINUTE)
+            rates.append((after - before) / (ended - began))
     return minutes, rates
 
 
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    _pyplot().close(figure)
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
+
+
 def _save(figure: Any, file: Path) -> None:
-    figure.tight_layout()
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:

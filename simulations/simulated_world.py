@@ -7,7 +7,7 @@ from itertools import product
 
 from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from ..swarm.peer import Peer
-from .account import Account
+from .books import Books, Look
 from .internet import Access
 from .machines import Machine
 from .swarm import SimulatedSwarm
@@ -21,7 +21,7 @@ class SimulatedWorld:
     swarm: SimulatedSwarm
     machines: Sequence[Machine]
     accesses: dict[str, Access]
-    account: Account
+    books: Books
     _stays: dict[str, Callable[[], None]] = field(default_factory=dict)
     """By peer: says that it is at its stage no more."""
 
@@ -48,13 +48,20 @@ class SimulatedWorld:
             device.durations = machine.durations(self.swarm.manifest, stage)
             self._gone(name)
             before = device.worked
-            self._stays[name] = self.account.begin_stay(machine, stage, lambda: device.worked - before)
+            self._stays[name] = self.books.begin_stay(machine, stage, lambda: device.worked - before)
 
         device.durations = {FORWARD: 0.0, BACKWARD: 0.0, BACKGROUND: 0.0}
         peer.placed, peer.ended = placed, partial(self._gone, name)
 
     def _gone(self, name: str) -> None:
         self._stays.pop(name, lambda: None)()
+
+    def look(self) -> Look:
+        waiting = [0] * self.swarm.manifest.stages
+        for peer in self.swarm.peers.values():
+            if peer.host is not None and peer.transport.peer_id in self._stays:
+                waiting[peer.host.stage] += peer.host.queue.waiting
+        return Look(waiting, sum({id(link): link.up.carried for link in self.accesses.values()}.values()))
 
     # ---- machines
 

@@ -19,7 +19,7 @@ from ..swarm.events import Event, Stepped
 from ..swarm.host import Moment
 from ..swarm.keys import delegate, sign_manifest, sign_term
 from ..swarm.peer import Parts
-from .account import SEEN, Account
+from .books import SEEN, Books
 from .cast import COORDINATORS, ORGANIZER, Cast, checkpoints_of
 from .conservation import Conservation
 from .fleet import Fleet
@@ -53,10 +53,11 @@ class Study:
         accesses = {identity.peer_id: cast.coordinator_access() for identity in cast.coordinators}
         swarm = self._swarm = self._build(accesses)
         self._conservation = Conservation(swarm)
-        account = self._account = Account(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: swarm.now)
-        fleet = Fleet(SimulatedWorld(swarm, cast.machines, accesses, account), cast.machines, account.note)
+        books = self._books = Books(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: swarm.now)
+        world = SimulatedWorld(swarm, cast.machines, accesses, books)
+        books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
         fleet.start()
-        Happenings(fleet, random.Random(f"{cast.seed}/events"), account.tell).start(self.scenario.events)
+        Happenings(fleet, random.Random(f"{cast.seed}/events"), books.tell).start(self.scenario.events)
         finished = True
         try:
             async with asyncio.timeout(self.scenario.minutes * MINUTE):
@@ -64,12 +65,12 @@ class Study:
         except TimeoutError:
             finished = False
             report = swarm.trainer.report() if swarm.is_led else NO_REPORT
-        return account.outcome(
+        return books.outcome(
             report,
             finished=finished,
-            bytes_up=sum(link.up.carried for link in cast.accesses),
+            bytes_up=cast.sent,
             bytes_down=sum(link.down.carried for link in cast.accesses),
-            explained="" if account.steps else self._explain(),
+            explained="" if books.steps else self._explain(),
         )
 
     def _build(self, accesses: dict[str, Access]) -> SimulatedSwarm:
@@ -95,7 +96,7 @@ class Study:
 
     def _saw(self, event: Event) -> None:
         if event.kind in SEEN:
-            self._account.see(event.to_json())
+            self._books.see(event.to_json())
         if isinstance(event, Stepped):
             self._conservation.check()
 

@@ -65,6 +65,11 @@ class ComputeQueue:
         """Whether who comes now has to wait."""
         return self._busy
 
+    @property
+    def waiting(self) -> int:
+        """Visits whose turn has not come."""
+        return sum(not turn.done() for *_, turn in self._waiting)
+
     async def run(self, phase: str, step: int, index: int, work: Callable[[], T], begins: Callable[[], None]) -> T:
         """Runs `work` when its turn comes; `begins` is called just before."""
         if self._busy:

@@ -1,10 +1,10 @@
-"""Keeps account of a run of a scenario while it goes on: what was trained, by whom, and what befell it."""
+"""Keeps books of a run of a scenario while it goes on: what was trained, by whom, and what befell it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from ..swarm.manifest import Manifest
 from ..swarm.sizes import visit_tokens
@@ -38,8 +38,15 @@ class Capacity:
     weakest: float
 
 
+class Look(NamedTuple):
+    """`waiting`: visits in front of the devices of each stage; `sent`: bytes of all machines so far."""
+
+    waiting: Sequence[int]
+    sent: float
+
+
 @dataclass
-class Account:
+class Books:
     """`now`: seconds since the scenario began."""
 
     scenario: Scenario
@@ -47,12 +54,16 @@ class Account:
     seed: int
     machines: Sequence[Machine]
     now: Callable[[], float]
+    look: Callable[[], Look] = field(default=lambda: Look((), 0.0))
+    """What is seen of the swarm at this moment."""
+
     steps: list[tuple[float, int]] = field(default_factory=list)
     stale: list[int] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
     _capacities: list[Capacity] = field(default_factory=list)
     _happened: list[tuple[float, str, int]] = field(default_factory=list)
     _stays: list[Stay] = field(default_factory=list)
+    _looks: list[tuple[float, Look]] = field(default_factory=list)
 
     def see(self, event: dict[str, Any]) -> None:
         """An event of a coordinator, as it is told in JSON; of those that are `SEEN`."""
@@ -63,6 +74,7 @@ class Account:
         if kind == "stepped":
             self.steps.append((self.now(), event["tokens"]))
             self.stale.append(event["step"] - event["version"])
+            self._looks.append((self.now(), self.look()))
         elif kind == "went-back":
             self._counts["undone"] = self._counts.get("undone", 0) + event["lost"]
 
@@ -139,6 +151,7 @@ class Account:
             recoveries=tuple(fault["rerouted_s"] for fault in report["faults"] if fault.get("rerouted_s") is not None),
             reissued=report["ledger"]["reissued"],
             stale=tuple(self.stale),
+            traffic=tuple((at, look.sent) for at, look in self._looks),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
             happened=tuple(self._happened),
@@ -166,7 +179,12 @@ class Account:
         stays = [stay for stay in self._stays if stay.stage == stage]
         seconds = sum((now if stay.ended is None else stay.ended) - stay.began for stay in stays)
         worked = sum(stay.worked() for stay in stays)
-        return StageOutcome(seconds / now if now else 0.0, worked / seconds if seconds else 0.0)
+        waiting = [look.waiting[stage] for _, look in self._looks if look.waiting]
+        return StageOutcome(
+            replicas=seconds / now if now else 0.0,
+            busy=worked / seconds if seconds else 0.0,
+            waiting=fmean(waiting) if waiting else 0.0,
+        )
 
 
 def _rate(machines: Iterable[Machine]) -> float:
