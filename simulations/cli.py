@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from ..errors import UsageError
 from ..swarm.flags import Program
 from .emulation import PACKET_BYTES, Emulation
 from .outcome import Outcome
+from .planning import levers_of, plan
 from .plots import plot_outcome, plot_sweep
 from .report import write_json, write_outcomes, write_points
 from .scenario import Scenario, known_scenarios, load_scenario
 from .study import Study
 from .sweep import Interval, Point, settings, sweep
-from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_points, of_stages, warnings_of
+from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_plan, of_points, of_stages, warnings_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "emulate": run_emulation,
         "sweep": run_sweep,
         "compare": run_compare,
+        "plan": run_plan,
         "list": run_list,
     }
     return _program().run(commands, arguments)
@@ -62,11 +65,15 @@ def _program() -> Program:
     _add_scenario(comparing)
     comparing.add_argument("over", metavar="KEY=V,V,...", help="a key and its values; the first is compared with")
     _add_seeds(comparing)
+    planning = commands.add_parser("plan", help="what must change to train so many tokens a second")
+    _add_file(planning)
+    planning.add_argument("--tokens", type=float, required=True, metavar="X", help="the goal: tokens a second")
+    _add_jobs(planning)
     commands.add_parser("list", help="the scenarios that come with the package")
     return commands
 
 
-def _add_scenario(command: argparse.ArgumentParser) -> None:
+def _add_file(command: argparse.ArgumentParser) -> None:
     command.add_argument("scenario", type=Path, help="a TOML file, or the name of one that `list` shows")
     command.add_argument(
         "--set",
@@ -76,15 +83,23 @@ def _add_scenario(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a key of the scenario set otherwise, such as run.pipeline.staleness=0 or peers.0.count=40",
     )
+    command.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+
+
+def _add_scenario(command: argparse.ArgumentParser) -> None:
+    _add_file(command)
     command.add_argument(
         "--report", type=Path, metavar="FILE", help="write everything here: JSON, or a page for a name in .html"
     )
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw it here: .png, .svg or .pdf")
-    command.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
 
 
 def _add_seeds(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=_some, default=5, metavar="K", help="seeds 0 to K-1 (default: 5)")
+    _add_jobs(command)
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
     cores = os.cpu_count() or 1
     command.add_argument("--jobs", type=_some, default=cores, metavar="J", help="processes (default: one a core)")
 
@@ -152,6 +167,17 @@ def run_sweep(options: argparse.Namespace) -> int:
 def run_compare(options: argparse.Namespace) -> int:
     """Simulates the values of one setting. Raises as `run_scenario` does."""
     _sweep(options, [options.over], of_comparison)
+    return 0
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Pulls one lever at a time. Raises as `run_scenario` does."""
+    scenario = load_scenario(options.scenario, options.changes)
+    if not options.tokens > 0:
+        raise UsageError(f"--tokens {options.tokens:g}: wanted more than 0")
+    with _progress(scenario.title, len(levers_of(scenario))) as done:
+        found = list(plan(scenario, options.tokens, options.jobs, done))
+    _say(options, [asdict(pulled) for pulled in found], lambda: _print(of_plan(found, options.tokens)))
     return 0
 
 

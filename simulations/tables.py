@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .outcome import MINUTE, Outcome
+from .planning import Pulled
 from .sweep import Interval, Point
 
 KEPT = "kept: of what the devices that were there could compute if nothing ever waited"
@@ -86,6 +87,20 @@ def _point_cells(point: Point) -> tuple[str, ...]:
     counts = [sum(getattr(outcome, name) for outcome in point.outcomes) for name in ("lost", "moved", "steps_undone")]
     name = ", ".join(change.removeprefix("run.") for change in point.changes)
     return (name, text_of(point.tokens_per_second, ",.0f"), text_of(point.kept, ".0%"), *map(str, counts))
+
+
+def of_plan(found: Sequence[Pulled], goal: float) -> Grid:
+    """A line a lever: those that reach the goal first."""
+    now, *levers = found
+    ordered = [now, *sorted(levers, key=lambda pulled: not pulled.reached)]
+    rows = []
+    for pulled in ordered:
+        reached = "reached" if pulled.reached else f"{pulled.tokens_per_second / goal:.0%} of it"
+        rows.append((pulled.change, f"{pulled.tokens_per_second:,.0f}", reached))
+    notes = [] if levers else ["nothing must change"]
+    if levers and not any(pulled.reached for pulled in levers):
+        notes = ["no single change is enough: change the scenario by the one that helps most, and plan again"]
+    return Grid(("one change alone", "tokens/s", f"the goal of {goal:,.0f}"), tuple(rows), "\n".join(notes))
 
 
 def text_of(interval: Interval, form: str) -> str:
