@@ -24,8 +24,9 @@ from .emulation import PACKET_BYTES, Emulation
 from .outcome import Outcome
 from .planning import levers_of, plan
 from .plots import plot_outcome, plot_sweep
-from .report import write_json, write_outcomes, write_points
-from .scenario import Scenario, known_scenarios, load_scenario
+from .recorded import scenario_of
+from .report import write_json, write_outcomes, write_points, write_text
+from .scenario import Scenario, known_scenarios, load_scenario, parse_scenario
 from .study import Study
 from .sweep import Interval, Point, settings, sweep
 from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_plan, of_points, of_stages, warnings_of
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": run_sweep,
         "compare": run_compare,
         "plan": run_plan,
+        "from-log": run_from_log,
         "list": run_list,
     }
     return _program().run(commands, arguments)
@@ -50,6 +52,12 @@ def _program() -> Program:
     several = running.add_mutually_exclusive_group()
     several.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
     several.add_argument("--seeds", type=_some, metavar="K", help="seeds 0 to K-1, one after the other")
+    running.add_argument(
+        "--events",
+        type=Path,
+        metavar="DIR",
+        help="keep the events of the last run here: swarm-coordinator replay shows it",
+    )
     emulating = commands.add_parser("emulate", help="the same with real processes over an emulated internet (Linux)")
     _add_scenario(emulating)
     emulating.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
@@ -69,6 +77,9 @@ def _program() -> Program:
     _add_file(planning)
     planning.add_argument("--tokens", type=float, required=True, metavar="X", help="the goal: tokens a second")
     _add_jobs(planning)
+    recording = commands.add_parser("from-log", help="make a scenario of a run that has been")
+    recording.add_argument("log", type=Path, help="its coordinator's events: the folder, or a file of it")
+    recording.add_argument("scenario", type=Path, help="the file to write")
     commands.add_parser("list", help="the scenarios that come with the package")
     return commands
 
@@ -127,7 +138,7 @@ def run_scenario(options: argparse.Namespace) -> int:
     outcomes = []
     with _progress(scenario.title, len(seeds)) as done:
         for seed in seeds:
-            outcomes.append(Study(scenario, seed).run())
+            outcomes.append(Study(scenario, seed, options.events if seed == seeds[-1] else None).run())
             done()
     _give(options, scenario, outcomes)
     return 0
@@ -178,6 +189,15 @@ def run_plan(options: argparse.Namespace) -> int:
     with _progress(scenario.title, len(levers_of(scenario))) as done:
         found = list(plan(scenario, options.tokens, options.jobs, done))
     _say(options, [asdict(pulled) for pulled in found], lambda: _print(of_plan(found, options.tokens)))
+    return 0
+
+
+def run_from_log(options: argparse.Namespace) -> int:
+    """Writes the scenario of a recorded run. Raises `StorageError`, `ScenarioError`."""
+    text = scenario_of(options.log)
+    parse_scenario(text, str(options.scenario))
+    write_text(options.scenario, text)
+    _console().print(f"{options.scenario} is written: swarm-sim run {options.scenario}")
     return 0
 
 

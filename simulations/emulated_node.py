@@ -38,8 +38,9 @@ PORTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`scenario`: its file; `machine`: whose peer to run, or None for the coordinator `coordinator`. `folder`: for
-    sockets and logs; `address`: in the emulated network; `initial_peers`: whom to ask first."""
+    """`scenario`: its file; `machine`: whose peer to run, at which `stage` (None: where it is needed most), or None for
+    the coordinator `coordinator`. `folder`: for sockets and logs; `address`: in the emulated network; `initial_peers`:
+    whom to ask first."""
 
     scenario: str
     seed: int
@@ -48,6 +49,7 @@ class Order:
     mtu: int
     initial_peers: tuple[str, ...] = ()
     machine: int | None = None
+    stage: int | None = None
     coordinator: int = 0
     leads: bool = False
     term: int = 0
@@ -162,7 +164,7 @@ class _Node:
         if self._order.machine is None:
             await self._coordinate()
         else:
-            await self._serve(self._cast.machines[self._order.machine].group.stage)
+            await self._serve(self._order.stage)
             while self._tasks:  # it has moved
                 await asyncio.wait(self._tasks)
 

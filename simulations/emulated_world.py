@@ -145,6 +145,7 @@ class EmulatedWorld:
             address_of(machine.number),
             self.mtu,
             machine=machine.number,
+            stage=machine.stage,
         )
 
     def _order_of_coordinator(self, number: int, *, leads: bool) -> Order:

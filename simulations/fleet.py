@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .machines import Machine, draw, draw_lifetime
+from .scenario import Session
 from .world import World
 
 
@@ -19,7 +20,22 @@ class Fleet:
     def start(self) -> None:
         """Has every machine come when it is due."""
         for machine in self.machines:
-            self.world.later(machine.joins, partial(self.come, machine))
+            if not machine.group.sessions:
+                self.world.later(machine.joins, partial(self.come, machine))
+            for session in machine.sessions:
+                self.world.later(session.begin, partial(self._begin_session, machine, session))
+
+    def _begin_session(self, machine: Machine, session: Session) -> None:
+        """One that the scenario knows: it begins as soon as the machine is free of the one before."""
+        if machine.up or self.world.runs(machine):
+            self.world.later(1.0, partial(self._begin_session, machine, session))
+            return
+        if session.stage is not None:
+            machine.stage = session.stage
+        self.come(machine)
+        if session.end is not None:
+            end = self.leave if session.leaves else self.kill
+            self.world.later(max(0.0, session.end - self.world.now), partial(end, machine, None))
 
     def set_slowdown(self, machine: Machine, times: float) -> None:
         """Its device takes so many times as long as before."""

@@ -15,7 +15,7 @@ from ..swarm.manifest import Manifest
 from ..swarm.sizes import state_bytes
 from ..swarm.work import backward_flops, forward_flops
 from .internet import Access, Downlink, Uplink
-from .scenario import Group, Lifetime, Scenario, Spread
+from .scenario import Group, Lifetime, Scenario, Session, Spread
 
 MEMORY_BYTES_PER_SECOND = 2e9
 """At which a device sums and updates a state."""
@@ -48,6 +48,12 @@ class Machine:
     seconds: tuple[tuple[float, float], ...]
     chance: random.Random
     joins: float
+    sessions: tuple[Session, ...] = ()
+    """When it is there, if its scenario says that."""
+
+    stage: int | None = None
+    """Where it asks to host, this time."""
+
     up: bool = False
     slowdown: float = 1.0
     since: float = 0.0
@@ -90,7 +96,7 @@ def make_machines(scenario: Scenario, manifest: Manifest, seed: int) -> list[Mac
     machines: list[Machine] = []
     for group in scenario.peers:
         shared: Access | None = None
-        for _ in range(group.count):
+        for place in range(group.count):
             chance = random.Random(f"{seed}/machine {len(machines)}")
             seconds = _seconds(group, manifest, chance)
             access = Access(
@@ -105,5 +111,6 @@ def make_machines(scenario: Scenario, manifest: Manifest, seed: int) -> list[Mac
             if group.shared:
                 access = shared = shared or access
             joins = draw(group.joins, chance)
-            machines.append(Machine(len(machines), group, access, seconds, chance, joins))
+            sessions = tuple(session for session in group.sessions if session.machine == place)
+            machines.append(Machine(len(machines), group, access, seconds, chance, joins, sessions, group.stage))
     return machines

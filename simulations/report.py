@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_json(file: Path, said: list[dict[str, Any]]) -> None:
-    _write(file, json.dumps(said, indent=2) + "\n")
+    write_text(file, json.dumps(said, indent=2) + "\n")
 
 
 def write_outcomes(file: Path, scenario: Scenario, outcomes: Sequence[Outcome]) -> None:
@@ -31,14 +31,14 @@ def write_outcomes(file: Path, scenario: Scenario, outcomes: Sequence[Outcome]) 
     tables = [of_outcomes(outcomes), of_losses(outcomes), of_stages(first)]
     if first.happened:
         tables.append(of_events(first))
-    _write(file, _page(scenario, tables, warnings_of(outcomes), [svg_of(first)]))
+    write_text(file, _page(scenario, tables, warnings_of(outcomes), [svg_of(first)]))
 
 
 def write_points(file: Path, scenario: Scenario, points: Sequence[Point]) -> None:
     """Of a sweep; each setting's first run is drawn as well."""
     drawings = [svg_of_sweep(points), *(svg_of(point.outcomes[0]) for point in points)]
     warnings = [line for point in points for line in warnings_of(point.outcomes)]
-    _write(file, _page(scenario, [of_comparison(points)], warnings, drawings))
+    write_text(file, _page(scenario, [of_comparison(points)], warnings, drawings))
 
 
 def _page(scenario: Scenario, tables: Sequence[Grid], warnings: Sequence[str], drawings: Sequence[str]) -> str:
@@ -53,7 +53,8 @@ def _page(scenario: Scenario, tables: Sequence[Grid], warnings: Sequence[str], d
     )
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Raises `StorageError`."""
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import ScenarioError
 from ..swarm.manifest import Settings
 from .toml_lines import line_of
+from .traces import read_trace
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,6 +47,23 @@ class Lifetime(_Frozen):
     shape: Positive = 1.0
 
 
+class Session(_Frozen):
+    """That a machine of a group (by number within it) was there: from `begin` until `end`, without it to the end of the
+    run. `leaves`: politely. `stage`: where it begins, if not where it is needed most."""
+
+    machine: Annotated[int, Field(ge=0)]
+    begin: NotNegative
+    end: NotNegative | None = None
+    leaves: bool = False
+    stage: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Self:
+        if self.end is not None and self.end <= self.begin:
+            raise ValueError(f"a session that begins at {self.begin:g} ends at {self.end:g}")
+        return self
+
+
 class Group(_Frozen):
     """Peers of a kind. `teraflops`: useful operations a second of one device; or `forward` and `backward`: seconds of a
     visit; each takes up to the share `noise` longer or shorter. `latency`: from the peer to the middle of the internet,
@@ -53,7 +71,9 @@ class Group(_Frozen):
     `buffer`: milliseconds of its link's rate that wait before more are dropped; both of emulated links only
     (`router.py`). `joins`: when it is started; `loads`: how long from its start until it asks for a place. `stays`: how
     long until it is gone without a word, as a machine that is switched off (`leaves` politely instead); `away`: how
-    long until it comes again, without it for good. `shared`: all peers of the group are behind one link."""
+    long until it comes again, without it for good. `shared`: all peers of the group are behind one link. `sessions`:
+    when each machine was there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from
+    a table (`traces.py`)."""
 
     name: Name
     count: Annotated[int, Field(gt=0, le=100_000)] = 1
@@ -75,6 +95,7 @@ class Group(_Frozen):
     away: Lifetime | None = None
     leaves: bool = False
     shared: bool = False
+    sessions: tuple[Session, ...] = ()
 
     @model_validator(mode="after")
     def _has_a_pace(self) -> Self:
@@ -87,6 +108,11 @@ class Group(_Frozen):
                 _in_order(spread)
         if self.away is not None and self.stays is None:
             raise ValueError("away says when a peer comes again that does not stay: stays is missing")
+        if self.sessions and (self.stays is not None or self.joins):
+            raise ValueError("sessions say when peers are there: there is no place for joins and stays")
+        for session in self.sessions:
+            if session.machine >= self.count:
+                raise ValueError(f"a session is of machine {session.machine}; there are {self.count}, from 0 on")
         return self
 
 
@@ -168,20 +194,26 @@ class Scenario(_Frozen):
         for group in self.peers:
             if group.stage is not None and group.stage >= self.run.model.stages:
                 raise ValueError(f"{group.name} host stage {group.stage} of {self.run.model.stages}")
+            for session in group.sessions:
+                if session.stage is not None and session.stage >= self.run.model.stages:
+                    raise ValueError(
+                        f"a session of {group.name} is at stage {session.stage} of {self.run.model.stages}"
+                    )
         if self.coordinator.standby != self.run.pipeline.standby:
             raise ValueError("coordinator.standby and run.pipeline.standby differ: both are true, or neither")
         return self
 
 
-def parse_scenario(text: str, where: str, changes: Sequence[str] = ()) -> Scenario:
+def parse_scenario(text: str, where: str, changes: Sequence[str] = (), folder: Path | None = None) -> Scenario:
     """Reads a scenario; each of `changes` is a `key=value` (dotted keys, indices, a TOML value) put in its place.
-    Raises `ScenarioError`."""
+    `folder`: where the files are that it names. Raises `ScenarioError`."""
     try:
         told = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{where}: not TOML: {error}") from error
     for change in changes:
         _change(told, change, where)
+    _read_traces(told, where, text, folder or Path())
     try:
         return Scenario.model_validate(_tuples(told))
     except ValidationError as error:
@@ -196,7 +228,7 @@ def load_scenario(path: Path, changes: Sequence[str] = ()) -> Scenario:
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(file.stem for file in known_scenarios())
         raise ScenarioError(f"{found}: cannot be read: {error}; there are also: {known}") from error
-    return parse_scenario(text, str(found), changes)
+    return parse_scenario(text, str(found), changes, found.parent)
 
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -214,6 +246,21 @@ def _explained(error: ValidationError, text: str, where: str) -> Iterator[str]:
         key = ".".join(str(part) for part in path) or "the whole"
         given = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
         yield f"{where}:{line_of(text, path)}: {key}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _read_traces(told: dict[str, Any], where: str, text: str, folder: Path) -> None:
+    """Puts sessions in the place of the files that groups name."""
+    groups = told.get("peers")
+    for number, group in enumerate(groups if isinstance(groups, list) else ()):
+        if not isinstance(group, dict) or "trace" not in group:
+            continue
+        name = group.pop("trace")
+        if not isinstance(name, str) or "sessions" in group:
+            line = line_of(text, ("peers", number, "trace"))
+            raise ScenarioError(f"{where}:{line}: peers.{number}.trace: wanted the name of a file, and no sessions")
+        group["sessions"] = read_trace(folder / name)
+        machines = {session["machine"] for session in group["sessions"]}
+        group.setdefault("count", max(machines, default=0) + 1)
 
 
 _TYPES = frozenset({"float", "int", "str", "constrained-float"})

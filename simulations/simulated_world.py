@@ -68,7 +68,7 @@ class SimulatedWorld:
     def start(self, machine: Machine) -> None:
         if machine.name in self.swarm.killed:
             self.swarm.killed.remove(machine.name)
-        self.swarm.start_peer(machine.number, machine.group.stage)
+        self.swarm.start_peer(machine.number, machine.stage)
 
     def _peers_of(self, machine: Machine) -> list[str]:
         """The peers that it runs now."""

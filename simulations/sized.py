@@ -15,11 +15,19 @@ from ..protos import swarm_pb2 as pb
 from ..swarm.backend import BackwardResult, Context, ForwardResult, Gradient, Scalar, StageInput, Update
 from ..swarm.driving import Microbatch
 from ..swarm.manifest import Manifest
-from ..swarm.sizes import TOKEN_BYTES, gradient_bytes, reduced_bytes, state_bytes, traffic, visit_tokens
+from ..swarm.sizes import (
+    TOKEN_BYTES,
+    gradient_bytes,
+    reduced_bytes,
+    state_bytes,
+    traffic,
+    trained_elements,
+    visit_tokens,
+)
 
 PRIME = (1 << 61) - 1
 ELEMENTS = 1 << 12
-"""Bytes that stand for a stage's gradient on its way between replicas."""
+"""Bytes that stand for the largest gradient of a stage on its way between replicas."""
 
 _VALUE = struct.Struct("<Q")
 _STATE = struct.Struct("<QQ")
@@ -52,12 +60,16 @@ class SizedBackend:
     kernels = ""
 
     def __init__(self, manifest: Manifest, stage: int, *, whole: bool = False) -> None:
+        scale = 1.0 if whole else scale_of(manifest)
         reduced = reduced_bytes(manifest, stage)
-        self.lengths: Mapping[str, int] = {"stage": reduced if whole else ELEMENTS}
+        tied = tied_share(manifest, stage)
+        self.lengths: Mapping[str, int] = {"stage": round(reduced * (1 - tied) / scale)}
+        if tied:
+            self.lengths = {**self.lengths, "tied": round(reduced * tied / scale)}
         self.gradient_bytes = gradient_bytes(manifest, stage)
         self._microbatches = manifest.microbatches
         self._first, self._last = stage == 0, stage == manifest.stages - 1
-        self._padding = bytes(round(self.lengths["stage"] * state_bytes(manifest, stage) / reduced))
+        self._padding = bytes(round(state_bytes(manifest, stage) / scale))
         moved = traffic(manifest, range(stage, stage + 1))
         tokens = TOKEN_BYTES * visit_tokens(manifest)
         self._output = _tensor(moved.output - tokens if whole else 0)
@@ -84,10 +96,10 @@ class SizedBackend:
         return _VALUE.pack(total) + bytes(length), 1.0
 
     def apply(self, state: SizedState, reductions: Mapping[str, Sequence[bytes]], update: Update) -> SizedState:
-        totals = {_first_value(part) for part in reductions["stage"]}
-        if len(totals) != 1:
-            raise WireError(f"the parts of a reduction stand for {sorted(totals)}; they must be of one sum")
-        return SizedState(state.version + 1, (state.value + totals.pop()) % PRIME)
+        total = _only_value(reductions["stage"])
+        if "tied" in reductions and _only_value(reductions["tied"]) != 2 * total % PRIME:
+            raise WireError("the sum of what two stages share is not that of both of them")
+        return SizedState(state.version + 1, (state.value + total) % PRIME)
 
     def digest(self, state: SizedState) -> bytes:
         return hashlib.sha256(_STATE.pack(state.version, state.value)).digest()
@@ -99,6 +111,25 @@ class SizedBackend:
         if len(data) != _STATE.size + len(self._padding):
             raise WireError(f"a state is {_STATE.size + len(self._padding)} bytes, got {len(data)}")
         return SizedState(*_STATE.unpack_from(data))
+
+
+def _only_value(parts: Sequence[bytes]) -> int:
+    totals = {_first_value(part) for part in parts}
+    if len(totals) != 1:
+        raise WireError(f"the parts of a reduction stand for {sorted(totals)}; they must be of one sum")
+    return totals.pop()
+
+
+def scale_of(manifest: Manifest) -> float:
+    """Bytes of a gradient on its way between replicas for which one byte stands."""
+    return max(reduced_bytes(manifest, stage) for stage in range(manifest.stages)) / ELEMENTS
+
+
+def tied_share(manifest: Manifest, stage: int) -> float:
+    """Of what a stage trains, the part that it shares with another one."""
+    if not manifest.tied or stage not in (0, manifest.stages - 1):
+        return 0.0
+    return manifest.shape.vocab_size * manifest.shape.hidden_size / trained_elements(manifest, stage)
 
 
 def _tensor(size: int) -> bytes:
@@ -158,7 +189,7 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
     """For each direction of a stream, what tells of its frames how many bytes they stand for."""
     inner = traffic(manifest, range(1, 2)) if manifest.stages > 1 else traffic(manifest, range(1))
     first = traffic(manifest, range(1)).input
-    state_scale = max(reduced_bytes(manifest, stage) for stage in range(manifest.stages)) / ELEMENTS
+    state_scale = scale_of(manifest)
 
     def stands_for(envelope: pb.Envelope) -> float:
         """Of a message, the bytes of its payload."""

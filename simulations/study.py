@@ -12,9 +12,12 @@ Errors: `ScenarioError` for a run that can never begin; `ConservationError`.
 import asyncio
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConservationError
+from ..swarm.chronicle import Chronicle
+from ..swarm.event_log import EventLog
 from ..swarm.events import Event, Stepped
 from ..swarm.host import Moment
 from ..swarm.keys import delegate, sign_manifest, sign_term
@@ -38,15 +41,23 @@ NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
 
 @dataclass
 class Study:
-    """One run of a scenario; `seed` is the scenario's, if no other is given."""
+    """One run of a scenario; `seed` is the scenario's, if no other is given. `log`: a folder for its events, as a
+    coordinator keeps them."""
 
     scenario: Scenario
     seed: int | None = None
+    log: Path | None = None
 
     def run(self) -> Outcome:
-        """Simulates it. Raises `ScenarioError`, `ConservationError` and whatever the run raises."""
+        """Simulates it. Raises `ScenarioError`, `ConservationError`, `StorageError` and whatever the run raises."""
         self._cast = Cast.of(self.scenario, self.seed)
-        return run(self._main(), limit=self.scenario.minutes * MINUTE + 60.0)
+        log = None if self.log is None else EventLog(self.log)
+        self._chronicle = Chronicle(log, lambda: self._swarm.now, self._saw) if log else None
+        try:
+            return run(self._main(), limit=self.scenario.minutes * MINUTE + 60.0)
+        finally:
+            if self._chronicle is not None:
+                self._chronicle.close()
 
     async def _main(self) -> Outcome:
         cast = self._cast
@@ -88,7 +99,7 @@ class Study:
             wanted=(),
             seed=cast.seed,
             watch=self._watch,
-            emit=self._saw,
+            emit=self._saw if self._chronicle is None else self._chronicle.emit,
             give_up=None,
             checkpoints=checkpoints_of(self.scenario, manifest),
             internet=Internet(cast.seed, accesses=accesses, distances=cast.distances, weigher=weigher(manifest)),

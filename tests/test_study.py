@@ -195,3 +195,19 @@ def test_the_sum_of_a_state_is_that_of_its_microbatches() -> None:
     every = [number_of(step, index, 8) for step in range(5) for index in range(8)]
     assert len(set(every)) == len(every)
     assert whole_sum(5, 8) == sum(every)
+
+
+def test_stages_that_share_a_tensor_sum_it_together() -> None:
+    """Full training of a model with tied embeddings: the first and the last stage."""
+    outcome = simulated('run.train.mode="full"', "peers.0.count=8", "run.pipeline.min_replicas=2")
+    assert outcome.finished
+    assert len(outcome.steps) == 12
+
+
+def test_what_is_not_trained_has_its_causes() -> None:
+    outcome = simulated("peers.0.count=9", "run.pipeline.staleness=1", 'peers.0.stays={mean=40, distribution="fixed"}')
+    losses = outcome.losses
+    parts = (losses.absent, losses.uneven, losses.repeated, losses.waited, outcome.kept)
+    assert sum(parts) == pytest.approx(1.0)
+    assert all(part >= -0.01 for part in parts)
+    assert losses.uneven > 0.05  # nine peers at four stages
