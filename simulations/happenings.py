@@ -85,6 +85,6 @@ class Happenings:
 
 def degrade(access: Access, factor: float, latency: float) -> None:
     """Rates are `factor` times as high as before, the way takes `latency` seconds more."""
-    access.up.rate *= factor
-    access.down.rate *= factor
+    access.up.change(factor)
+    access.down.change(factor)
     access.latency = max(0.0, access.latency + latency)

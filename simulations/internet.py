@@ -1,50 +1,111 @@
 """An internet of home links: streams share an uplink and a downlink fairly, as TCP's flows do over time.
 
-A frame is sent in bursts. On the sender's uplink the streams that have something to send take turns of a burst; each
-burst travels for the latency of the way (both access links, the distance of their regions, jitter), and takes its turn
-on the receiver's downlink as it comes. So a heartbeat passes a tensor of many megabytes, and of two tensors on one link
-each gets half. How many bytes a frame stands for is `weigh`'s to say (`sized.py`).
+Frames on an uplink are sent at once, each at an equal share of its rate (processor sharing), so a heartbeat passes a
+tensor of many megabytes, and of two tensors on one link each gets half. A frame travels for the latency of the way
+(both access links, the distance of their regions, jitter) and has come when its last byte has and the receiver's
+downlink has taken in all that began to come before. How many bytes a frame stands for is `weigh`'s to say (`sized.py`).
+It costs a few events a frame, whatever its size and however many share the link.
 
 Not modelled: packet loss and what it does to TCP's window, slow start, acknowledgements, queues that overflow.
 """
 
 import asyncio
-from collections import deque
+import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .network import MemoryNetwork, MemoryStream
 from .virtual_time import NOBODY
 
-BURST_BYTES = 1 << 16
-BURSTS_A_FRAME = 16
-"""A larger frame is sent in so many bursts, each of which costs two events."""
+ROUNDING_BYTES = 1e-3
+"""A frame of which no more is left has been sent."""
 
 Weigh = Callable[[bytes], int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Frame:
-    """One on its way; `left`: bytes still to be sent."""
+    """One on its way; `ends`: what each frame of its uplink will have been given when it has been sent."""
 
     sender: str
     stream: MemoryStream
     content: bytes
-    burst: float
-    left: float
+    size: float
+    began: float
+    ends: float
     sent: asyncio.Future[None]
+    gone: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Uplink:
-    """Bytes a second (inf: no limit), shared by the frames in `queue`, a burst each in turn."""
+    """Bytes a second (inf: no limit), which the frames on it share equally."""
 
     rate: float = float("inf")
     carried: float = 0.0
     """Bytes so far."""
 
-    queue: deque[_Frame] = field(default_factory=deque)
-    busy: bool = False
+    sent: Callable[[_Frame], None] = field(default=lambda frame: None)
+    _given: float = 0.0
+    """Bytes that a frame which was always on it would have been given."""
+
+    _at: float = 0.0
+    _frames: list[tuple[float, int, _Frame]] = field(default_factory=list)
+    _count: int = 0
+    _number: int = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def change(self, factor: float) -> None:
+        """Its rate is `factor` times what it was, from now on."""
+        self._advance()
+        self.rate *= factor
+        self._arm()
+
+    def add(self, frame: _Frame) -> None:
+        self._advance()
+        frame.ends = self._given + frame.size
+        self._number += 1
+        heapq.heappush(self._frames, (frame.ends, self._number, frame))
+        self._count += 1
+        self._arm()
+
+    def remove(self, frame: _Frame) -> None:
+        """Nobody waits for it any more: the others have its share."""
+        if not frame.gone:
+            self._advance()
+            frame.gone = True
+            self._count -= 1
+            self._arm()
+
+    def _advance(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._count:
+            passed = (now - self._at) * self.rate
+            self._given += passed / self._count
+            self.carried += passed
+        self._at = now
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._frames and self._frames[0][2].gone:
+            heapq.heappop(self._frames)
+        if self._frames:
+            left = max(0.0, self._frames[0][0] - self._given)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(left * self._count / self.rate, self._due, context=NOBODY)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._advance()
+        while self._frames and (self._frames[0][2].gone or self._frames[0][0] <= self._given + ROUNDING_BYTES):
+            frame = heapq.heappop(self._frames)[2]
+            if not frame.gone:
+                frame.gone = True
+                self._count -= 1
+                self.sent(frame)
+        self._arm()
 
 
 @dataclass
@@ -53,6 +114,9 @@ class Downlink:
     carried: float = 0.0
     free: float = 0.0
     """When it has passed on all that has come so far."""
+
+    def change(self, factor: float) -> None:
+        self.rate *= factor
 
 
 @dataclass
@@ -81,6 +145,7 @@ class Internet(MemoryNetwork):
 
     accesses: dict[str, Access] = field(default_factory=dict)
     distances: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    _sending: dict[MemoryStream, list[_Frame]] = field(default_factory=dict)
 
     def draw(self, sender: str, receiver: str) -> float:
         near, far = self.accesses[sender], self.accesses[receiver]
@@ -92,50 +157,43 @@ class Internet(MemoryNetwork):
         if (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
-        size = float(stream.weigh(frame))
-        uplink = self.accesses[sender].up
-        sent = asyncio.get_running_loop().create_future()
-        burst = max(BURST_BYTES, size / BURSTS_A_FRAME)
-        uplink.queue.append(_Frame(sender, stream, frame, burst, size, sent))
-        if not uplink.busy:
-            self._serve(uplink)
-        if not sent.done():
-            await sent
-
-    def _serve(self, uplink: Uplink) -> None:
-        """Has the next burst leave; those who no longer wait for their frame are passed over."""
         loop = asyncio.get_running_loop()
-        while uplink.queue:
-            frame = uplink.queue.popleft()
-            if frame.sent.cancelled() or frame.stream.ended:
-                if not frame.sent.done():
-                    frame.sent.set_result(None)
-                continue
-            size = min(frame.left, frame.burst)
-            if uplink.rate == float("inf"):
-                self._leave(uplink, frame, size)
-                continue
-            uplink.busy = True
-            loop.call_later(size / uplink.rate, self._left, uplink, frame, size, context=NOBODY)
+        uplink = self.accesses[sender].up
+        moving = _Frame(sender, stream, frame, float(stream.weigh(frame)), loop.time(), 0.0, loop.create_future())
+        if uplink.rate == float("inf"):
+            uplink.carried += moving.size
+            self._left(moving)
             return
-        uplink.busy = False
+        uplink.sent = self._left
+        uplink.add(moving)
+        self._sending.setdefault(stream, []).append(moving)
+        try:
+            await moving.sent
+        finally:
+            uplink.remove(moving)
+            waiting = self._sending[stream]
+            waiting.remove(moving)
+            if not waiting:
+                del self._sending[stream]
 
-    def _left(self, uplink: Uplink, frame: _Frame, size: float) -> None:
-        self._leave(uplink, frame, size)
-        self._serve(uplink)
-
-    def _leave(self, uplink: Uplink, frame: _Frame, size: float) -> None:
-        """A burst has left; it comes to the receiver's downlink after the latency of the way."""
-        uplink.carried += size
-        frame.left -= size
-        last = frame.left <= 0
-        if last:
+    def ends(self, stream: MemoryStream) -> None:
+        """Nothing more of a stream goes out."""
+        for frame in self._sending.get(stream, ()):
+            self.accesses[frame.sender].up.remove(frame)
             if not frame.sent.done():
                 frame.sent.set_result(None)
-        else:
-            uplink.queue.append(frame)
-        loop = asyncio.get_running_loop()
-        loop.call_at(self._comes(frame.sender, frame.stream), self._come, frame, size, last, context=NOBODY)
+
+    def _left(self, frame: _Frame) -> None:
+        """Its last byte has left; it comes to the receiver's downlink after the latency of the way."""
+        if not frame.sent.done():
+            frame.sent.set_result(None)
+        if (frame.sender, frame.stream.peer) in self.held:
+            super().carry(frame.sender, frame.stream, frame.content)
+            return
+        now = asyncio.get_running_loop().time()
+        comes = self._comes(frame.sender, frame.stream)
+        began = frame.began + comes - now
+        asyncio.get_running_loop().call_at(comes, self._come, frame, began, context=NOBODY)
 
     def _comes(self, sender: str, stream: MemoryStream) -> float:
         """When what leaves now comes to the other side: never before what has left earlier."""
@@ -143,14 +201,14 @@ class Internet(MemoryNetwork):
         stream.comes = max(now + self.draw(sender, stream.peer), stream.comes)
         return stream.comes
 
-    def _come(self, frame: _Frame, size: float, last: bool) -> None:
+    def _come(self, frame: _Frame, began: float) -> None:
+        """Its last byte is there; the first one came at `began`."""
         now = asyncio.get_running_loop().time()
         downlink = self.accesses[frame.stream.peer].down
-        downlink.carried += size
-        downlink.free = max(now, downlink.free) + size / downlink.rate
-        if last:
-            through = max(downlink.free, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
-            frame.stream.arrive_after(through - now, frame.content)
+        downlink.carried += frame.size
+        downlink.free = max(began, downlink.free) + frame.size / downlink.rate
+        through = max(now, downlink.free, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
+        frame.stream.arrive_after(through - now, frame.content)
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """What is held while a direction is cut, and the end of a stream: they take no room on a link."""

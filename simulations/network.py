@@ -59,6 +59,7 @@ class MemoryStream:
             return
         if frame is None:
             self.ended = True
+            self._network.ends(self)
         else:
             self._frames.append(frame)
         self._wake()
@@ -83,6 +84,7 @@ class MemoryStream:
         if self.ended:
             return
         self.ended = True
+        self._network.ends(self)
         self._wake()
         self._network.carry(self._local, self, None)
 
@@ -135,6 +137,9 @@ class MemoryNetwork:
         leaves_in = self.carry(sender, stream, frame)
         if leaves_in:
             await asyncio.sleep(leaves_in)
+
+    def ends(self, stream: MemoryStream) -> None:
+        """A stream takes nothing any more; what is under way of it, a network that knows of that may drop."""
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """Sends a frame on its way; the seconds until it has left the sender."""
