@@ -4,7 +4,8 @@ Frames on an uplink are sent at once, each at an equal share of its rate (proces
 tensor of many megabytes, and of two tensors on one link each gets half. A frame travels for the latency of the way
 (both access links, the distance of their regions, jitter) and has come when its last byte has and the receiver's
 downlink has taken in all that began to come before. How many bytes a frame stands for is `weigh`'s to say (`sized.py`).
-It costs a few events a frame, whatever its size and however many share the link.
+It costs a few events a frame, whatever its size and however many share the link; one that fits into a packet costs one,
+as it waits for nobody.
 
 Not modelled: packet loss and what it does to TCP's window, slow start, acknowledgements, queues that overflow.
 """
@@ -19,6 +20,9 @@ from .virtual_time import NOBODY
 
 ROUNDING_BYTES = 1e-3
 """A frame of which no more is left has been sent."""
+
+PACKET_BYTES = 1500
+"""Frames of no more than this are on the way at once: they would have their share of a link before they were missed."""
 
 Weigh = Callable[[bytes], int]
 
@@ -157,9 +161,14 @@ class Internet(MemoryNetwork):
         if (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
-        loop = asyncio.get_running_loop()
-        uplink = self.accesses[sender].up
-        moving = _Frame(sender, stream, frame, float(stream.weigh(frame)), loop.time(), 0.0, loop.create_future())
+        loop, uplink, size = asyncio.get_running_loop(), self.accesses[sender].up, stream.weigh(frame)
+        if size <= PACKET_BYTES and not stream.coming:
+            uplink.carried += size
+            self.accesses[stream.peer].down.carried += size
+            comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
+            stream.arrive_after(comes - loop.time(), frame)
+            return
+        moving = _Frame(sender, stream, frame, float(size), loop.time(), 0.0, loop.create_future())
         if uplink.rate == float("inf"):
             uplink.carried += moving.size
             self._left(moving)
@@ -193,6 +202,7 @@ class Internet(MemoryNetwork):
         now = asyncio.get_running_loop().time()
         comes = self._comes(frame.sender, frame.stream)
         began = frame.began + comes - now
+        frame.stream.coming += 1
         asyncio.get_running_loop().call_at(comes, self._come, frame, began, context=NOBODY)
 
     def _comes(self, sender: str, stream: MemoryStream) -> float:
@@ -204,6 +214,7 @@ class Internet(MemoryNetwork):
     def _come(self, frame: _Frame, began: float) -> None:
         """Its last byte is there; the first one came at `began`."""
         now = asyncio.get_running_loop().time()
+        frame.stream.coming -= 1
         downlink = self.accesses[frame.stream.peer].down
         downlink.carried += frame.size
         downlink.free = max(began, downlink.free) + frame.size / downlink.rate

@@ -41,6 +41,9 @@ class MemoryStream:
         self.comes = 0.0
         """When what has left last comes to the other side's link, for a network that looks at links."""
 
+        self.coming = 0
+        """Frames that have left and have not come to the other side's link."""
+
     async def send(self, frame: bytes) -> None:
         if self.ended:
             raise UnreachableError(f"the stream to {self.peer} has ended")
