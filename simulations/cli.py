@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from .scenario import Scenario, known_scenarios, load_scenario, parse_scenario
 from .study import Study
 from .sweep import Interval, Point, settings, sweep
 from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_plan, of_points, of_stages, warnings_of
+from .validation import closed_forms, compare_all
+from .validation_page import write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": run_compare,
         "plan": run_plan,
         "from-log": run_from_log,
+        "validate": run_validation,
         "list": run_list,
     }
     return _program().run(commands, arguments)
@@ -77,6 +81,11 @@ def _program() -> Program:
     _add_file(planning)
     planning.add_argument("--tokens", type=float, required=True, metavar="X", help="the goal: tokens a second")
     _add_jobs(planning)
+    validating = commands.add_parser("validate", help="hold the simulator against closed forms and real processes")
+    validating.add_argument("cases", nargs="*", help="emulate only the cases whose names hold one of these words")
+    validating.add_argument("--out", type=Path, metavar="FILE", help="write the page here, Markdown, and its figures")
+    validating.add_argument("--emulations", type=_some, default=1, metavar="K", help="of each case (default: 1)")
+    validating.add_argument("--closed-forms", action="store_true", help="nothing but those: nothing is emulated")
     recording = commands.add_parser("from-log", help="make a scenario of a run that has been")
     recording.add_argument("log", type=Path, help="its coordinator's events: the folder, or a file of it")
     recording.add_argument("scenario", type=Path, help="the file to write")
@@ -189,6 +198,22 @@ def run_plan(options: argparse.Namespace) -> int:
     with _progress(scenario.title, len(levers_of(scenario))) as done:
         found = list(plan(scenario, options.tokens, options.jobs, done))
     _say(options, [asdict(pulled) for pulled in found], lambda: _print(of_plan(found, options.tokens)))
+    return 0
+
+
+def run_validation(options: argparse.Namespace) -> int:
+    """Runs all of it, which takes minutes: the emulated part goes as fast as time does. Raises `EmulationError`, and as
+    `run_scenario` does."""
+    console = _console()
+    forms = []
+    for form in closed_forms():
+        forms.append(form)
+        found = f"{form.simulated:.3f} {form.unit} simulated, {form.due:.3f} due"
+        console.print(escape(f"{form.what}: {found} ({form.off:+.1%})"))
+    tell = partial(console.print, markup=False)
+    compared = [] if options.closed_forms else compare_all(options.cases, options.emulations, tell)
+    if options.out is not None:
+        write_page(options.out, forms, compared)
     return 0
 
 

@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,7 @@ from .router import Port, Router
 from .world import Undo
 
 LOADED_SECONDS = 120.0
+ENDED_SECONDS = 5.0
 BOOTSTRAPS = 4
 MODULE = "swarm_peer.simulations.emulated_node"
 
@@ -289,6 +291,10 @@ class EmulatedWorld:
         """Ends every process, and the router."""
         for node in self._by_name.values():
             self._gone(node)
+        for node in self._by_name.values():
+            with suppress(subprocess.TimeoutExpired):
+                node.process.wait(ENDED_SECONDS)
+            node.process.stdin.close()
         self.router.close()
 
     # ---- machines

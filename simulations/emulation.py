@@ -24,7 +24,7 @@ from .emulated_world import EmulatedWorld, emulated
 from .fleet import Fleet
 from .happenings import Happenings
 from .outcome import MINUTE, Outcome
-from .router import MOST_BUSY
+from .router import check_router
 from .scenario import Scenario
 from .study import NO_REPORT
 
@@ -67,11 +67,7 @@ class Emulation:
 
     def _outcome(self, world: EmulatedWorld, books: Books, report: dict[str, object], *, finished: bool) -> Outcome:
         busiest = world.router.busiest
-        if busiest > MOST_BUSY:
-            raise EmulationError(
-                f"the router took {busiest:.0%} of a core; above {MOST_BUSY:.0%} it is late itself, and nothing of "
-                "this counts. Fewer peers, slower links or larger packets (--mtu) help"
-            )
+        check_router(busiest)
         return books.outcome(
             report,
             finished=finished,

@@ -10,6 +10,7 @@ from .outcome import MINUTE, Outcome
 
 if TYPE_CHECKING:
     from .sweep import Point
+    from .validation import Compared
 
 SMOOTHED_STEPS = 5
 CAUSES = {
@@ -109,6 +110,21 @@ def plot_sweep(points: Sequence["Point"], file: Path) -> None:
 def svg_of_sweep(points: Sequence["Point"]) -> str:
     """The same as an SVG element."""
     return _svg(_sweep_figure(points))
+
+
+def plot_agreement(compared: Sequence["Compared"], file: Path) -> None:
+    """Tokens a second of the same scenarios, simulated over emulated, with what is within a tenth."""
+    figure, axis = _pyplot().subplots(figsize=(7, 6), layout="constrained")
+    top = 1.15 * max(max(each.rates) for each in compared)
+    axis.fill_between([0, top], [0, 0.9 * top], [0, 1.1 * top], color="0.92", label="within 10 %")
+    axis.plot([0, top], [0, top], color="0.6", linewidth=0.8)
+    for fitted, marker in ((True, "o"), (False, "s")):
+        chosen = [each for each in compared if each.case.fitted is fitted]
+        simulated, emulated = [each.rates[0] for each in chosen], [each.rates[1] for each in chosen]
+        axis.plot(emulated, simulated, marker, label="used for fitting" if fitted else "not used for fitting")
+    axis.set(xlabel="emulated, tokens a second", ylabel="simulated", xlim=(0, top), ylim=(0, top))
+    axis.legend(loc="upper left")
+    _save(figure, file)
 
 
 def _sweep_figure(points: Sequence["Point"]) -> Any:

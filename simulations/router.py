@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..errors import EmulationError
 from .internet import Access, Downlink, Uplink
 
 MOST_BUSY = 0.7
@@ -187,3 +188,12 @@ class Router:
             self.carried += 1
             with contextlib.suppress(OSError):  # its process is gone, or takes no more
                 os.write(receiver.tun, packet)
+
+
+def check_router(busiest: float) -> None:
+    """Raises `EmulationError` if a router took so much of a core that nothing it emulated counts."""
+    if busiest > MOST_BUSY:
+        raise EmulationError(
+            f"the router took {busiest:.0%} of a core; above {MOST_BUSY:.0%} it is late itself, and nothing of this "
+            "counts. Fewer peers, slower links or larger packets (--mtu) help"
+        )

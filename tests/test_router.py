@@ -11,16 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from swarm_peer.errors import EmulationError
 from swarm_peer.simulations.internet import Access, Downlink, Uplink
-from swarm_peer.simulations.namespace import enter_namespace
 from swarm_peer.simulations.router import Port, Router
+
+from tests.namespaces import needs_namespaces
 
 MBIT = 125_000.0
 
 NODE = """
 import json, socket, sys, time
-from swarm_peer.simulations.namespace import enter_namespace
 
 channel = socket.socket(fileno=int(sys.argv[1]))
 tun = enter_namespace(sys.argv[2], 1500)
@@ -48,20 +47,7 @@ while order := channel.recv(100):
 """
 
 
-def may_emulate() -> bool:
-    pid = os.fork()
-    if not pid:
-        try:
-            enter_namespace("10.77.9.9", 1500)
-        except EmulationError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] == 0
-
-
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not may_emulate(), reason="no network namespaces here"
-)
+pytestmark = needs_namespaces
 
 
 class Node:

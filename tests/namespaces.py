@@ -1,0 +1,24 @@
+"""Whether this machine lets a test have network namespaces of its own."""
+
+import os
+import sys
+
+import pytest
+from swarm_peer.errors import EmulationError
+from swarm_peer.simulations.namespace import enter_namespace
+
+
+def _may() -> bool:
+    pid = os.fork()
+    if not pid:
+        try:
+            enter_namespace("10.77.9.9", 1500)
+        except EmulationError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+needs_namespaces = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not _may(), reason="no network namespaces here"
+)
