@@ -46,7 +46,8 @@ NICENESS = 10
 
 @cache
 def zygote() -> Zygote | None:
-    """The one that all swarms of this test process are forked from; whole programs (`Home.start`) are not."""
+    """The one that all swarms and short commands of this test process are forked from; what a test starts and watches
+    (`Home.start`) is not."""
     if not is_possible():
         return None
     folder = tempfile.mkdtemp(prefix="zygote-")
@@ -92,14 +93,21 @@ class Home:
         return LocalSwarm("tiny", kept, self.environment, zygote())
 
     def run(self, program: str, *arguments: str) -> tuple[int, str]:
-        """Runs a program to its end: (exit code, what it printed)."""
-        process = self.start(program, *arguments)
-        try:
-            output, _ = process.communicate(timeout=LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return process.returncode, output
+        """Runs a program to its end: (exit code, what it printed). A demo is started as a user does."""
+        made = zygote()
+        if made is None or arguments[:1] == ("demo",):
+            process = self.start(program, *arguments)
+            try:
+                output, _ = process.communicate(timeout=LIMIT_SECONDS)
+            finally:
+                process.kill()
+            return process.returncode, output
+        with tempfile.TemporaryFile("w+", dir=self.folder) as said:
+            forked = made.start(program, (MODULES[program], *arguments), stdout=said, stderr=said, env=self.environment)
+            forked.stdin.close()
+            code = forked.wait(LIMIT_SECONDS)
+            said.seek(0)
+            return code, said.read()
 
     def report(self, command: str, *arguments: str) -> dict[str, Any]:
         """Runs `swarm-peer demo` or `reference` on tiny; its report."""
