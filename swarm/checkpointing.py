@@ -18,7 +18,7 @@ from ..protos import swarm_pb2 as pb
 from . import events
 from .catching_up import fetch_snapshot
 from .checkpoint import Checkpoint, Checkpoints, StageCheckpoint
-from .conditions import Signal, innermost
+from .conditions import Signal, heed_cancellation, in_own_task, innermost
 from .epochs import Lineage
 from .exchange import Pool
 from .keys import SignedManifest
@@ -76,6 +76,7 @@ class Checkpointing:
             self.reached = closed
             self.emit(events.Checkpointed(closed))
         except SwarmError as error:
+            heed_cancellation()
             self.hopeless = isinstance(error, StorageError | TrustError)
             self.emit(events.CheckpointFailed(closed, str(error)))
         finally:
@@ -97,12 +98,13 @@ class Checkpointing:
         """Donors may be busy with others; they keep what is asked for until the next step is closed."""
         for _ in range(TRIES - 1):
             try:
-                return await self._gather(closed, commit)
+                return await in_own_task(self._gather(closed, commit))
             except SwarmError:
+                heed_cancellation()
                 await asyncio.sleep(PAUSE_SECONDS)
                 if self.closed() != closed:
                     raise
-        return await self._gather(closed, commit)
+        return await in_own_task(self._gather(closed, commit))
 
     async def _gather(self, closed: int, commit: pb.Commit) -> Checkpoint:
         delayed = self.manifest.settings.pipeline.staleness

@@ -77,7 +77,7 @@ def check_elastic(seed: int) -> Chaos:
     return chaos
 
 
-@pytest.mark.parametrize("seed", [734, 932, 1468, 2742, 3001, 3949, 4310, 6135, 6644, 6763, 6815, 7143, 8026])
+@pytest.mark.parametrize("seed", [734, 932, 1468, 2742, 3001, 3949, 4310, 6135, 6644, 6763, 6815, 7143, 8026, 8284])
 def test_elastic_schedules_that_once_found_a_hole(seed: int) -> None:
     check_elastic(seed)
 

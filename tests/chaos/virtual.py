@@ -182,6 +182,8 @@ class Chaos:
 
     def _check_that_nobody_is_left_waiting(self) -> None:
         """Whoever came while nobody had the state of its stage is taken up when somebody has it again."""
+        if not self.swarm.is_led:  # every coordinator was killed when all was over, and has started again
+            return
         roster = self.swarm.trainer.roster
         for member in roster.live():
             if member.loaded and not member.sent_away and roster.ready(member.stage):
