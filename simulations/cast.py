@@ -24,6 +24,8 @@ class Cast:
     seed: int
     manifest: Manifest
     machines: Sequence[Machine]
+    coordinator_accesses: Sequence[Access]
+    """How each coordinator is attached: a link of its own."""
 
     @classmethod
     def of(cls, scenario: Scenario, seed: int | None = None) -> "Cast":
@@ -38,17 +40,18 @@ class Cast:
                 f"{scenario.title}: the run begins with {needed} peers ({manifest.stages} stages, "
                 f"{manifest.settings.pipeline.min_replicas} replicas each), but {come} ever come"
             )
-        return cls(scenario, seed, manifest, make_machines(scenario, manifest, seed))
+        machines = make_machines(scenario, manifest, seed)
+        accesses = [_coordinator_access(scenario) for _ in range(1 + scenario.coordinator.standby)]
+        for machine in machines:
+            if machine.group.relay is not None:
+                relays = [other.access for other in machines if other.group.name == machine.group.relay] or accesses
+                machine.access.relay = relays[machine.number % len(relays)]
+        return cls(scenario, seed, manifest, machines, accesses)
 
     @property
     def coordinators(self) -> tuple[Identity, ...]:
         """The one that leads first, and the standby if there is one."""
         return COORDINATORS[: 1 + self.scenario.coordinator.standby]
-
-    def coordinator_access(self) -> Access:
-        """How a coordinator is attached: a link of its own."""
-        place = self.scenario.coordinator
-        return Access(Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region)
 
     @property
     def distances(self) -> dict[tuple[str, str], float]:
@@ -64,6 +67,11 @@ class Cast:
     def sent(self) -> float:
         """Bytes of all machines so far."""
         return sum(access.up.carried for access in self.accesses)
+
+
+def _coordinator_access(scenario: Scenario) -> Access:
+    place = scenario.coordinator
+    return Access(Uplink(rate_of(place.up)), Downlink(rate_of(place.down)), place.latency / 1000, 0.0, place.region)
 
 
 def checkpoints_of(scenario: Scenario, manifest: Manifest, *, whole: bool = False) -> MemoryCheckpoints | None:

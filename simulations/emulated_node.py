@@ -206,7 +206,8 @@ class _Node:
         listen = f"/ip4/{self._order.address}/tcp/{PORT + number % PORTS}"
         try:
             async with network_node(identity, folder, [listen], self._order.initial_peers) as (transport, directory):
-                parts = Parts(partial(SizedBackend, whole=True), lambda manifest: SizedArithmetic())
+                backend = partial(SizedBackend, whole=True, garbles=machine.garbles(self._order.seed))
+                parts = Parts(backend, lambda manifest: SizedArithmetic())
                 peer = Peer(transport, directory, device, parts, spill)
                 peer.observe = partial(self._watch, peer)
                 self._peers.append(peer)

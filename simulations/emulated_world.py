@@ -168,7 +168,10 @@ class EmulatedWorld:
 
     def _fork(self, order: Order) -> Node:
         name = Path(order.folder).name
-        access = self.cast.coordinator_access() if order.machine is None else self.cast.machines[order.machine].access
+        if order.machine is None:
+            access = self.cast.coordinator_accesses[order.coordinator]
+        else:
+            access = self.cast.machines[order.machine].access
         command = (MODULE, str(self.folder / "nodes"), name)
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = self.zygote.start("swarm-node", command, stdout=self.log, stderr=self.log, env=env)

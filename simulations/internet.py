@@ -7,6 +7,8 @@ downlink has taken in all that began to come before. How many bytes a frame stan
 It costs a few events a frame, whatever its size and however many share the link; one that fits into a packet costs one,
 as it waits for nobody.
 
+What passes through a relay takes its downlink and its uplink as well, one frame of a stream after the other.
+
 Not modelled: packet loss and what it does to TCP's window, slow start, acknowledgements, queues that overflow.
 """
 
@@ -39,6 +41,8 @@ class _Frame:
     ends: float
     sent: asyncio.Future[None]
     gone: bool = False
+    onward: "Access | None" = None
+    """The relay that sends it on, once it has left its sender."""
 
 
 @dataclass(eq=False)
@@ -135,6 +139,17 @@ class Access:
     region: str | None = None
     loss: float = 0.0
     buffer: float = 0.2
+    relay: "Access | None" = None
+    """Through which others reach it, and it them."""
+
+    def relay_to(self, other: "Access") -> "Access | None":
+        """What lies between: the other's relay, or its own; nothing if that is one of the two."""
+        relay = other.relay or self.relay
+        return None if relay is self or relay is other else relay
+
+    def way_to(self, other: "Access", distances: Mapping[tuple[str, str], float]) -> float:
+        """Seconds of a packet's way to another one's, without jitter."""
+        return self.latency + other.latency + self.distance_to(other, distances)
 
     def distance_to(self, other: "Access", distances: Mapping[tuple[str, str], float]) -> float:
         """Seconds between their regions, of which `distances` has them by both names in order."""
@@ -150,21 +165,29 @@ class Internet(MemoryNetwork):
     accesses: dict[str, Access] = field(default_factory=dict)
     distances: Mapping[tuple[str, str], float] = field(default_factory=dict)
     _sending: dict[MemoryStream, list[_Frame]] = field(default_factory=dict)
+    _relaying: dict[MemoryStream, list[_Frame]] = field(default_factory=dict)
+    """What relays have of a stream; the first is on its way out."""
 
     def draw(self, sender: str, receiver: str) -> float:
         near, far = self.accesses[sender], self.accesses[receiver]
-        way = near.latency + far.latency + near.distance_to(far, self.distances)
-        jitter = near.jitter + far.jitter
+        relay = near.relay_to(far)
+        if relay is None:
+            return self._draw(near, far)
+        return self._draw(near, relay) + self._draw(relay, far)
+
+    def _draw(self, near: Access, far: Access) -> float:
+        way, jitter = near.way_to(far, self.distances), near.jitter + far.jitter
         return way + self.random.uniform(0.0, jitter) if jitter else way
 
     async def transmit(self, sender: str, stream: MemoryStream, frame: bytes) -> None:
         if (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
-        loop, uplink, size = asyncio.get_running_loop(), self.accesses[sender].up, stream.weigh(frame)
+        near, far = self.accesses[sender], self.accesses[stream.peer]
+        loop, uplink, size = asyncio.get_running_loop(), near.up, stream.weigh(frame)
         if size <= PACKET_BYTES and not stream.coming:
             uplink.carried += size
-            self.accesses[stream.peer].down.carried += size
+            far.down.carried += size
             comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return
@@ -191,19 +214,79 @@ class Internet(MemoryNetwork):
             self.accesses[frame.sender].up.remove(frame)
             if not frame.sent.done():
                 frame.sent.set_result(None)
+        for frame in self._relaying.pop(stream, ()):
+            assert frame.onward is not None
+            frame.onward.up.remove(frame)
 
     def _left(self, frame: _Frame) -> None:
         """Its last byte has left; it comes to the receiver's downlink after the latency of the way."""
+        loop = asyncio.get_running_loop()
+        if frame.onward is not None:
+            self._relayed(frame)
+            return
         if not frame.sent.done():
             frame.sent.set_result(None)
         if (frame.sender, frame.stream.peer) in self.held:
             super().carry(frame.sender, frame.stream, frame.content)
             return
-        now = asyncio.get_running_loop().time()
-        comes = self._comes(frame.sender, frame.stream)
-        began = frame.began + comes - now
         frame.stream.coming += 1
-        asyncio.get_running_loop().call_at(comes, self._come, frame, began, context=NOBODY)
+        near = self.accesses[frame.sender]
+        relay = near.relay_to(self.accesses[frame.stream.peer])
+        if relay is None:
+            self._send_off(frame, self._comes(frame.sender, frame.stream))
+            return
+        frame.onward = relay
+        way = self._draw(near, relay)
+        frame.began += way
+        loop.call_at(loop.time() + way, self._reach, frame, relay, context=NOBODY)
+
+    def _send_off(self, frame: _Frame, comes: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_at(comes, self._come, frame, frame.began + comes - loop.time(), context=NOBODY)
+
+    # ---- through a relay
+
+    def _reach(self, frame: _Frame, relay: Access) -> None:
+        """Its last byte is at the relay, which sends it on when it has sent on those of the stream before."""
+        loop = asyncio.get_running_loop()
+        relay.down.carried += frame.size
+        relay.down.free = max(frame.began, relay.down.free) + frame.size / relay.down.rate
+        if relay.down.free > loop.time():
+            loop.call_at(relay.down.free, self._queue, frame, relay, context=NOBODY)
+        else:
+            self._queue(frame, relay)
+
+    def _queue(self, frame: _Frame, relay: Access) -> None:
+        if frame.stream.ended:
+            return
+        waiting = self._relaying.setdefault(frame.stream, [])
+        waiting.append(frame)
+        if len(waiting) == 1:
+            self._send_on(frame, relay)
+
+    def _send_on(self, frame: _Frame, relay: Access) -> None:
+        frame.began, frame.gone = asyncio.get_running_loop().time(), False
+        if relay.up.rate == float("inf"):
+            relay.up.carried += frame.size
+            self._relayed(frame)
+            return
+        relay.up.sent = self._left
+        relay.up.add(frame)
+
+    def _relayed(self, frame: _Frame) -> None:
+        """Its last byte has left the relay."""
+        relay, stream = frame.onward, frame.stream
+        assert relay is not None
+        now = asyncio.get_running_loop().time()
+        stream.comes = max(now + self._draw(relay, self.accesses[stream.peer]), stream.comes)
+        self._send_off(frame, stream.comes)
+        waiting = self._relaying.get(stream, [])
+        if waiting and waiting[0] is frame:
+            waiting.pop(0)
+            if waiting:
+                self._send_on(waiting[0], relay)
+            else:
+                del self._relaying[stream]
 
     def _comes(self, sender: str, stream: MemoryStream) -> float:
         """When what leaves now comes to the other side: never before what has left earlier."""

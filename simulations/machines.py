@@ -6,6 +6,7 @@ function of the seed and of its number alone, so that a setting that is changed 
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
@@ -68,6 +69,11 @@ class Machine:
         forward, backward = self.seconds[stage]
         background = state_bytes(manifest, stage) / MEMORY_BYTES_PER_SECOND
         return {FORWARD: forward, BACKWARD: backward, BACKGROUND: background}
+
+    def garbles(self, seed: int) -> Callable[[], bool]:
+        """Asked of each tensor that it sends whether that is one which nobody can decode."""
+        share, chance = self.group.garbage, random.Random(f"{seed}/garbage {self.number}")
+        return lambda: share > 0.0 and chance.random() < share
 
     @property
     def rate(self) -> float:

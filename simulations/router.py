@@ -2,7 +2,7 @@
 
 A packet leaves its sender's uplink when those before it have, or is dropped if they take longer than the buffer holds;
 it takes the latency of the way (`internet.py` has the same), is lost at the rate of either end, and passes the
-receiver's downlink likewise. Packets of two nodes are not reordered.
+receiver's downlink likewise; if there is a relay between, its links first. Packets of two nodes are not reordered.
 
 `Router.busiest` is the share of a core that it took in its busiest seconds: above `MOST_BUSY` it is late itself, and
 what it emulated counts for nothing.
@@ -59,12 +59,14 @@ class Router:
         self._chance = random.Random(self.seed)
         self._poll = select.epoll()
         self._by_tun: dict[int, Port] = {}
-        self._due: list[tuple[float, int, Port, bytes, bool]] = []
+        self._due: list[tuple[float, int, Port, Port, bytes, int]] = []
+        """When, from whom, to whom, what, and how many links are behind it."""
+
         self._number = 0
         self._free: dict[int, float] = {}
         """When a link has sent all that it holds, by the link's id."""
 
-        self._comes: dict[tuple[bytes, bytes], float] = {}
+        self._comes: dict[tuple[Port, Port, int], float] = {}
         self._lock = threading.Lock()
         self._ending, self._ended = os.pipe()
         self._poll.register(self._ending, select.EPOLLIN)
@@ -123,7 +125,7 @@ class Router:
                     port = self._by_tun.get(tun)
                     if port is not None:
                         self._take(port)
-                self._pass_on()
+                self._go_on()
             now = time.monotonic()
             if now - began >= WINDOW_SECONDS:
                 self.busiest = max(self.busiest, (time.thread_time() - worked) / (now - began))
@@ -147,16 +149,35 @@ class Router:
         if loss and self._chance.random() < loss:
             self.lost += 1
             return
-        leaves = self._through(near.up, near.buffer, len(packet))
-        if leaves is None:
-            return
-        near.up.carried += len(packet)
-        way = near.latency + far.latency + near.distance_to(far, self.distances)
+        self._pass(sender, receiver, packet, 0)
+
+    def _pass(self, sender: Port, receiver: Port, packet: bytes, behind: int) -> None:
+        """Takes a packet on its way, of which so many links are behind it, as far as it comes now."""
+        links = _links(sender.access, receiver.access)
+        while behind < len(links):
+            link, holder, towards = links[behind]
+            through = self._through(link, holder.buffer, len(packet))
+            if through is None:
+                return
+            link.carried += len(packet)
+            behind += 1
+            if towards is not None:
+                through = self._arrives(through, (sender, receiver, behind), holder, towards)
+            if through > time.monotonic():
+                self._number += 1
+                heapq.heappush(self._due, (through, self._number, sender, receiver, packet, behind))
+                return
+        if self._by_tun.get(receiver.tun) is receiver:
+            self.carried += 1
+            with contextlib.suppress(OSError):  # its process is gone, or takes no more
+                os.write(receiver.tun, packet)
+
+    def _arrives(self, leaves: float, way: tuple[Port, Port, int], near: Access, far: Access) -> float:
+        """When what leaves one link comes to the next, in the order of what left before."""
         jitter = near.jitter + far.jitter
-        comes = leaves + way + (self._chance.uniform(0.0, jitter) if jitter else 0.0)
-        pair = (sender.address, receiver.address)
-        comes = self._comes[pair] = max(comes, self._comes.get(pair, 0.0))
-        self._at(comes, receiver, packet, far.down.rate != float("inf"))
+        comes = leaves + near.way_to(far, self.distances) + (self._chance.uniform(0.0, jitter) if jitter else 0.0)
+        comes = self._comes[way] = max(comes, self._comes.get(way, 0.0))
+        return comes
 
     def _through(self, link: Uplink | Downlink, buffer: float, size: int) -> float | None:
         """When a packet has passed a link; None if there is no room for it."""
@@ -170,24 +191,19 @@ class Router:
         self._free[id(link)] = begins + size / link.rate
         return begins + size / link.rate
 
-    def _at(self, when: float, receiver: Port, packet: bytes, shaped: bool) -> None:
-        self._number += 1
-        heapq.heappush(self._due, (when, self._number, receiver, packet, shaped))
-
-    def _pass_on(self) -> None:
+    def _go_on(self) -> None:
+        """Does what is due."""
         while self._due and self._due[0][0] <= time.monotonic():
-            _, _, receiver, packet, shaped = heapq.heappop(self._due)
-            if shaped:
-                through = self._through(receiver.access.down, receiver.access.buffer, len(packet))
-                if through is not None:
-                    self._at(through, receiver, packet, False)
-                continue
-            if self._by_tun.get(receiver.tun) is not receiver:
-                continue
-            receiver.access.down.carried += len(packet)
-            self.carried += 1
-            with contextlib.suppress(OSError):  # its process is gone, or takes no more
-                os.write(receiver.tun, packet)
+            _, _, sender, receiver, packet, behind = heapq.heappop(self._due)
+            self._pass(sender, receiver, packet, behind)
+
+
+def _links(near: Access, far: Access) -> tuple[tuple[Uplink | Downlink, Access, Access | None], ...]:
+    """What a packet passes: each link, whose it is, and to whom it leads over the internet, if not into its holder."""
+    relay = near.relay_to(far)
+    if relay is None:
+        return (near.up, near, far), (far.down, far, None)
+    return (near.up, near, relay), (relay.down, relay, None), (relay.up, relay, far), (far.down, far, None)
 
 
 def check_router(busiest: float) -> None:

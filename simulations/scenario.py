@@ -25,6 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
 
 
+COORDINATOR = "coordinator"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,9 +74,11 @@ class Group(_Frozen):
     `buffer`: milliseconds of its link's rate that wait before more are dropped; both of emulated links only
     (`router.py`). `joins`: when it is started; `loads`: how long from its start until it asks for a place. `stays`: how
     long until it is gone without a word, as a machine that is switched off (`leaves` politely instead); `away`: how
-    long until it comes again, without it for good. `shared`: all peers of the group are behind one link. `sessions`:
-    when each machine was there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from
-    a table (`traces.py`)."""
+    long until it comes again, without it for good. `shared`: all peers of the group are behind one link. `garbage`: the
+    share of the tensors that it sends which nobody can decode. `relay`: the group of peers, or `coordinator`, through
+    one of which each of them is reached and reaches others, as nobody can dial it. `sessions`: when each machine was
+    there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table
+    (`traces.py`)."""
 
     name: Name
     count: Annotated[int, Field(gt=0, le=100_000)] = 1
@@ -95,6 +100,8 @@ class Group(_Frozen):
     away: Lifetime | None = None
     leaves: bool = False
     shared: bool = False
+    garbage: Share = 0.0
+    relay: Name | None = None
     sessions: tuple[Session, ...] = ()
 
     @model_validator(mode="after")
@@ -183,6 +190,9 @@ class Scenario(_Frozen):
         names = [group.name for group in self.peers]
         if len(set(names)) < len(names):
             raise ValueError("two groups of peers have the same name")
+        for group in self.peers:
+            if group.relay not in (None, COORDINATOR, *names) or group.relay == group.name:
+                raise ValueError(f"{group.name} are reached through {group.relay!r}, which is no other group of peers")
         regions = {group.region for group in self.peers} | {self.coordinator.region}
         for event in self.events:
             if event.peers is not None and event.peers not in names:

@@ -1,7 +1,7 @@
 """The machines of a scenario on virtual time: each takes its device and link with it, and hosts a simulated peer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 
@@ -10,6 +10,7 @@ from ..swarm.peer import Peer
 from .books import Books, Look
 from .internet import Access
 from .machines import Machine
+from .sized import SizedBackend
 from .swarm import SimulatedSwarm
 from .world import Undo
 
@@ -42,6 +43,9 @@ class SimulatedWorld:
         machine = self._by_name[self.swarm.machines[name]]
         self.accesses[name] = machine.access
         device = self.swarm.devices[name]
+        if machine.group.garbage:
+            spoiling = partial(SizedBackend, garbles=machine.garbles(self.swarm.seed))
+            peer.parts = replace(peer.parts, backend=spoiling)
         device.noise, device.slowdown = machine.group.noise, machine.slowdown
 
         def placed(stage: int) -> None:

@@ -31,6 +31,10 @@ ELEMENTS = 1 << 12
 
 _VALUE = struct.Struct("<Q")
 _STATE = struct.Struct("<QQ")
+_TENSOR = _VALUE.pack(1)
+"""How one begins."""
+
+GARBAGE = b"garbage"
 _CHUNK_TAG = b"\x92\x01"
 """How a frame with a chunk begins: protobuf's tag of a message that is field 18."""
 
@@ -54,12 +58,14 @@ class SizedState:
 
 class SizedBackend:
     """Implements `swarm.backend.StageBackend`. `whole`: its tensors have their true size, for a network that carries
-    every byte of them."""
+    every byte of them; `garbles`: asked of each tensor that it sends whether that is none."""
 
     codec_seconds = 0.0
     kernels = ""
 
-    def __init__(self, manifest: Manifest, stage: int, *, whole: bool = False) -> None:
+    def __init__(
+        self, manifest: Manifest, stage: int, *, whole: bool = False, garbles: Callable[[], bool] = lambda: False
+    ) -> None:
         scale = 1.0 if whole else scale_of(manifest)
         reduced = reduced_bytes(manifest, stage)
         tied = tied_share(manifest, stage)
@@ -67,6 +73,7 @@ class SizedBackend:
         if tied:
             self.lengths = {**self.lengths, "tied": round(reduced * tied / scale)}
         self.gradient_bytes = gradient_bytes(manifest, stage)
+        self._garbles = garbles
         self._microbatches = manifest.microbatches
         self._first, self._last = stage == 0, stage == manifest.stages - 1
         self._padding = bytes(round(state_bytes(manifest, stage) / scale))
@@ -79,11 +86,20 @@ class SizedBackend:
         return SizedState(0, 0)
 
     def forward(self, state: SizedState, visit: StageInput, *, train: bool) -> ForwardResult:
+        if not self._first:
+            _check_tensor(visit.data)
         context = number_of(visit.step, visit.index, self._microbatches) if train else None
-        return ForwardResult(None, 1.0, context) if self._last else ForwardResult(self._output, None, context)
+        return (
+            ForwardResult(None, 1.0, context) if self._last else ForwardResult(self._sent(self._output), None, context)
+        )
 
     def backward(self, state: SizedState, context: Context, output_gradient: bytes | None) -> BackwardResult:
-        return BackwardResult(None if self._first else self._gradient, context)
+        if not self._last:
+            _check_tensor(output_gradient or b"")
+        return BackwardResult(None if self._first else self._sent(self._gradient), context)
+
+    def _sent(self, tensor: bytes) -> bytes:
+        return GARBAGE if self._garbles() else tensor
 
     def add(self, gradients: Sequence[Gradient]) -> Gradient:
         return sum(gradients) % PRIME
@@ -133,7 +149,12 @@ def tied_share(manifest: Manifest, stage: int) -> float:
 
 
 def _tensor(size: int) -> bytes:
-    return _VALUE.pack(1).ljust(size, b"\0")
+    return _TENSOR.ljust(size, b"\0")
+
+
+def _check_tensor(data: bytes) -> None:
+    if not data.startswith(_TENSOR):
+        raise WireError(f"what came is no tensor: {data[:16]!r}")
 
 
 def _first_value(part: bytes) -> int:

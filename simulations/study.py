@@ -61,7 +61,8 @@ class Study:
 
     async def _main(self) -> Outcome:
         cast = self._cast
-        accesses = {identity.peer_id: cast.coordinator_access() for identity in cast.coordinators}
+        names = [identity.peer_id for identity in cast.coordinators]
+        accesses = dict(zip(names, cast.coordinator_accesses, strict=True))
         swarm = self._swarm = self._build(accesses)
         self._conservation = Conservation(swarm)
         books = self._books = Books(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: swarm.now)

@@ -148,3 +148,36 @@ def test_regions_are_apart() -> None:
 
     ((at, _, _),) = carried(send)
     assert at == pytest.approx(2 * (2 * LATENCY + 0.1), abs=1e-3)
+
+
+def through_a_relay(rate: float, send: Callable[[Internet], Awaitable[None]]) -> list[tuple[float, str, int]]:
+    """What has come from "near" to "far", which is reached through "relay", whose uplink has this rate."""
+
+    async def main() -> list[tuple[float, str, int]]:
+        arrivals.clear()
+        accesses = {name: Access(Uplink(RATE), Downlink(), LATENCY) for name in ("near", "far")}
+        accesses["relay"] = accesses["far"].relay = Access(Uplink(rate), Downlink(), LATENCY)
+        network = Internet(seed=1, accesses=accesses)
+        for name in ("near", "far"):
+            await network.transport(name).serve(answer)
+        await send(network)
+        await asyncio.sleep(60.0)
+        assert accesses["relay"].up.carried == accesses["relay"].down.carried > 0
+        return list(arrivals)
+
+    return run(main(), limit=1000.0)
+
+
+def test_a_relay_takes_its_link_and_its_way() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        await stream.send(MEGABYTE)
+        await stream.send(b"short")
+        await stream.send(MEGABYTE)
+
+    found = through_a_relay(RATE / 2, send)
+    assert [size for _, _, size in found] == [1_000_000, 5, 1_000_000]
+    (first, _, _), _, (last, _, _) = found
+    # The way to open it; a second out of the sender, two out of the relay, and the way again.
+    assert first == pytest.approx(last - 2.0, abs=0.01)
+    assert first - 1.0 - 2.0 == pytest.approx(2 * 4 * LATENCY, abs=1e-3)

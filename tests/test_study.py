@@ -158,3 +158,16 @@ def test_what_is_not_trained_has_its_causes() -> None:
     assert sum(parts) == pytest.approx(1.0)
     assert all(part >= -0.01 for part in parts)
     assert losses.uneven > 0.05  # nine peers at four stages
+
+
+def test_senders_of_garbage_cost_time_and_no_microbatch() -> None:
+    """Whoever gets what nobody can decode asks another replica; the sums that `Study` checks stay whole."""
+    groups = '\n[[peers]]\nname = "broken"\nforward = 0.1\nbackward = 0.2\njoins = 1\ngarbage = {}\n'
+    few = ("peers.0.count=8", "run.train.steps=10")
+    honest = simulated(*few, text=EQUAL + groups.format(0))
+    flaky = simulated(*few, text=EQUAL + groups.format(0.3))
+    broken = simulated(*few, text=EQUAL + groups.format(1))
+    assert flaky.finished
+    assert broken.finished
+    assert flaky.reissued > honest.reissued
+    assert broken.reissued > honest.reissued
