@@ -118,3 +118,10 @@ def test_a_key_is_found_on_its_line() -> None:
         ("missing",): 1,
     }
     assert {path: line_of(text, path) for path in places} == places
+
+
+def test_a_relay_is_another_group_or_the_coordinator() -> None:
+    for name in ("nobody", "some"):
+        with pytest.raises(ScenarioError, match=f"some are reached through '{name}', which is no other group"):
+            parse_scenario(SMALL, "s.toml", [f"peers.0.relay={name}"])
+    assert parse_scenario(SMALL, "s.toml", ["peers.0.relay=coordinator"]).peers[0].relay == "coordinator"
