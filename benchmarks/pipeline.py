@@ -6,13 +6,13 @@ A 65B shape in S stages with R replicas each: a visit keeps a device for 0.67 s 
 tensor of 16.9 MB each way (8 bits an element). Kept is what was trained of what the devices alone could, from the first
 Commit to the last. Latency is one way, between any two peers.
 
-`delayed`: as swarm-peer trains, updates one step late (staleness 1). `flushed`: the same code without delay: as GPipe and
-1F1B do, every step waits for the pipeline to drain and for the update. `star`: as SWARM's trainers do, every tensor
+`delayed`: as swarm-peer trains, updates one step late (staleness 1). `flushed`: the same code without delay: as GPipe
+and 1F1B do, every step waits for the pipeline to drain and for the update. `star`: as SWARM's trainers do, every tensor
 passes through the trainer, which has a link like everybody's; the same code again, with its link between any two peers.
 
-Links and devices are simulated (`simulations/`), everything else is the product's own code. `--emulate` runs the point at
-200 Mbit/s and 100 ms with real processes over an emulated internet as well: bytes at 1/80, times at 1/4, so rates at 1/20.
-"""
+Links and devices are simulated (`simulations/`), everything else is the product's own code. `--emulate` runs the point
+at 200 Mbit/s and 100 ms with real processes over an emulated internet as well: bytes at 1/80, times at 1/4, so rates at
+1/20."""
 
 import argparse
 import json
@@ -152,10 +152,8 @@ def emulate() -> dict[str, float]:
     point = Point("delayed", *AT)
     outcome = Emulation(scenario_of(point, scaled=True)).run()
     simulated = Study(scenario_of(point, scaled=True)).run()
-    print(
-        f"\nemulated at this ratio: {outcome.kept:.1%} kept, {simulated.kept:.1%} when the same is simulated; the router "
-        f"took {outcome.router:.0%} of a core"
-    )
+    print(f"\nemulated at this ratio: {outcome.kept:.1%} kept; {simulated.kept:.1%} when the same is simulated")
+    print(f"the router took {outcome.router:.0%} of a core")
     return {point.way: outcome.kept}
 
 
