@@ -1,6 +1,7 @@
 """Who takes part in a scenario with a seed: its run, its coordinators, its machines. The same in a simulation and in
 each process of an emulation, which all work it out for themselves."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,13 +34,7 @@ class Cast:
         `ManifestError`, `ModelError`."""
         seed = scenario.seed if seed is None else seed
         manifest = manifest_of(scenario, seed)
-        needed = manifest.stages * manifest.settings.pipeline.min_replicas
-        come = sum(group.count for group in scenario.peers)
-        if come < needed:
-            raise ScenarioError(
-                f"{scenario.title}: the run begins with {needed} peers ({manifest.stages} stages, "
-                f"{manifest.settings.pipeline.min_replicas} replicas each), but {come} ever come"
-            )
+        _check_that_it_can_begin(scenario, manifest)
         machines = make_machines(scenario, manifest, seed)
         accesses = [_coordinator_access(scenario) for _ in range(1 + scenario.coordinator.standby)]
         for machine in machines:
@@ -67,6 +62,25 @@ class Cast:
     def sent(self) -> float:
         """Bytes of all machines so far."""
         return sum(access.up.carried for access in self.accesses)
+
+
+def _check_that_it_can_begin(scenario: Scenario, manifest: Manifest) -> None:
+    replicas = manifest.settings.pipeline.min_replicas
+    pinned: Counter[int] = Counter()
+    anywhere = 0
+    for group in scenario.peers:
+        if group.stage is None:
+            anywhere += group.count
+        else:
+            pinned[group.stage] += group.count
+    lacking = sum(max(0, replicas - pinned[stage]) for stage in range(manifest.stages))
+    if anywhere < lacking:
+        come = anywhere + sum(pinned.values())
+        where = f", {sum(pinned.values())} of them to stages of their own choice" if pinned else ""
+        raise ScenarioError(
+            f"{scenario.title}: the run begins with {manifest.stages * replicas} peers ({manifest.stages} stages, "
+            f"{replicas} replicas each), but {come} ever come{where}"
+        )
 
 
 def _coordinator_access(scenario: Scenario) -> Access:

@@ -17,18 +17,37 @@ class Fleet:
     machines: Sequence[Machine]
     changed: Callable[[], None] = field(default=lambda: None)
 
+    def __post_init__(self) -> None:
+        self.expected = 0
+        """How many machines are still to come, or to come again."""
+
+    @property
+    def up(self) -> int:
+        """How many machines are there."""
+        return sum(machine.up for machine in self.machines)
+
     def start(self) -> None:
         """Has every machine come when it is due."""
         for machine in self.machines:
             if not machine.group.sessions:
-                self.world.later(machine.joins, partial(self.come, machine))
+                self._expect(machine.joins, partial(self.come, machine))
             for session in machine.sessions:
-                self.world.later(session.begin, partial(self._begin_session, machine, session))
+                self._expect(session.begin, partial(self._begin_session, machine, session))
+
+    def _expect(self, seconds: float, call: Callable[[], None]) -> None:
+        """Calls after `seconds`: a machine comes then."""
+        self.expected += 1
+
+        def comes() -> None:
+            self.expected -= 1
+            call()
+
+        self.world.later(seconds, comes)
 
     def _begin_session(self, machine: Machine, session: Session) -> None:
         """One that the scenario knows: it begins as soon as the machine is free of the one before."""
         if machine.up or self.world.runs(machine):
-            self.world.later(1.0, partial(self._begin_session, machine, session))
+            self._expect(1.0, partial(self._begin_session, machine, session))
             return
         if session.stage is not None:
             machine.stage = session.stage
@@ -92,8 +111,8 @@ class Fleet:
 
         def again() -> None:
             if self.world.runs(machine):  # who leaves may have to wait for another replica
-                self.world.later(1.0, again)
+                self._expect(1.0, again)
             else:
                 self.come(machine)
 
-        self.world.later(away, again)
+        self._expect(away, again)

@@ -38,6 +38,9 @@ from .virtual_time import run
 NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
 """Of a run that nobody ever led."""
 
+LONG, LONG_STEPS = 120.0, 5
+"""Seconds, and times a usual step, without a step after which a run stands still."""
+
 
 @dataclass
 class Study:
@@ -70,19 +73,21 @@ class Study:
         books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
         fleet.start()
         Happenings(fleet, random.Random(f"{cast.seed}/events"), books.tell).start(self.scenario.events)
-        finished = True
-        try:
-            async with asyncio.timeout(self.scenario.minutes * MINUTE):
-                report = await swarm.run()
-        except TimeoutError:
-            finished = False
-            report = swarm.trainer.report() if swarm.is_led else NO_REPORT
+        self._fleet = fleet
+        running = asyncio.ensure_future(swarm.run())
+        hopeless = asyncio.ensure_future(self._lose_hope())
+        await asyncio.wait(
+            (running, hopeless), timeout=self.scenario.minutes * MINUTE, return_when=asyncio.FIRST_COMPLETED
+        )
+        finished = running.done()
+        report = running.result() if finished else swarm.trainer.report() if swarm.is_led else NO_REPORT
+        explained = "" if finished else hopeless.result() if hopeless.done() else self._explain()
         return books.outcome(
             report,
             finished=finished,
             bytes_up=cast.sent,
             bytes_down=sum(link.down.carried for link in cast.accesses),
-            explained="" if books.steps else self._explain(),
+            explained=explained,
         )
 
     def _build(self, accesses: dict[str, Access]) -> SimulatedSwarm:
@@ -122,12 +127,34 @@ class Study:
         if wrong:
             swarm.fail(ConservationError(f"{peer}: {wrong}"))
 
+    async def _lose_hope(self) -> str:
+        """Returns when too few machines are left for the run ever to go on: why."""
+        settings = self._cast.manifest.settings
+        while True:
+            await asyncio.sleep(MINUTE)
+            replicas = 1 if self._books.steps else settings.pipeline.min_replicas
+            needed = self._cast.manifest.stages * replicas
+            if not self._fleet.expected and self._fleet.up < needed:
+                at = self._swarm.now / MINUTE
+                return (
+                    f"after {at:.0f} min {self._fleet.up} machines are left, nobody else comes, and {needed} are needed"
+                )
+
     def _explain(self) -> str:
-        """Why not one step was made."""
-        if not self._swarm.is_led:
+        """Why not one step was made, or no more for long; "" if it just takes its time."""
+        swarm, steps, manifest = self._swarm, self._books.steps, self._cast.manifest
+        if not swarm.is_led:
             return "no coordinator ever led"
-        roster, needed = self._swarm.trainer.roster, self._cast.manifest.settings.pipeline.min_replicas
-        lacking = [stage for stage in range(self._cast.manifest.stages) if len(roster.live(stage)) < needed]
+        roster = swarm.trainer.roster
+        if steps:
+            usual = (steps[-1][0] - steps[0][0]) / max(1, len(steps) - 1)
+            if swarm.now - steps[-1][0] <= max(LONG, LONG_STEPS * usual):
+                return ""
+            empty = [stage for stage in range(manifest.stages) if not roster.live(stage)]
+            why = f"; stages {empty} have no replica" if empty else ""
+            return f"no step was done after {steps[-1][0] / MINUTE:.1f} min{why}"
+        needed = manifest.settings.pipeline.min_replicas
+        lacking = [stage for stage in range(manifest.stages) if len(roster.live(stage)) < needed]
         if lacking:
             return f"stages {lacking} never had the {needed} replicas that the run begins with"
         return f"the first step was not done within {self.scenario.minutes:g} minutes"

@@ -2,8 +2,9 @@
 way.
 
 Retry is local: a hop that fails is retried here, by the caller that still holds the coded tensor, at another replica;
-hints lead past a dead peer to what is done below it. A failure of a stage further down is passed up unchanged, and
-superseded, fenced and closed are never retried. An orphaned visit makes no retries.
+hints lead past a dead peer to what is done below it. A failure of a stage further down is passed up unchanged (but what
+the next stage calls malformed is first tried by another replica of this one), and superseded, fenced and closed are
+never retried. An orphaned visit makes no retries.
 
 A hop whose callee is slow in its own phases is hedged (`hedging.py`): a second replica is asked as well, with a higher
 order, so that what is done below is re-attached. There are never more than two attempts at a time, and whichever is
@@ -241,11 +242,16 @@ class _Calling:
             if not self.running and len(self._cut_off) >= self.neighbours.known(self.stage):
                 raise error
             return None
+        # Several below could do nothing with what it sent on: another one may send better.
+        sent_garbage = isinstance(error, FailedError) and (error.stage, error.reason) == (self.stage + 1, "MALFORMED")
+        if sent_garbage:
+            attempt.call.failed(now)
         if not isinstance(error, FailedError) or error.reason != "ORPHANED":
             self.unfit.append(attempt.peer)
         if self.running:
             return None
-        if isinstance(error, FailedError) and (error.stage != self.stage or error.reason in PASSED_UP):
+        passed_up = isinstance(error, FailedError) and (error.stage != self.stage or error.reason in PASSED_UP)
+        if passed_up and not sent_garbage:
             raise error
         enough = min(DISTINCT_FAILURES, max(1, self.neighbours.usable(self.stage)))
         if len(self.unfit) >= DISTINCT_FAILURES and len(set(self.unfit)) >= enough:

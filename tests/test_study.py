@@ -118,6 +118,28 @@ def test_a_run_that_can_never_begin_is_refused() -> None:
         simulated("peers.0.count=3")
 
 
+def test_who_comes_to_stages_of_their_own_must_leave_none_out() -> None:
+    with pytest.raises(ScenarioError, match="4 ever come, 4 of them to stages of their own choice"):
+        simulated("peers.0.stage=1")
+
+
+def test_a_run_that_can_never_go_on_ends_and_says_why() -> None:
+    outcome = simulated('peers.0.stays={mean=20, distribution="fixed"}', "run.train.steps=100")
+    assert outcome.seconds == 60
+    assert outcome.explained == "after 1 min 0 machines are left, nobody else comes, and 4 are needed"
+    assert outcome.steps
+
+
+def test_a_run_that_stands_still_says_since_when() -> None:
+    """Its only peer of a stage is gone, another machine is still to come, and nobody moves."""
+    late = '\n[[peers]]\nname = "late"\nforward = 1\nbackward = 1\njoins = 3000\n'
+    brief = EQUAL.replace("count = 4", "count = 3") + EQUAL[EQUAL.index("[[peers]]") :].replace('"equal"', '"brief"')
+    brief = brief.replace("count = 4", 'count = 1\nstays = { mean = 20, distribution = "fixed" }')
+    outcome = simulated("minutes=10", "run.train.steps=100", text=brief + late)
+    assert outcome.explained.startswith("no step was done after 0.")
+    assert "have no replica" in outcome.explained
+
+
 def test_a_run_that_does_not_begin_says_why() -> None:
     outcome = simulated("peers.0.joins=[100, 200]", "minutes=1")
     assert not outcome.finished
