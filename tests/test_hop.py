@@ -149,3 +149,13 @@ def test_what_is_final_ends_the_call_though_another_attempt_hangs(reason: Any) -
     ended, seconds = outcome(in_order(hang, failed(reason)))
     assert UNMEASURED_SECONDS < seconds < UNMEASURED_SECONDS + 5.0
     assert reason_of(ended)[1] == pb.Reason.Name(reason)
+
+
+def test_what_the_next_stage_calls_malformed_is_tried_by_another_replica() -> None:
+    done, _ = outcome(in_order(failed(pb.MALFORMED, stage=STAGE + 1), DONE))
+    assert isinstance(done, pb.Done)
+
+
+def test_what_comes_out_malformed_of_two_replicas_is_passed_up() -> None:
+    ended, _ = outcome({name: failed(pb.MALFORMED, stage=STAGE + 1) for name in "abc"})
+    assert reason_of(ended) == (STAGE + 1, "MALFORMED")
