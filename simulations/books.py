@@ -60,6 +60,9 @@ class Books:
     steps: list[tuple[float, int]] = field(default_factory=list)
     stale: list[int] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
+    _undone: int = 0
+    """Tokens of steps that were committed and are not any more."""
+
     _capacities: list[Capacity] = field(default_factory=list)
     _happened: list[tuple[float, str, int]] = field(default_factory=list)
     _stays: list[Stay] = field(default_factory=list)
@@ -75,8 +78,10 @@ class Books:
             self.steps.append((self.now(), event["tokens"]))
             self.stale.append(event["step"] - event["version"])
             self._looks.append((self.now(), self.look()))
-        elif kind == "went-back":
+        elif kind == "went-back" and event["lost"]:
             self._counts["undone"] = self._counts.get("undone", 0) + event["lost"]
+            self._undone += sum(tokens for _, tokens in self.steps[-event["lost"] :])
+            del self.steps[-event["lost"] :], self.stale[-event["lost"] :]
 
     def tell(self, happening: Happening, hit: int) -> None:
         """So many machines were hit."""
@@ -105,7 +110,7 @@ class Books:
         self._capacities.append(
             Capacity(
                 self.now(),
-                tokens * _rate([machine for machine in self.machines if machine.up]),
+                tokens * _rate([machine for machine in self.machines if machine.up or machine.number in hosting]),
                 tokens * _rate(hosting.values()),
                 tokens * min(stages),
             )
@@ -165,6 +170,7 @@ class Books:
         hosting, weakest = self._mean("hosting", first, last), self._mean("weakest", first, last)
         visits = len(self.steps) * self.manifest.microbatches * self.manifest.stages
         repeated = rate * reissued / visits if visits else 0.0
+        repeated += self._undone / (last - first) if last > first else 0.0
         return Losses(
             absent=(bound - hosting) / bound,
             uneven=(hosting - weakest) / bound,

@@ -5,6 +5,7 @@ Its exit codes are those of `swarm/flags.py`.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from ..swarm.flags import Program
 from .emulation import PACKET_BYTES, Emulation
 from .outcome import Outcome
 from .planning import levers_of, plan
-from .plots import plot_outcome, plot_sweep
+from .plots import check_plots, plot_outcome, plot_sweep
 from .recorded import scenario_of
 from .report import write_json, write_outcomes, write_points, write_text
 from .scenario import Scenario, known_scenarios, load_scenario, parse_scenario
@@ -33,6 +34,9 @@ from .sweep import Interval, Point, settings, sweep
 from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_plan, of_points, of_stages, warnings_of
 from .validation import closed_forms, compare_all
 from .validation_page import write_page
+
+LEAST_MTU, MOST_MTU = 576, 65000
+"""Bytes of a packet: what IPv4 must carry, and a little less than it can."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,6 +160,8 @@ def run_scenario(options: argparse.Namespace) -> int:
 def run_emulation(options: argparse.Namespace) -> int:
     """Emulates one scenario, in real time. Raises `EmulationError`, and as `run_scenario` does."""
     scenario = load_scenario(options.scenario, options.changes)
+    if not LEAST_MTU <= options.mtu <= MOST_MTU:
+        raise UsageError(f"--mtu {options.mtu}: wanted {LEAST_MTU} to {MOST_MTU}")
     _give(options, scenario, [Emulation(scenario, _seed(options), options.folder, options.mtu).run()])
     return 0
 
@@ -205,6 +211,8 @@ def run_validation(options: argparse.Namespace) -> int:
     """Runs all of it, which takes minutes: the emulated part goes as fast as time does. Raises `EmulationError`, and as
     `run_scenario` does."""
     console = _console()
+    if options.out is not None:
+        check_plots()
     forms = []
     for form in closed_forms():
         forms.append(form)
@@ -249,7 +257,7 @@ def _sweep(options: argparse.Namespace, axes: Sequence[str], grid: Callable[[Seq
 
 
 def _to_json(interval: Interval) -> list[float | None]:
-    return [interval.mean, None if interval.half != interval.half else interval.half]
+    return [None if math.isnan(value) else value for value in (interval.mean, interval.half)]
 
 
 def _say(options: argparse.Namespace, said: list[dict[str, Any]], show: Callable[[], None]) -> None:

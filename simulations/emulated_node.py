@@ -10,11 +10,10 @@ import asyncio
 import json
 import os
 import random
-import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -134,6 +133,7 @@ class _Node:
         self._peers: list[Peer] = []
         self._devices: list[Any] = []
         self._slowdown = 1.0
+        self._leaves = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._succession: Succession | None = None
 
@@ -150,7 +150,10 @@ class _Node:
                 self._slowdown = message["slowdown"]
                 for device in self._devices:
                     device.slowdown = self._slowdown
+            elif "ask" in message and self._succession is not None and self._succession.trainer is not None:
+                self._channel.send({"asked": _short(self._succession.trainer.report())})
             elif "leave" in message:
+                self._leaves = message["leave"]
                 for peer in self._peers:
                     peer.leave(message["leave"])
         status.cancel()
@@ -171,7 +174,6 @@ class _Node:
     async def _tell_status(self) -> None:
         while True:
             await asyncio.sleep(STATUS_SECONDS)
-            used = resource.getrusage(resource.RUSAGE_SELF)
             succession = self._succession
             leads = succession is not None and succession.trainer is not None and not succession.follows
             self._channel.send(
@@ -179,7 +181,6 @@ class _Node:
                     "worked": [device.worked for device in self._devices],
                     "waits": [0 if peer.host is None else peer.host.queue.waiting for peer in self._peers],
                     "leads": leads,
-                    "cpu": used.ru_utime + used.ru_stime,
                 }
             )
 
@@ -221,6 +222,8 @@ class _Node:
                 peer.placed, peer.ended = placed, lambda: self._channel.send({"gone": number})
                 peer.replaces, peer.serves = replaces, serves
                 peer.moves = partial(self._move, peer)
+                if self._leaves:
+                    peer.leave(self._leaves)
                 await peer.run(self._cast.manifest.run_id, stage)
         finally:
             spill.close()
@@ -282,13 +285,18 @@ class _Node:
             report = await self._succession.run(lead=order.leads)
             report = report or self._succession.known_report()
             if report is not None:
-                self._channel.send({"report": {name: report[name] for name in ("faults", "ledger")}})
+                self._channel.send({"report": _short(report)})
 
     def _saw(self, event: Any) -> None:
         from .books import SEEN
 
         if event.kind in SEEN:
             self._channel.send({"event": event.to_json()})
+
+
+def _short(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What books need of a report."""
+    return {name: report[name] for name in ("faults", "ledger")}
 
 
 if __name__ == "__main__":

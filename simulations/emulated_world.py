@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ from .router import Port, Router
 from .world import Undo
 
 LOADED_SECONDS = 120.0
+LOOK_SECONDS = 1.0
 ENDED_SECONDS = 5.0
 BOOTSTRAPS = 4
 MODULE = "swarm_peer.simulations.emulated_node"
@@ -51,7 +52,6 @@ class Node:
     leads: bool = False
     ended: bool = False
     going: bool = False
-    cpu: float = 0.0
     stays: dict[int, tuple[int, Callable[[], None]]] = field(default_factory=dict)
     """By device: the stage, and what says that it is there no more."""
 
@@ -73,11 +73,13 @@ class Node:
 
 @dataclass
 class EmulatedWorld:
-    """Implements `world.World`. Made by `emulated`. `folder`: for sockets and logs; `mtu`: bytes of a packet."""
+    """Implements `world.World`. Made by `emulated`. `folder`: for logs; `sockets`: for sockets, whose names must be
+    short; `mtu`: bytes of a packet."""
 
     cast: Cast
     books: Books
     folder: Path
+    sockets: Path
     mtu: int
     zygote: Zygote
     log: IO[bytes]
@@ -87,7 +89,7 @@ class EmulatedWorld:
         self.router = Router(self.cast.distances, self.cast.seed)
         self.report: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._began = time.monotonic()
-        self._scenario = self.folder / "scenario.json"
+        self._scenario = self.sockets / "scenario.json"
         self._scenario.write_text(self.cast.scenario.model_dump_json(), encoding="utf-8")
         self._machines: dict[int, Node] = {}
         self._coordinators: dict[int, Node] = {}
@@ -95,6 +97,8 @@ class EmulatedWorld:
         self._by_name: dict[str, Node] = {}
         self._count = 0
         self._news = asyncio.Event()
+        self._greeted: dict[socket.socket, Node] = {}
+        self._asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     @property
     def now(self) -> float:
@@ -125,8 +129,12 @@ class EmulatedWorld:
                 while not holds():
                     if self.report.done():
                         self.report.result()  # raises what has failed
+                    for node in self._by_name.values():
+                        if node.end is None and node.process.poll() is not None:
+                            raise EmulationError(f"a process has ended before it began; see {self.folder / 'log'}")
                     self._news.clear()
-                    await self._news.wait()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
         except TimeoutError as error:
             raise EmulationError(f"{problem} after {LOADED_SECONDS:.0f} s; see {self.folder}") from error
 
@@ -164,7 +172,7 @@ class EmulatedWorld:
 
     def _next_folder(self) -> str:
         self._count += 1
-        return str(self.folder / f"{self._count}")
+        return str(self.sockets / f"{self._count}")
 
     def _fork(self, order: Order) -> Node:
         name = Path(order.folder).name
@@ -172,7 +180,7 @@ class EmulatedWorld:
             access = self.cast.coordinator_accesses[order.coordinator]
         else:
             access = self.cast.machines[order.machine].access
-        command = (MODULE, str(self.folder / "nodes"), name)
+        command = (MODULE, str(self.sockets / "nodes"), name)
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = self.zygote.start("swarm-node", command, stdout=self.log, stderr=self.log, env=env)
         node = self._by_name[name] = Node(order, process, access)
@@ -199,26 +207,38 @@ class EmulatedWorld:
     def come(self) -> None:
         """A process has connected."""
         end, _ = self.listener.accept()
-        told, _ = Channel(end).receive()
-        node = self._by_name.get(told["name"])
-        if node is None or node.ended:
-            end.close()
-            return
-        Channel(end).send(node.order.to_json())
-        message, descriptors = Channel(end).receive()
-        if "refused" in message:
-            self.fail(EmulationError(message["refused"]))
-            return
-        os.set_blocking(descriptors[0], False)
-        self.router.attach(
-            Port(socket.inet_aton(node.order.address), descriptors[0], node.access, Path(node.order.folder).name)
-        )
         end.setblocking(False)
-        node.end = end
-        asyncio.get_running_loop().add_reader(end, partial(self._hear, node))
-        for waiting in node.waiting:
-            node.send(waiting)
-        self._news.set()
+        asyncio.get_running_loop().add_reader(end, partial(self._greet, end))
+
+    def _greet(self, end: socket.socket) -> None:
+        """It says its name, is told who it is, and gives its TUN device."""
+        loop = asyncio.get_running_loop()
+        try:
+            text, descriptors, _, _ = socket.recv_fds(end, MESSAGE_BYTES, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            text, descriptors = b"", []
+        message = Channel.parse(text) if text else {}
+        node = self._by_name.get(message["name"]) if "name" in message else self._greeted.get(end)
+        if not text or node is None or node.ended:
+            loop.remove_reader(end)
+            end.close()
+        elif "name" in message:
+            self._greeted[end] = node
+            Channel(end).send(node.order.to_json())
+        elif "refused" in message:
+            self.fail(EmulationError(message["refused"]))
+        else:
+            os.set_blocking(descriptors[0], False)
+            name = Path(node.order.folder).name
+            self.router.attach(Port(socket.inet_aton(node.order.address), descriptors[0], node.access, name))
+            node.end = end
+            loop.remove_reader(end)
+            loop.add_reader(end, partial(self._hear, node))
+            for waiting in node.waiting:
+                node.send(waiting)
+            self._news.set()
 
     def _hear(self, node: Node) -> None:
         assert node.end is not None
@@ -229,6 +249,8 @@ class EmulatedWorld:
         except OSError:
             text = b""
         if not text:
+            if node.order.machine is None and not node.ended:
+                self.fail(EmulationError(f"a coordinator has died; see {self.folder / 'log'}"))
             self._gone(node)
             return
         self._told(node, Channel.parse(text))
@@ -237,7 +259,7 @@ class EmulatedWorld:
         self._news.set()
         if "worked" in message:
             node.worked, node.waits = message["worked"], message["waits"]
-            node.leads, node.cpu = message["leads"], message["cpu"]
+            node.leads = message["leads"]
         elif "placed" in message:
             assert node.order.machine is not None
             self._left_stage(node, message["device"])
@@ -251,6 +273,9 @@ class EmulatedWorld:
             self._terms[node.order.coordinator] = message["term"]
         elif "wrong" in message:
             self.fail(ConservationError(message["wrong"]))
+        elif "asked" in message:
+            if not self._asked.done():
+                self._asked.set_result(message["asked"])
         elif "report" in message:
             if not self.report.done():
                 self.report.set_result(message["report"])
@@ -284,6 +309,16 @@ class EmulatedWorld:
             node.end.close()
             self.router.detach(socket.inet_aton(node.order.address))
         node.signal(signal.SIGKILL)
+        node.process.stdin.close()
+
+    async def last_report(self) -> dict[str, Any] | None:
+        """What the coordinator that leads would report now, if one does and answers."""
+        for node in self._coordinators.values():
+            if node.leads:
+                node.send({"ask": True})
+                with suppress(TimeoutError):
+                    return await asyncio.wait_for(asyncio.shield(self._asked), ENDED_SECONDS)
+        return None
 
     def fail(self, error: Exception) -> None:
         self._news.set()
@@ -297,7 +332,6 @@ class EmulatedWorld:
         for node in self._by_name.values():
             with suppress(subprocess.TimeoutExpired):
                 node.process.wait(ENDED_SECONDS)
-            node.process.stdin.close()
         self.router.close()
 
     # ---- machines
@@ -361,15 +395,15 @@ class EmulatedWorld:
 
 
 @contextmanager
-def emulated(cast: Cast, books: Books, folder: Path, mtu: int) -> Iterator[EmulatedWorld]:
+def emulated(cast: Cast, books: Books, folder: Path, sockets: Path, mtu: int) -> Iterator[EmulatedWorld]:
     """The machines of a scenario, whose processes end with the block. Raises `EmulationError`."""
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log").open("ab"))
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        listener.bind(str(folder / "nodes"))
+        listener.bind(str(sockets / "nodes"))
         listener.listen(len(cast.machines) + len(cast.coordinators))
         zygote = stack.enter_context(Zygote(os.environ, folder / "log"))
-        world = EmulatedWorld(replace(cast), books, folder, mtu, zygote, log, listener)
+        world = EmulatedWorld(cast, books, folder, sockets, mtu, zygote, log, listener)
         stack.callback(world.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(listener, world.come)

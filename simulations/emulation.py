@@ -47,12 +47,15 @@ class Emulation:
         cast = Cast.of(self.scenario, self.seed)
         with tempfile.TemporaryDirectory(prefix="swarm-sim-") as made:
             folder = self.folder or Path(made)
-            folder.mkdir(parents=True, exist_ok=True)
-            return asyncio.run(self._main(cast, folder))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return asyncio.run(self._main(cast, folder, Path(made)))
+            except (OSError, ChildProcessError) as error:
+                raise EmulationError(f"the processes of {self.scenario.title!r} cannot be run: {error}") from error
 
-    async def _main(self, cast: Cast, folder: Path) -> Outcome:
+    async def _main(self, cast: Cast, folder: Path, sockets: Path) -> Outcome:
         books = Books(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: world.now)
-        with emulated(cast, books, folder, self.mtu) as world:
+        with emulated(cast, books, folder, sockets, self.mtu) as world:
             await world.begin()
             books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
             fleet.start()
@@ -62,7 +65,7 @@ class Emulation:
                 async with asyncio.timeout(self.scenario.minutes * MINUTE):
                     report = await world.report
             except TimeoutError:
-                finished, report = False, NO_REPORT
+                finished, report = False, await world.last_report() or NO_REPORT
             return self._outcome(world, books, report, finished=finished)
 
     def _outcome(self, world: EmulatedWorld, books: Books, report: dict[str, object], *, finished: bool) -> Outcome:

@@ -1,5 +1,6 @@
 """When the machines of a scenario come, go and come again, in whatever world they are."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,8 +24,8 @@ class Fleet:
 
     @property
     def up(self) -> int:
-        """How many machines are there."""
-        return sum(machine.up for machine in self.machines)
+        """How many machines are there; who leaves politely is, until it has gone."""
+        return sum(machine.up or self.world.runs(machine) for machine in self.machines)
 
     def start(self) -> None:
         """Has every machine come when it is due."""
@@ -49,8 +50,10 @@ class Fleet:
         if machine.up or self.world.runs(machine):
             self._expect(1.0, partial(self._begin_session, machine, session))
             return
-        if session.stage is not None:
-            machine.stage = session.stage
+        if session.end is not None and session.end <= self.world.now:
+            return
+        machine.stage = machine.group.stage if session.stage is None else session.stage
+        machine.until = math.inf if session.end is None else session.end
         self.come(machine)
         if session.end is not None:
             end = self.leave if session.leaves else self.kill
@@ -112,7 +115,7 @@ class Fleet:
         def again() -> None:
             if self.world.runs(machine):  # who leaves may have to wait for another replica
                 self._expect(1.0, again)
-            else:
+            elif self.world.now < machine.until:
                 self.come(machine)
 
         self._expect(away, again)

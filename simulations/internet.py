@@ -1,11 +1,11 @@
 """An internet of home links: streams share an uplink and a downlink fairly, as TCP's flows do over time.
 
-Frames on an uplink are sent at once, each at an equal share of its rate (processor sharing), so a heartbeat passes a
-tensor of many megabytes, and of two tensors on one link each gets half. A frame travels for the latency of the way
-(both access links, the distance of their regions, jitter) and has come when its last byte has and the receiver's
-downlink has taken in all that began to come before. How many bytes a frame stands for is `weigh`'s to say (`sized.py`).
-It costs a few events a frame, whatever its size and however many share the link; one that fits into a packet costs one,
-as it waits for nobody.
+The streams on an uplink are sent at once, each at an equal share of its rate (processor sharing), so a heartbeat passes
+a tensor of many megabytes, and of two tensors on one link each gets half; the frames of a stream go one after the
+other. A frame travels for the latency of the way (both access links, the distance of their regions, jitter) and has
+come when its last byte has and the receiver's downlink has taken in all that began to come before. How many bytes a
+frame stands for is `weigh`'s to say (`sized.py`). It costs a few events a frame, whatever its size and however many
+share the link; one that fits into a packet costs one, as it waits for nobody.
 
 What passes through a relay takes its downlink and its uplink as well, one frame of a stream after the other.
 
@@ -38,9 +38,11 @@ class _Frame:
     content: bytes
     size: float
     began: float
-    ends: float
     sent: asyncio.Future[None]
-    gone: bool = False
+    ends: float = 0.0
+    gone: bool = True
+    """Whether it is on no uplink."""
+
     onward: "Access | None" = None
     """The relay that sends it on, once it has left its sender."""
 
@@ -71,6 +73,7 @@ class Uplink:
 
     def add(self, frame: _Frame) -> None:
         self._advance()
+        frame.began, frame.gone = self._at, False
         frame.ends = self._given + frame.size
         self._number += 1
         heapq.heappush(self._frames, (frame.ends, self._number, frame))
@@ -107,6 +110,8 @@ class Uplink:
     def _due(self) -> None:
         self._timer = None
         self._advance()
+        if self._frames and not self._frames[0][2].gone:  # it is due, whatever rounding says
+            self._given = max(self._given, self._frames[0][0])
         while self._frames and (self._frames[0][2].gone or self._frames[0][0] <= self._given + ROUNDING_BYTES):
             frame = heapq.heappop(self._frames)[2]
             if not frame.gone:
@@ -185,28 +190,33 @@ class Internet(MemoryNetwork):
             return
         near, far = self.accesses[sender], self.accesses[stream.peer]
         loop, uplink, size = asyncio.get_running_loop(), near.up, stream.weigh(frame)
-        if size <= PACKET_BYTES and not stream.coming:
+        waiting = self._sending.get(stream)
+        if size <= PACKET_BYTES and not stream.coming and waiting is None:
             uplink.carried += size
             far.down.carried += size
             comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return
-        moving = _Frame(sender, stream, frame, float(size), loop.time(), 0.0, loop.create_future())
+        moving = _Frame(sender, stream, frame, float(size), loop.time(), loop.create_future())
         if uplink.rate == float("inf"):
             uplink.carried += moving.size
             self._left(moving)
             return
         uplink.sent = self._left
-        uplink.add(moving)
-        self._sending.setdefault(stream, []).append(moving)
+        if waiting is None:
+            waiting = self._sending[stream] = []
+            uplink.add(moving)
+        waiting.append(moving)
         try:
             await moving.sent
         finally:
             uplink.remove(moving)
-            waiting = self._sending[stream]
+            was_first = waiting[0] is moving
             waiting.remove(moving)
             if not waiting:
                 del self._sending[stream]
+            elif was_first and not stream.ended:
+                uplink.add(waiting[0])
 
     def ends(self, stream: MemoryStream) -> None:
         """Nothing more of a stream goes out."""
@@ -265,7 +275,7 @@ class Internet(MemoryNetwork):
             self._send_on(frame, relay)
 
     def _send_on(self, frame: _Frame, relay: Access) -> None:
-        frame.began, frame.gone = asyncio.get_running_loop().time(), False
+        frame.began = asyncio.get_running_loop().time()
         if relay.up.rate == float("inf"):
             relay.up.carried += frame.size
             self._relayed(frame)
@@ -303,6 +313,14 @@ class Internet(MemoryNetwork):
         downlink.free = max(began, downlink.free) + frame.size / downlink.rate
         through = max(now, downlink.free, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
         frame.stream.arrive_after(through - now, frame.content)
+
+    def release(self, sender: str, stream: MemoryStream, frame: bytes | None) -> None:
+        """After what has left before it, and is still on its way."""
+        loop = asyncio.get_running_loop()
+        if frame is None:
+            self.carry(sender, stream, None)
+        else:
+            self._left(_Frame(sender, stream, frame, float(stream.weigh(frame)), loop.time(), loop.create_future()))
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """What is held while a direction is cut, and the end of a stream: they take no room on a link."""

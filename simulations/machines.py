@@ -55,6 +55,9 @@ class Machine:
     stage: int | None = None
     """Where it asks to host, this time."""
 
+    until: float = math.inf
+    """When the session ends that it is in, if its scenario says that."""
+
     up: bool = False
     slowdown: float = 1.0
     since: float = 0.0

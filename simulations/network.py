@@ -179,7 +179,11 @@ class MemoryNetwork:
         """Both directions work again; what was held arrives."""
         for direction in ((one, other), (other, one)):
             for stream, frame in self.held.pop(direction, []):
-                stream.arrive_after(self.draw(*direction), frame)
+                self.release(direction[0], stream, frame)
+
+    def release(self, sender: str, stream: MemoryStream, frame: bytes | None) -> None:
+        """Sends on what was held."""
+        stream.arrive_after(self.draw(sender, stream.peer), frame)
 
     def is_cut(self, one: str, other: str) -> bool:
         return (one, other) in self.held or (other, one) in self.held

@@ -96,7 +96,8 @@ def levers_of(scenario: Scenario) -> list[Lever]:
     if scenario.run.codecs.activations != "int4" or scenario.run.codecs.gradients != "int4":
         found.insert(0, Lever("codecs"))
     for number, group in enumerate(scenario.peers):
-        found += [Lever("count", number), Lever("speed", number)]
+        found += [] if group.sessions else [Lever("count", number)]
+        found += [Lever("speed", number)]
         found += [Lever("up", number)] if group.up else []
         found += [Lever("latency", number)] if group.latency else []
         found += [Lever("stays", number)] if group.stays is not None else []

@@ -33,6 +33,11 @@ def _pyplot() -> Any:
     return pyplot
 
 
+def check_plots() -> None:
+    """Raises `UsageError` if nothing can be drawn here."""
+    _pyplot()
+
+
 def plot_outcome(outcome: Outcome, file: Path) -> None:
     """Everything that is drawn of one run."""
     _save(_figure(outcome), file)

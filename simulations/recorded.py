@@ -33,6 +33,9 @@ class _Stay:
     down: int
     ended: float | None = None
     politely: bool = False
+    unsure: float | None = None
+    """Since when it is not known whether it is there: another trainer leads, and it has not come to that."""
+
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
 
@@ -68,8 +71,17 @@ def _stays(records: Sequence[Any], first: float) -> tuple[list[_Stay], list[floa
     for record in records:
         at, event = record.at - first, record.event
         match event:
-            case events.Joined() if event.member not in stays:  # the next trainer tells of them again
+            case events.Joined():
+                before = next((stay for stay in stays.values() if stay.peer == event.peer and stay.ended is None), None)
+                if before is not None and before.stage == event.stage:  # the next trainer has given it another number
+                    stays[event.member], before.unsure = before, None
+                    continue
+                if before is not None:
+                    before.ended = at
                 stays[event.member] = _Stay(event.peer, event.stage, at, event.up, event.down)
+            case events.Leads():
+                for stay in stays.values():
+                    stay.unsure = at
             case events.Left() | events.Lost() if event.member in stays:
                 stay = stays[event.member]
                 stay.ended, stay.politely = at, isinstance(event, events.Left)
@@ -79,7 +91,10 @@ def _stays(records: Sequence[Any], first: float) -> tuple[list[_Stay], list[floa
                         stays[pulse.member].forward.append(pulse.forward)
                         stays[pulse.member].backward.append(pulse.backward)
                 trips += [link.round_trip for link in event.links if link.round_trip > 0]
-    return list(stays.values()), trips
+    found = list({id(stay): stay for stay in stays.values()}.values())
+    for stay in found:
+        stay.ended = stay.unsure if stay.ended is None else stay.ended
+    return found, trips
 
 
 def _run(opened: events.Opened) -> list[str]:

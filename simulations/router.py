@@ -50,7 +50,6 @@ class Router:
     """Packets for which a buffer was too full."""
 
     lost: int = 0
-    carried: int = 0
     busiest: float = 0.0
     _ports: dict[bytes, Port] = field(default_factory=dict)
     _cuts: list[Callable[[Port, Port], bool]] = field(default_factory=list)
@@ -168,7 +167,6 @@ class Router:
                 heapq.heappush(self._due, (through, self._number, sender, receiver, packet, behind))
                 return
         if self._by_tun.get(receiver.tun) is receiver:
-            self.carried += 1
             with contextlib.suppress(OSError):  # its process is gone, or takes no more
                 os.write(receiver.tun, packet)
 

@@ -65,7 +65,7 @@ class SimulatedWorld:
         for peer in self.swarm.peers.values():
             if peer.host is not None and peer.transport.peer_id in self._stays:
                 waiting[peer.host.stage] += peer.host.queue.waiting
-        return Look(waiting, sum({id(link): link.up.carried for link in self.accesses.values()}.values()))
+        return Look(waiting, sum({id(machine.access): machine.access.up.carried for machine in self.machines}.values()))
 
     # ---- machines
 

@@ -104,6 +104,7 @@ class Study:
             samples=SizedSamples(manifest),
             wanted=(),
             seed=cast.seed,
+            first_heir=len(cast.machines),
             watch=self._watch,
             emit=self._saw if self._chronicle is None else self._chronicle.emit,
             give_up=None,

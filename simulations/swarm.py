@@ -55,6 +55,9 @@ class SimulatedSwarm:
     checkpoints: Checkpoints | None = None
     origin: Checkpoint | None = None
     internet: MemoryNetwork | None = None
+    first_heir: int = 0
+    """The least number of a peer that takes another one's place; lower ones may be still to come."""
+
     equip: Callable[[Peer], None] = field(default=lambda peer: None)
 
     def __post_init__(self) -> None:
@@ -168,7 +171,10 @@ class SimulatedSwarm:
         if peer.host is None or peer.leaving:
             return False
         machine = self.machines[peer.transport.peer_id]
-        heir = self.start_peer(len(self.peers), target, peer.host.member, machine)
+        number = max(self.first_heir, len(self.peers))
+        while Identity.from_seed(f"peer {number}").peer_id in self.peers:
+            number += 1
+        heir = self.start_peer(number, target, peer.host.member, machine)
         heir.serves = lambda: None if peer.leaving else peer.leave(f"it moves to stage {target}")
         return True
 

@@ -62,9 +62,13 @@ class Point:
         return Interval.of([outcome.kept for outcome in self.outcomes])
 
     def against(self, base: "Point") -> Interval:
-        """How many times as many tokens a second as the base, seed by seed."""
+        """How many times as many tokens a second as the base, seed by seed; nan if the base made none."""
         pairs = zip(self.outcomes, base.outcomes, strict=True)
-        return Interval.of([ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs])
+        ratios = [
+            ours.tokens_per_second / theirs.tokens_per_second if theirs.tokens_per_second else math.nan
+            for ours, theirs in pairs
+        ]
+        return Interval.of(ratios)
 
 
 def settings(axes: Sequence[str]) -> list[tuple[str, ...]]:

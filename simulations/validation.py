@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 
+from ..errors import EmulationError, UsageError
 from ..swarm.events import Event, Pulse
 from ..swarm.host import Moment
 from ..swarm.sizes import traffic
@@ -24,7 +25,8 @@ from .swarm import SimulatedSwarm
 CASES = Path(__file__).with_name("validation.toml")
 FORWARD, BACKWARD = 0.1, 0.2
 VISIT = FORWARD + BACKWARD
-SEEDS = (0, 1, 2)
+SIMULATIONS = 3
+"""Of each case."""
 
 EQUAL = f"""
 title = "Equal peers"
@@ -219,20 +221,26 @@ def cases() -> list[Case]:
     ]
 
 
-def compare(case: Case, seeds: Sequence[int] = SEEDS, emulations: int = 1) -> Compared:
+def compare(case: Case, emulations: int = 1) -> Compared:
     """Simulates with several seeds, emulates with the first ones of them."""
-    simulated = tuple(Study(case.scenario, seed).run() for seed in seeds)
-    emulated = tuple(Emulation(case.scenario, seed).run() for seed in seeds[:emulations])
+    simulated = tuple(Study(case.scenario, seed).run() for seed in range(max(SIMULATIONS, emulations)))
+    emulated = tuple(Emulation(case.scenario, seed).run() for seed in range(emulations))
     return Compared(case, simulated, emulated)
 
 
 def compare_all(names: Sequence[str], emulations: int, tell: Callable[[str], None]) -> list[Compared]:
-    """Every case whose name holds one of `names`; all of them if there are none."""
+    """Every case whose name holds one of `names`; all of them if there are none. One that cannot be emulated is told of
+    and left out. Raises `UsageError` if there is no such case."""
+    wanted = [case for case in cases() if not names or any(name in case.name for name in names)]
+    if not wanted:
+        raise UsageError(f"no case is called like {', '.join(names)}: there are {', '.join(c.name for c in cases())}")
     found = []
-    for case in cases():
-        if names and not any(name in case.name for name in names):
+    for case in wanted:
+        try:
+            compared = compare(case, emulations)
+        except EmulationError as error:
+            tell(f"{case.name}: {error}")
             continue
-        compared = compare(case, emulations=emulations)
         found.append(compared)
         simulated, emulated = compared.rates
         tell(f"{case.name}: {simulated:,.0f} tokens/s simulated, {emulated:,.0f} emulated")

@@ -244,8 +244,6 @@ class _Calling:
             return None
         # Several below could do nothing with what it sent on: another one may send better.
         sent_garbage = isinstance(error, FailedError) and (error.stage, error.reason) == (self.stage + 1, "MALFORMED")
-        if sent_garbage:
-            attempt.call.failed(now)
         if not isinstance(error, FailedError) or error.reason != "ORPHANED":
             self.unfit.append(attempt.peer)
         if self.running:

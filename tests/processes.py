@@ -105,7 +105,10 @@ class Home:
         with tempfile.TemporaryFile("w+", dir=self.folder) as said:
             forked = made.start(program, (MODULES[program], *arguments), stdout=said, stderr=said, env=self.environment)
             forked.stdin.close()
-            code = forked.wait(LIMIT_SECONDS)
+            try:
+                code = forked.wait(LIMIT_SECONDS)
+            finally:
+                forked.send_signal(signal.SIGKILL)
             said.seek(0)
             return code, said.read()
 

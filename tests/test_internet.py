@@ -30,7 +30,12 @@ arrivals: list[tuple[float, str, int]] = []
 
 
 def carried(
-    send: Callable[[Internet], Awaitable[None]], *, up: float = RATE, down: float = math.inf, jitter: float = 0.0
+    send: Callable[[Internet], Awaitable[None]],
+    *,
+    up: float = RATE,
+    down: float = math.inf,
+    jitter: float = 0.0,
+    limit: float = 1000.0,
 ) -> list[tuple[float, str, int]]:
     """What has come to "far", and when: (seconds, from whom, bytes). "near" and "other" send."""
 
@@ -47,7 +52,7 @@ def carried(
         await asyncio.sleep(60.0)
         return list(arrivals)
 
-    return run(main(), limit=1000.0)
+    return run(main(), limit=limit)
 
 
 async def opened(network: Internet, sender: str = "near") -> MemoryStream:
@@ -181,3 +186,36 @@ def test_a_relay_takes_its_link_and_its_way() -> None:
     # The way to open it; a second out of the sender, two out of the relay, and the way again.
     assert first == pytest.approx(last - 2.0, abs=0.01)
     assert first - 1.0 - 2.0 == pytest.approx(2 * 4 * LATENCY, abs=1e-3)
+
+
+def test_frames_of_a_stream_keep_their_order() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        large = asyncio.create_task(stream.send(MEGABYTE))
+        await asyncio.sleep(0.1)
+        await asyncio.gather(stream.send(b"x" * 2000), stream.send(b"beat"), large)
+
+    assert [size for _, _, size in carried(send)] == [1_000_000, 2000, 4]
+
+
+def test_what_was_held_comes_after_what_was_on_its_way() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        await stream.send(MEGABYTE)
+        network.cut("near", "far")
+        await stream.send(b"later")
+        network.heal("near", "far")
+
+    assert [size for _, _, size in carried(send, down=RATE / 4)] == [1_000_000, 5]
+
+
+def test_a_fast_link_late_in_a_run_still_ends_its_frames() -> None:
+    """The clock is coarser than a byte then."""
+
+    async def send(network: Internet) -> None:
+        await asyncio.sleep(900_000.0)
+        stream = await opened(network)
+        for _ in range(20):
+            await stream.send(MEGABYTE)
+
+    assert len(carried(send, up=1.25e9, limit=1e6)) == 20

@@ -9,7 +9,7 @@ from swarm_peer.simulations.recorded import scenario_of
 from swarm_peer.simulations.scenario import load_scenario, parse_scenario
 from swarm_peer.simulations.study import Study
 from swarm_peer.swarm import events
-from swarm_peer.swarm.event_log import EventLog
+from swarm_peer.swarm.event_log import EventLog, read_log
 
 RUN = """
 title = "A run"
@@ -60,6 +60,21 @@ def test_a_run_that_has_been_goes_again_as_it_was(tmp_path: Path, capsys: pytest
     assert again.finished
     assert again.tokens_per_second == pytest.approx(was.tokens_per_second, rel=0.1)
     assert again.bound == pytest.approx(was.bound, rel=0.05)
+
+
+def test_a_coordinator_that_comes_again_does_not_double_its_peers(tmp_path: Path) -> None:
+    stop = '\n[[events]]\nkind = "stop"\nat = 10\nseconds = 2\n'
+    Study(parse_scenario(RUN + stop, "a test"), log=tmp_path / "whole").run()
+    killed = EventLog(tmp_path / "killed")  # a process that is killed says nothing any more
+    for record in read_log(tmp_path / "whole").records:
+        if not isinstance(record.event, events.Lost):
+            killed.append(record.event, record.at)
+    killed.close()
+    again = parse_scenario(scenario_of(tmp_path / "killed"), "again")
+    sessions = [session for group in again.peers for session in group.sessions]
+    assert len(sessions) == 5
+    assert sum(session.end is None for session in sessions) == 3
+    assert sum(session.leaves for session in sessions) == 1
 
 
 def test_a_log_that_says_too_little_makes_no_scenario(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ MBIT = 125_000.0
 
 NODE = """
 import json, socket, sys, time
+from swarm_peer.simulations.namespace import enter_namespace
 
 channel = socket.socket(fileno=int(sys.argv[1]))
 tun = enter_namespace(sys.argv[2], 1500)

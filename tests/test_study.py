@@ -130,6 +130,25 @@ def test_a_run_that_can_never_go_on_ends_and_says_why() -> None:
     assert outcome.steps
 
 
+def test_who_may_not_leave_yet_is_still_there() -> None:
+    """The only replica of a stage stays until another one has come, and trains on."""
+    leaving = ('peers.0.stays={mean=10, distribution="fixed"}', "peers.0.leaves=true", "minutes=4")
+    outcome = simulated(*leaving, "run.train.steps=60", "run.pipeline.staleness=1")
+    assert outcome.seconds > 60
+    assert len(outcome.steps) > 30
+    assert outcome.kept <= 1.02
+    assert outcome.losses.absent == pytest.approx(0.0, abs=0.02)
+
+
+def test_steps_that_are_undone_do_not_count() -> None:
+    lose = '\n[[events]]\nkind = "lose"\nat = 20\nseconds = 60\nstage = 1\n'
+    changes = ("run.train.steps=20", "coordinator.checkpoint_every=4", "run.pipeline.patience=1")
+    outcome = simulated(*changes, text=EQUAL + lose)
+    assert outcome.steps_undone > 0
+    assert len(outcome.steps) == 20
+    assert outcome.losses.repeated > 0
+
+
 def test_a_run_that_stands_still_says_since_when() -> None:
     """Its only peer of a stage is gone, another machine is still to come, and nobody moves."""
     late = '\n[[peers]]\nname = "late"\nforward = 1\nbackward = 1\njoins = 3000\n'
