@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import combinations
 
 from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from ..swarm.peer import Peer
@@ -13,6 +13,14 @@ from .machines import Machine
 from .sized import SizedBackend
 from .swarm import SimulatedSwarm
 from .world import Undo
+
+
+@dataclass(eq=False)
+class _Cut:
+    """Between whom nothing goes through, and the pairs of names (in order) of which that has been seen to."""
+
+    is_cut: Callable[[str, str], bool]
+    pairs: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 @dataclass
@@ -25,6 +33,8 @@ class SimulatedWorld:
     books: Books
     _stays: dict[str, Callable[[], None]] = field(default_factory=dict)
     """By peer: says that it is at its stage no more."""
+
+    _cuts: list["_Cut"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._by_name = {machine.name: machine for machine in self.machines}
@@ -42,6 +52,10 @@ class SimulatedWorld:
         name = peer.transport.peer_id
         machine = self._by_name[self.swarm.machines[name]]
         self.accesses[name] = machine.access
+        for cut in self._cuts:
+            for other in self.accesses:
+                if other != name:
+                    self._apply(cut, name, other)
         device = self.swarm.devices[name]
         if machine.group.garbage:
             spoiling = partial(SizedBackend, garbles=machine.garbles(self.swarm.seed))
@@ -119,24 +133,41 @@ class SimulatedWorld:
     # ---- links
 
     def isolate(self, machines: Sequence[Machine]) -> Undo:
-        inside = sorted(name for machine in machines for name in self._peers_of(machine))
-        return self._cut([(one, other) for one, other in product(inside, sorted(self.accesses)) if one != other])
+        inside = {machine.name for machine in machines}
+
+        def is_cut(one: str, other: str) -> bool:
+            here, there = self.swarm.machines.get(one, one), self.swarm.machines.get(other, other)
+            return here != there and (here in inside or there in inside)
+
+        return self._cut(is_cut)
 
     def part(self, region: str) -> Undo:
-        inside = sorted(name for name, access in self.accesses.items() if access.region == region)
-        return self._cut(list(product(inside, sorted(set(self.accesses) - set(inside)))))
+        def is_cut(one: str, other: str) -> bool:
+            return (self.accesses[one].region == region) != (self.accesses[other].region == region)
 
-    def _cut(self, pairs: Sequence[tuple[str, str]]) -> Undo:
-        network = self.swarm.network
-        cut = [pair for pair in pairs if not network.is_cut(*pair)]
-        for pair in cut:
-            network.cut(*pair)
+        return self._cut(is_cut)
+
+    def _cut(self, is_cut: Callable[[str, str], bool]) -> Undo:
+        """Between all pairs of nodes of which it is true, also of those that come later."""
+        cut = _Cut(is_cut)
+        self._cuts.append(cut)
+        for one, other in combinations(sorted(self.accesses), 2):
+            self._apply(cut, one, other)
 
         def heal() -> None:
-            for pair in cut:
-                network.heal(*pair)
+            self._cuts.remove(cut)
+            for pair in cut.pairs:
+                if not any(pair in another.pairs for another in self._cuts):
+                    self.swarm.network.heal(*pair)
 
         return heal
+
+    def _apply(self, cut: "_Cut", one: str, other: str) -> None:
+        pair = min(one, other), max(one, other)
+        if pair not in cut.pairs and cut.is_cut(one, other):
+            cut.pairs[pair] = None
+            if not self.swarm.network.is_cut(one, other):
+                self.swarm.network.cut(one, other)
 
     def stop_coordinator(self) -> Undo | None:
         if not self.swarm.is_led:

@@ -9,6 +9,7 @@ from swarm_peer.simulations.scenario import Scenario, parse_scenario
 from swarm_peer.simulations.sized import SizedState, number_of, whole_sum
 from swarm_peer.simulations.study import Study
 from swarm_peer.simulations.validation import EQUAL, VISIT
+from swarm_peer.swarm.events import Event
 
 
 def simulated(*changes: str, text: str = EQUAL, seed: int | None = None) -> Outcome:
@@ -104,6 +105,45 @@ stage = 1
     assert outcome.happened[5][1] == "lose"
     assert outcome.finished
     assert outcome.lost >= 2
+
+
+def test_who_comes_into_a_region_that_is_cut_off_is_cut_off_too() -> None:
+    text = EQUAL.replace("[coordinator]", '[coordinator]\nregion = "here"').replace(
+        "latency = 0\nnoise", 'region = "here"\nnoise'
+    )
+    text += """
+[[peers]]
+name = "far"
+count = 2
+forward = 0.1
+backward = 0.2
+region = "there"
+joins = [12, 14]
+
+[[events]]
+kind = "part"
+at = 10
+seconds = 15
+region = "there"
+
+[[events]]
+kind = "part"
+at = 20
+seconds = 20
+region = "there"
+"""
+    scenario = parse_scenario(text, "a test", ["run.train.steps=30"])
+    joined: list[float] = []
+
+    class Watched(Study):
+        def _saw(self, event: Event) -> None:
+            super()._saw(event)
+            if event.kind == "joined":
+                joined.append(self._swarm.now)
+
+    assert Watched(scenario).run().finished
+    assert len(joined) == 6
+    assert min(joined[4:]) > 40
 
 
 def test_the_bound_is_that_of_the_devices_as_fast_as_they_are() -> None:
