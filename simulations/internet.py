@@ -23,6 +23,9 @@ from .virtual_time import NOBODY
 ROUNDING_BYTES = 1e-3
 """A frame of which no more is left has been sent."""
 
+MEMORY_SECONDS, REMEMBERED = 60.0, 32
+"""For how long, and how many frames, a downlink looks back: what came before has passed."""
+
 PACKET_BYTES = 1500
 """Frames of no more than this are on the way at once: they would have their share of a link before they were missed."""
 
@@ -123,13 +126,38 @@ class Uplink:
 
 @dataclass
 class Downlink:
+    """Bytes a second (inf: no limit), in the order in which they come; each frame comes evenly."""
+
     rate: float = float("inf")
     carried: float = 0.0
-    free: float = 0.0
-    """When it has passed on all that has come so far."""
+    _recent: list[tuple[float, float, float]] = field(default_factory=list)
+    """Frames: from when to when they came, and their bytes."""
+
+    def take(self, began: float, now: float, size: float) -> float:
+        """When all has passed of what came from `began` on and ends now: what has not passed of all that came is, for
+        some time since when it was never idle, what came less what could pass since then (Lindley 1952)."""
+        self.carried += size
+        if self.rate == float("inf"):
+            return now
+        self._recent = [frame for frame in self._recent if frame[1] > now - MEMORY_SECONDS][1 - REMEMBERED :]
+        self._recent.append((began, now, size))
+        if sum(bytes_ / max(end - start, bytes_ / self.rate) for start, end, bytes_ in self._recent) <= self.rate:
+            return now
+        left = 0.0
+        for since, _, _ in self._recent:
+            came = sum(bytes_ * _share_since(since, start, end) for start, end, bytes_ in self._recent)
+            left = max(left, came - (now - since) * self.rate)
+        return now + left / self.rate
 
     def change(self, factor: float) -> None:
         self.rate *= factor
+
+
+def _share_since(since: float, start: float, end: float) -> float:
+    """Of what came evenly from `start` to `end`, the part that came from `since` on."""
+    if start >= since:
+        return 1.0
+    return max(0.0, end - since) / (end - start)
 
 
 @dataclass
@@ -259,10 +287,9 @@ class Internet(MemoryNetwork):
     def _reach(self, frame: _Frame, relay: Access) -> None:
         """Its last byte is at the relay, which sends it on when it has sent on those of the stream before."""
         loop = asyncio.get_running_loop()
-        relay.down.carried += frame.size
-        relay.down.free = max(frame.began, relay.down.free) + frame.size / relay.down.rate
-        if relay.down.free > loop.time():
-            loop.call_at(relay.down.free, self._queue, frame, relay, context=NOBODY)
+        through = relay.down.take(frame.began, loop.time(), frame.size)
+        if through > loop.time():
+            loop.call_at(through, self._queue, frame, relay, context=NOBODY)
         else:
             self._queue(frame, relay)
 
@@ -308,10 +335,8 @@ class Internet(MemoryNetwork):
         """Its last byte is there; the first one came at `began`."""
         now = asyncio.get_running_loop().time()
         frame.stream.coming -= 1
-        downlink = self.accesses[frame.stream.peer].down
-        downlink.carried += frame.size
-        downlink.free = max(began, downlink.free) + frame.size / downlink.rate
-        through = max(now, downlink.free, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
+        passed = self.accesses[frame.stream.peer].down.take(began, now, frame.size)
+        through = max(passed, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
         frame.stream.arrive_after(through - now, frame.content)
 
     def release(self, sender: str, stream: MemoryStream, frame: bytes | None) -> None:

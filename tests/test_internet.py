@@ -219,3 +219,22 @@ def test_a_fast_link_late_in_a_run_still_ends_its_frames() -> None:
             await stream.send(MEGABYTE)
 
     assert len(carried(send, up=1.25e9, limit=1e6)) == 20
+
+
+def test_a_slow_sender_does_not_wait_behind_its_own_bytes() -> None:
+    """Of two frames that end together, one came over seconds: the downlink has taken in nearly all of it before."""
+    downlink = Downlink(rate=RATE)
+    assert downlink.take(0.0, 6.8, 0.9 * RATE) == 6.8
+    fast = downlink.take(5.9, 6.9, 0.9 * RATE)
+    assert fast < 6.95
+    slow = downlink.take(0.0, 6.91, 0.9 * RATE)
+    assert slow < 7.3
+    assert downlink.carried == pytest.approx(2.7 * RATE)
+
+
+def test_many_slow_senders_fill_a_downlink() -> None:
+    """Twenty at a tenth of its rate each: the last one is through when the sum of all bytes is."""
+    downlink = Downlink(rate=RATE)
+    through = [downlink.take(0.0, 10.0, RATE) for _ in range(20)]
+    assert through[:10] == [10.0] * 10
+    assert through[-1] == pytest.approx(20.0)
