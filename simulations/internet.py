@@ -3,7 +3,7 @@
 The streams on an uplink are sent at once, each at an equal share of its rate (processor sharing), so a heartbeat passes
 a tensor of many megabytes, and of two tensors on one link each gets half; the frames of a stream go one after the
 other. A frame travels for the latency of the way (both access links, the distance of their regions, jitter) and has
-come when its last byte has and the receiver's downlink has taken in all that began to come before. How many bytes a
+come when its last byte has and the receiver's downlink has passed on all that came before that. How many bytes a
 frame stands for is `weigh`'s to say (`sized.py`). It costs a few events a frame, whatever its size and however many
 share the link; one that fits into a packet costs one, as it waits for nobody.
 
@@ -137,7 +137,7 @@ class Downlink:
         """When all has passed of what came from `began` on and ends now: what has not passed of all that came is, for
         some time since when it was never idle, what came less what could pass since then (Lindley 1952)."""
         self.carried += size
-        if self.rate == float("inf"):
+        if self.rate == float("inf") or not size:
             return now
         self._recent = [frame for frame in self._recent if frame[1] > now - MEMORY_SECONDS][1 - REMEMBERED :]
         self._recent.append((began, now, size))
@@ -157,7 +157,7 @@ def _share_since(since: float, start: float, end: float) -> float:
     """Of what came evenly from `start` to `end`, the part that came from `since` on."""
     if start >= since:
         return 1.0
-    return max(0.0, end - since) / (end - start)
+    return (end - since) / (end - start) if end > since else 0.0
 
 
 @dataclass
