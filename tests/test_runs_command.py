@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,9 @@ def test_a_peer_joins_by_invite_and_runs_are_listed_here_and_from_elsewhere(plac
     # Another machine: nothing of what this one keeps is there.
     here, place.environment["SWARM_PEER_STATE"] = place.environment["SWARM_PEER_STATE"], str(place.folder / "elsewhere")
     found = runs(place, fresh.strip())
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not found[listening["run_id"]]["step"] and time.monotonic() < deadline:  # the index is told now and then
+        found = runs(place, fresh.strip())
     assert set(found) == {listening["run_id"], beside["run_id"]}
     known = found[listening["run_id"]]
     assert (known["model"], known["replicas"], known["problem"], known["here"]) == ("tiny", [1], "", False)
