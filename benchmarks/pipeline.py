@@ -4,7 +4,7 @@
 
 A 65B shape in S stages with R replicas each: a visit keeps a device for 0.67 s forward and 1.34 s backward, and sends a
 tensor of 16.9 MB each way (8 bits an element). Kept is what was trained of what the devices alone could, from the first
-Commit to the last. Latency is one way, between any two peers.
+Commit to the last but one. Latency is one way, between any two peers.
 
 `delayed`: as swarm-peer trains, updates one step late (staleness 1). `flushed`: the same code without delay: as GPipe
 and 1F1B do, every step waits for the pipeline to drain and for the update. `star`: as SWARM's trainers do, every tensor

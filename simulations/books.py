@@ -12,6 +12,9 @@ from .machines import Machine
 from .outcome import Losses, Outcome, StageOutcome
 from .scenario import Happening, Scenario
 
+LEAST_TIMED = 3
+"""With more steps than this, the last one of a finished run is not timed."""
+
 SEEN = frozenset({"stepped", "lost", "left", "moved", "went-back"})
 """The kinds of events that count."""
 
@@ -130,9 +133,11 @@ class Books:
     ) -> Outcome:
         """`report`: of the coordinator that led at the end."""
         now = self.now()
-        first, last = (self.steps[0][0], self.steps[-1][0]) if self.steps else (0.0, 0.0)
+        # Devices work at the next step while one is closed: at the first one's that counts, so the last does not.
+        timed = self.steps[:-1] if finished and len(self.steps) > LEAST_TIMED else self.steps
+        first, last = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)
         measured = last - first
-        trained = sum(tokens for _, tokens in self.steps[1:])
+        trained = sum(tokens for _, tokens in timed[1:])
         rate = trained / measured if measured else 0.0
         bound = self._mean("up", first, last)
         times = [at for at, _ in self.steps]

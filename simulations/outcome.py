@@ -33,12 +33,12 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one run. `seconds`: of the scenario; `measured`: those from the first Commit to the last, over which
-    `tokens_per_second` is; `bound`: what the devices that were there meanwhile would make of it with nothing to wait
-    for and perfectly divided work; `recoveries`: seconds from each loss until its work was done by others; `steps`:
-    (time, tokens) of every Commit; `stale`: by how many versions each step's gradients were older than what they
-    updated; `traffic`: (time, bytes that all peers had sent) at every Commit; `bytes_up`, `bytes_down`: of all peers;
-    `router`: the busiest seconds of an emulation's router, as a share of a core."""
+    """What came of one run. `seconds`: of the scenario; `measured`: those from the first Commit to the last but one,
+    over which `tokens_per_second` is; `bound`: what the devices that were there meanwhile would make of it with nothing
+    to wait for and perfectly divided work; `recoveries`: seconds from each loss until its work was done by others;
+    `steps`: (time, tokens) of every Commit; `stale`: by how many versions each step's gradients were older than what
+    they updated; `traffic`: (time, bytes that all peers had sent) at every Commit; `bytes_up`, `bytes_down`: of all
+    peers; `router`: the busiest seconds of an emulation's router, as a share of a core."""
 
     scenario: str
     seed: int

@@ -122,7 +122,7 @@ def queue(slots: int) -> Form:
     )
     outcome = Study(equal_peers(*where, "run.pipeline.staleness=1", "run.train.batch=64", "run.train.steps=6")).run()
     due = min(1 / VISIT, window / (VISIT + away))
-    visits = 64 * (len(outcome.steps) - 1) / outcome.measured
+    visits = 64 * outcome.tokens_per_second / outcome.steps[0][1]
     return Form(f"{window} in flight to one peer {away:g} s away", "min(1 / v, k / (v + t))", due, visits, "visits/s")
 
 
