@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -211,6 +212,7 @@ class _Node:
                 parts = Parts(backend, lambda manifest: SizedArithmetic())
                 peer = Peer(transport, directory, device, parts, spill)
                 peer.observe = partial(self._watch, peer)
+                peer.tell = partial(_log, name)
                 self._peers.append(peer)
                 self._devices.append(device)
 
@@ -292,6 +294,10 @@ class _Node:
 
         if event.kind in SEEN:
             self._channel.send({"event": event.to_json()})
+
+
+def _log(name: str, line: str) -> None:
+    print(f"{time.monotonic():.2f} {name}: {line}", file=sys.stderr, flush=True)
 
 
 def _short(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ from .world import Undo
 LOADED_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 ENDED_SECONDS = 5.0
+LAST_PACKETS_SECONDS = 1.0
+"""For which the packets of a process that has ended are still taken: with them its system ends its connections."""
+
 BOOTSTRAPS = 4
 MODULE = "swarm_peer.simulations.emulated_node"
 
@@ -56,6 +59,7 @@ class Node:
     """By device: the stage, and what says that it is there no more."""
 
     end: socket.socket | None = None
+    port: Port | None = None
     waiting: list[dict[str, Any]] = field(default_factory=list)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -232,7 +236,8 @@ class EmulatedWorld:
         else:
             os.set_blocking(descriptors[0], False)
             name = Path(node.order.folder).name
-            self.router.attach(Port(socket.inet_aton(node.order.address), descriptors[0], node.access, name))
+            node.port = Port(socket.inet_aton(node.order.address), descriptors[0], node.access, name)
+            self.router.attach(node.port)
             node.end = end
             loop.remove_reader(end)
             loop.add_reader(end, partial(self._hear, node))
@@ -297,8 +302,8 @@ class EmulatedWorld:
     def _left_stage(self, node: Node, device: int) -> None:
         node.stays.pop(device, (0, lambda: None))[1]()
 
-    def _gone(self, node: Node) -> None:
-        """It runs nothing any more; its process ends, if it has not."""
+    def _gone(self, node: Node, *, silently: bool = False) -> None:
+        """It runs nothing any more; its process ends, if it has not, and with `silently` no packet says so."""
         if node.ended:
             return
         node.ended, node.leads = True, False
@@ -307,7 +312,11 @@ class EmulatedWorld:
         if node.end is not None:
             asyncio.get_running_loop().remove_reader(node.end)
             node.end.close()
-            self.router.detach(socket.inet_aton(node.order.address))
+        if node.port is not None:
+            if silently:
+                self.router.detach(node.port)
+            else:
+                asyncio.get_running_loop().call_later(LAST_PACKETS_SECONDS, self.router.detach, node.port)
         node.signal(signal.SIGKILL)
         node.process.stdin.close()
 
@@ -346,6 +355,9 @@ class EmulatedWorld:
 
     def kill(self, machine: Machine) -> None:
         self._gone(self._machines[machine.number])
+
+    def switch_off(self, machine: Machine) -> None:
+        self._gone(self._machines[machine.number], silently=True)
 
     def leave(self, machine: Machine) -> None:
         self._machines[machine.number].send({"leave": "its session is over"})

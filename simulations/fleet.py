@@ -56,7 +56,7 @@ class Fleet:
         machine.until = math.inf if session.end is None else session.end
         self.come(machine)
         if session.end is not None:
-            end = self.leave if session.leaves else self.kill
+            end = self.leave if session.leaves else self.switch_off
             self.world.later(max(0.0, session.end - self.world.now), partial(end, machine, None))
 
     def set_slowdown(self, machine: Machine, times: float) -> None:
@@ -88,23 +88,25 @@ class Fleet:
         if machine.group.leaves:
             self.leave(machine, away)
         else:
-            self.kill(machine, away)
+            self.switch_off(machine, away)
 
     def kill(self, machine: Machine, away: float | None) -> None:
-        """It is gone at once; it comes again after `away` seconds, without them never."""
-        if not machine.up:
-            return
-        machine.up = False
-        self.world.kill(machine)
-        self.changed()
-        self._come_again(machine, away)
+        """Its program is gone at once; it comes again after `away` seconds, without them never."""
+        self._end(machine, away, self.world.kill)
+
+    def switch_off(self, machine: Machine, away: float | None) -> None:
+        """It is gone at once, and nobody is told."""
+        self._end(machine, away, self.world.switch_off)
 
     def leave(self, machine: Machine, away: float | None) -> None:
         """Its peers leave politely."""
+        self._end(machine, away, self.world.leave)
+
+    def _end(self, machine: Machine, away: float | None, end: Callable[[Machine], None]) -> None:
         if not machine.up:
             return
         machine.up = False
-        self.world.leave(machine)
+        end(machine)
         self.changed()
         self._come_again(machine, away)
 

@@ -71,6 +71,9 @@ class Happenings:
         if happening.kind in ("kill", "lose"):
             self.fleet.kill(machine, happening.seconds)
             return []
+        if happening.kind == "off":
+            self.fleet.switch_off(machine, happening.seconds)
+            return []
         if happening.kind == "leave":
             self.fleet.leave(machine, happening.seconds)
             return []

@@ -9,7 +9,9 @@ share the link; one that fits into a packet costs one, as it waits for nobody.
 
 What passes through a relay takes its downlink and its uplink as well, one frame of a stream after the other.
 
-Not modelled: packet loss and what it does to TCP's window, slow start, acknowledgements, queues that overflow.
+A first contact takes some round trips, and a frame those that TCP and its stream make it wait (`tcp.py`).
+
+Not modelled: packet loss and what it does to TCP's window, queues that overflow.
 """
 
 import asyncio
@@ -17,7 +19,8 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .network import MemoryNetwork, MemoryStream
+from .network import MemoryNetwork, MemoryStream, MemoryTransport
+from .tcp import DIAL_ROUND_TRIPS, Connection, StreamWindow
 from .virtual_time import NOBODY
 
 ROUNDING_BYTES = 1e-3
@@ -42,7 +45,11 @@ class _Frame:
     size: float
     began: float
     sent: asyncio.Future[None]
+    connection: Connection
     ends: float = 0.0
+    sending: bool = False
+    """Whether it is the first of its stream, on its way out."""
+
     gone: bool = True
     """Whether it is on no uplink."""
 
@@ -201,6 +208,39 @@ class Internet(MemoryNetwork):
     _relaying: dict[MemoryStream, list[_Frame]] = field(default_factory=dict)
     """What relays have of a stream; the first is on its way out."""
 
+    _connections: dict[str, dict[str, Connection]] = field(default_factory=dict)
+    """By sender and receiver."""
+
+    _credits: dict[MemoryStream, StreamWindow] = field(default_factory=dict)
+
+    def forget(self, name: str) -> None:
+        for other in self._connections.pop(name, {}):
+            self._connections.get(other, {}).pop(name, None)
+
+    def dialling(self, caller: str, peer: str) -> float:
+        known = peer in self._connections.get(caller, {})
+        return 0.0 if known else DIAL_ROUND_TRIPS * self._round_trip(caller, peer)
+
+    def connected(self, caller: str, peer: str) -> None:
+        self._connection(caller, peer)
+        self._connection(peer, caller)
+
+    def _connection(self, sender: str, receiver: str) -> Connection:
+        of_sender = self._connections.setdefault(sender, {})
+        found = of_sender.get(receiver)
+        if found is None:
+            found = of_sender[receiver] = Connection()
+        return found
+
+    def _round_trip(self, sender: str, receiver: str) -> float:
+        """Seconds, without jitter."""
+        near, far = self.accesses[sender], self.accesses[receiver]
+        relay = near.relay_to(far)
+        way = near.way_to(far, self.distances)
+        if relay is not None:
+            way = near.way_to(relay, self.distances) + relay.way_to(far, self.distances)
+        return 2 * way
+
     def draw(self, sender: str, receiver: str) -> float:
         near, far = self.accesses[sender], self.accesses[receiver]
         relay = near.relay_to(far)
@@ -222,48 +262,93 @@ class Internet(MemoryNetwork):
         if size <= PACKET_BYTES and not stream.coming and waiting is None:
             uplink.carried += size
             far.down.carried += size
+            self._connection(sender, stream.peer).note(loop.time(), self._round_trip(sender, stream.peer))
             comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return
-        moving = _Frame(sender, stream, frame, float(size), loop.time(), loop.create_future())
-        if uplink.rate == float("inf"):
-            uplink.carried += moving.size
-            self._left(moving)
-            return
-        uplink.sent = self._left
+        moving = self._frame(sender, stream, frame, size)
         if waiting is None:
             waiting = self._sending[stream] = []
-            uplink.add(moving)
+            self._begin(moving)
         waiting.append(moving)
         try:
             await moving.sent
         finally:
-            uplink.remove(moving)
+            self._end(moving)
             was_first = waiting[0] is moving
             waiting.remove(moving)
             if not waiting:
                 del self._sending[stream]
             elif was_first and not stream.ended:
-                uplink.add(waiting[0])
+                self._begin(waiting[0])
+
+    def _frame(self, sender: str, stream: MemoryStream, content: bytes, size: int) -> _Frame:
+        loop = asyncio.get_running_loop()
+        connection = self._connection(sender, stream.peer)
+        return _Frame(sender, stream, content, float(size), loop.time(), loop.create_future(), connection)
+
+    def _begin(self, frame: _Frame) -> None:
+        """It goes out onto its sender's uplink."""
+        frame.began, frame.sending = asyncio.get_running_loop().time(), True
+        frame.connection.frames += 1
+        uplink = self.accesses[frame.sender].up
+        if uplink.rate == float("inf"):
+            uplink.carried += frame.size
+            self._left(frame)
+        else:
+            uplink.sent = self._left
+            uplink.add(frame)
+
+    def _end(self, frame: _Frame) -> None:
+        """It goes out no more."""
+        if frame.sending:
+            frame.sending = False
+            frame.connection.frames -= 1
+            self.accesses[frame.sender].up.remove(frame)
 
     def ends(self, stream: MemoryStream) -> None:
         """Nothing more of a stream goes out."""
         for frame in self._sending.get(stream, ()):
-            self.accesses[frame.sender].up.remove(frame)
+            self._end(frame)
             if not frame.sent.done():
                 frame.sent.set_result(None)
         for frame in self._relaying.pop(stream, ()):
             assert frame.onward is not None
             frame.onward.up.remove(frame)
+        self._credits.pop(stream, None)
 
     def _left(self, frame: _Frame) -> None:
-        """Its last byte has left; it comes to the receiver's downlink after the latency of the way."""
-        loop = asyncio.get_running_loop()
+        """The link has sent its last byte, or would have, were there no acknowledgements to wait for."""
         if frame.onward is not None:
             self._relayed(frame)
             return
-        if not frame.sent.done():
-            frame.sent.set_result(None)
+        waits = self._wait(frame)
+        if waits:
+            asyncio.get_running_loop().call_later(waits, self._away, frame, context=NOBODY)
+        else:
+            self._away(frame)
+
+    def _wait(self, frame: _Frame) -> float:
+        round_trip = self._round_trip(frame.sender, frame.stream.peer)
+        if not round_trip:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        took = now - frame.began
+        rate = min(frame.size / took if took else float("inf"), self.accesses[frame.stream.peer].down.rate)
+        credit = self._credits.get(frame.stream)
+        if credit is None:
+            credit = self._credits[frame.stream] = StreamWindow()
+        return max(
+            frame.connection.wait(credit.turn, frame.size, rate, round_trip, frame.began),
+            credit.wait(frame.size, rate, round_trip, frame.began),
+        )
+
+    def _away(self, frame: _Frame) -> None:
+        """Its last byte has left; it comes to the receiver's downlink after the latency of the way."""
+        loop = asyncio.get_running_loop()
+        if frame.sent.done():  # nobody sends it any more
+            return
+        frame.sent.set_result(None)
         if (frame.sender, frame.stream.peer) in self.held:
             super().carry(frame.sender, frame.stream, frame.content)
             return
@@ -345,7 +430,7 @@ class Internet(MemoryNetwork):
         if frame is None:
             self.carry(sender, stream, None)
         else:
-            self._left(_Frame(sender, stream, frame, float(stream.weigh(frame)), loop.time(), loop.create_future()))
+            self._away(self._frame(sender, stream, frame, stream.weigh(frame)))
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """What is held while a direction is cut, and the end of a stream: they take no room on a link."""

@@ -5,7 +5,7 @@ drawn anew for each frame, and takes its turn on the receiver's downlink; `send`
 streams that share a link take turns of a frame, which is how bandwidth is shared. Frames keep their order within a
 stream; acknowledgements are not modelled, nor are limits on what a receiver has not read yet.
 
-Faults: `kill` ends a node as SIGKILL does, in the middle of whatever it runs; `freeze` stops it as SIGSTOP does, and
+Faults: `kill` ends a node as SIGKILL does, in the middle of whatever it runs, or silently, as one that is switched off; `freeze` stops it as SIGSTOP does, and
 its connections stay; `cut` lets nothing through in one direction or both: frames are held, as TCP sends them again, and
 arrive after `heal`; `stall` holds a link for a while. A killed node's name may be used again by a new one.
 """
@@ -83,13 +83,15 @@ class MemoryStream:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def close(self) -> None:
+    def close(self, *, silent: bool = False) -> None:
+        """Ends both sides of it; with `silent` only this one."""
         if self.ended:
             return
         self.ended = True
         self._network.ends(self)
         self._wake()
-        self._network.carry(self._local, self, None)
+        if not silent:
+            self._network.carry(self._local, self, None)
 
 
 @dataclass
@@ -123,6 +125,10 @@ class MemoryNetwork:
 
     def transport(self, peer_id: str, link: Link | None = None) -> "MemoryTransport":
         """A new node; one of the same name must have been killed before."""
+        before = self.nodes.get(peer_id)
+        if before is not None:
+            before.is_back()
+        self.forget(peer_id)
         node = MemoryTransport(self, peer_id)
         self.nodes[peer_id] = node
         if link is not None:
@@ -132,6 +138,16 @@ class MemoryNetwork:
     def draw(self, sender: str, receiver: str) -> float:
         """What a frame takes from one to the other, in seconds."""
         return self.random.uniform(*self.latency)
+
+    def dialling(self, caller: str, peer: str) -> float:
+        """Seconds until a stream is open."""
+        return self.draw(caller, peer)
+
+    def connected(self, caller: str, peer: str) -> None:
+        """A stream is open between two nodes."""
+
+    def forget(self, name: str) -> None:
+        """A node has no connections any more."""
 
     # ---- what frames do
 
@@ -188,6 +204,11 @@ class MemoryNetwork:
     def is_cut(self, one: str, other: str) -> bool:
         return (one, other) in self.held or (other, one) in self.held
 
+    def answers(self, caller: str, peer: str) -> bool:
+        """Whether a caller hears anything, be it that nobody is there."""
+        node = self.nodes.get(peer)
+        return not self.is_cut(caller, peer) and not (node is not None and node.silent)
+
     def stall(self, one: str, other: str, seconds: float) -> None:
         """Nothing that is sent from now on between two nodes arrives before `seconds` are over."""
         until = asyncio.get_running_loop().time() + seconds
@@ -202,6 +223,9 @@ class MemoryTransport:
         self.peer_id = peer_id
         self.addresses: tuple[str, ...] = (f"memory/{peer_id}",)
         self.killed = False
+        self.silent = False
+        """Whether nothing answers for it, not even that it is gone."""
+
         self._handler: StreamHandler | None = None
         self._streams: list[MemoryStream] = []
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -210,15 +234,16 @@ class MemoryTransport:
         self._handler = handler
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> MemoryStream:
-        await asyncio.sleep(self._network.draw(self.peer_id, peer))
+        await asyncio.sleep(self._network.dialling(self.peer_id, peer))
         for _ in range(DIALS):
-            if not self._network.is_cut(self.peer_id, peer):
+            if self._network.answers(self.peer_id, peer):
                 break
             await asyncio.sleep(DIAL_SECONDS / DIALS)
         other = self._network.nodes.get(peer)
         gone = other is None or other.killed or other._handler is None or self.killed
         if other is None or gone or self._network.is_cut(self.peer_id, peer):
             raise UnreachableError(f"{peer} cannot be reached")
+        self._network.connected(self.peer_id, peer)
         near = MemoryStream(self._network, self.peer_id, peer)
         far = MemoryStream(self._network, peer, self.peer_id)
         near.other, far.other = far, near
@@ -248,14 +273,24 @@ class MemoryTransport:
         task.add_done_callback(lambda done: self._tasks.pop(done, None), context=NOBODY)
         return task
 
-    def kill(self) -> None:
-        """Ends the node at once, in the middle of whatever it does."""
-        self.killed = True
+    def kill(self, *, silent: bool = False) -> None:
+        """Ends the node at once, in the middle of whatever it does. With `silent` as a machine does that is switched
+        off: its streams do not end at the other side before there is another node of its name."""
+        self.killed, self.silent = True, silent
         for stream in self._streams:
-            stream.close()
+            stream.close(silent=silent)
+        if not silent:
+            self._network.forget(self.peer_id)
         for task in list(self._tasks):
             task.cancel()
         self.thaw()
+
+    def is_back(self) -> None:
+        """Another node has its name: what is sent on old streams is answered with their end."""
+        if self.silent:
+            self.silent = False
+            for stream in self._streams:
+                self._network.carry(self.peer_id, stream, None)
 
     def freeze(self) -> None:
         loop = asyncio.get_running_loop()

@@ -86,16 +86,19 @@ class Router:
 
     def attach(self, port: Port) -> None:
         """A node's packets come and go from now on; one of the same address before it is gone."""
-        self.detach(port.address)
+        before = self._ports.get(port.address)
+        if before is not None:
+            self.detach(before)
         with self._lock:
             self._ports[port.address] = self._by_tun[port.tun] = port
         self._poll.register(port.tun, select.EPOLLIN)
 
-    def detach(self, address: bytes) -> None:
+    def detach(self, port: Port) -> None:
+        """Nothing comes from it or goes to it any more."""
         with self._lock:
-            port = self._ports.pop(address, None)
-            if port is None:
+            if self._ports.get(port.address) is not port:
                 return
+            del self._ports[port.address]
             with contextlib.suppress(OSError):
                 self._poll.unregister(port.tun)
             del self._by_tun[port.tun]
@@ -134,7 +137,11 @@ class Router:
         for _ in range(BATCH):
             try:
                 packet = os.read(port.tun, PACKET_BYTES)
-            except OSError:  # nothing more, or its process is gone
+            except BlockingIOError:
+                return
+            except OSError:  # its process is gone
+                with contextlib.suppress(OSError):
+                    self._poll.unregister(port.tun)
                 return
             if packet and packet[0] >> 4 == 4:
                 self._send(port, packet)

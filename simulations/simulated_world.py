@@ -98,8 +98,14 @@ class SimulatedWorld:
         ]
 
     def kill(self, machine: Machine) -> None:
+        self._kill(machine, silent=False)
+
+    def switch_off(self, machine: Machine) -> None:
+        self._kill(machine, silent=True)
+
+    def _kill(self, machine: Machine, *, silent: bool) -> None:
         for name in self._peers_of(machine):
-            self.swarm.kill(name)
+            self.swarm.kill(name, silent=silent)
             self._gone(name)
 
     def leave(self, machine: Machine) -> None:

@@ -76,7 +76,7 @@ class SizedBackend:
         self._garbles = garbles
         self._microbatches = manifest.microbatches
         self._first, self._last = stage == 0, stage == manifest.stages - 1
-        self._padding = bytes(round(state_bytes(manifest, stage) / scale))
+        self._padding = bytes(max(0, round(state_bytes(manifest, stage) / scale) - _STATE.size))
         moved = traffic(manifest, range(stage, stage + 1))
         tokens = TOKEN_BYTES * visit_tokens(manifest)
         self._output = _tensor(moved.output - tokens if whole else 0)

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import SwarmError
@@ -194,11 +195,11 @@ class SimulatedSwarm:
 
     # ---- faults
 
-    def kill(self, peer: str) -> None:
-        """SIGKILL: at once, in the middle of whatever it does."""
+    def kill(self, peer: str, *, silent: bool = False) -> None:
+        """SIGKILL: at once, in the middle of whatever it does; `silent`: its machine is switched off."""
         if peer not in self.killed:
             self.killed.append(peer)
-            asyncio.get_running_loop().call_soon(self.network.nodes[peer].kill)
+            asyncio.get_running_loop().call_soon(partial(self.network.nodes[peer].kill, silent=silent))
 
     def restart(self, peer: str) -> None:
         """Starts a killed peer or coordinator again under the same name; a coordinator comes back as standby."""

@@ -115,12 +115,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             if not handle or (frozen and self._set_aside(handle)):
                 continue
             context, callback, args = handle
-            try:
-                context.run(callback, *args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.call_exception_handler({"message": f"an exception in {callback!r}", "exception": error})
+            context.run(callback, *args)  # tasks keep their errors; any other callback's ends the run
 
     def _set_aside(self, handle: _Handle) -> bool:
         """Whether a callback's owner is frozen: then it waits for the thaw."""

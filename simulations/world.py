@@ -24,7 +24,11 @@ class World(Protocol):
         ...
 
     def kill(self, machine: Machine) -> None:
-        """All that it runs is gone at once."""
+        """All that it runs is gone at once; who is connected sees it."""
+        ...
+
+    def switch_off(self, machine: Machine) -> None:
+        """All that it runs is gone at once, and nobody is told."""
         ...
 
     def leave(self, machine: Machine) -> None:

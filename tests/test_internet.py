@@ -8,11 +8,17 @@ import pytest
 from swarm_peer.errors import UnreachableError
 from swarm_peer.simulations.internet import Access, Downlink, Internet, Uplink
 from swarm_peer.simulations.network import MemoryStream
+from swarm_peer.simulations.tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, MOST_BYTES, Connection, StreamWindow, Turn
 from swarm_peer.simulations.virtual_time import run
 
 MEGABYTE = b"x" * 1_000_000
 RATE = 1_000_000.0
-LATENCY = 0.05
+LATENCY = 0.0005
+"""So short that nobody waits for acknowledgements; of that see below."""
+
+WAY = 2 * LATENCY
+OPENING = DIAL_ROUND_TRIPS * 2 * WAY
+"""Of the first stream; more of them take nothing."""
 
 
 async def answer(stream: MemoryStream) -> None:
@@ -66,8 +72,7 @@ def test_a_frame_takes_its_size_over_the_rate_and_the_way() -> None:
         await stream.send(b"y")
 
     (first, _, _), (second, _, _) = carried(send)
-    opening = 2 * LATENCY
-    assert first == pytest.approx(opening + 1.0 + 2 * LATENCY)
+    assert first == pytest.approx(OPENING + 1.0 + WAY)
     assert first < second == pytest.approx(first, abs=1e-3)
 
 
@@ -80,11 +85,10 @@ def test_streams_share_an_uplink_and_small_ones_pass_large_ones() -> None:
         await asyncio.gather(*sending)
 
     beat, one, two = carried(send)
-    opening = 6 * LATENCY
     assert beat[2] == 4
-    assert beat[0] - opening == pytest.approx(0.5 + 2 * LATENCY, abs=0.2)
-    assert two[0] - opening == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
-    assert one[0] - opening == pytest.approx(2.0 + 2 * LATENCY, abs=0.1)
+    assert beat[0] - OPENING == pytest.approx(0.5 + WAY, abs=0.2)
+    assert two[0] - OPENING == pytest.approx(2.0 + WAY, abs=0.01)
+    assert one[0] - OPENING == pytest.approx(2.0 + WAY, abs=0.1)
 
 
 def test_senders_share_a_downlink() -> None:
@@ -93,7 +97,7 @@ def test_senders_share_a_downlink() -> None:
         await asyncio.gather(one.send(MEGABYTE), two.send(MEGABYTE))
 
     one, two = carried(send, up=math.inf, down=RATE)
-    assert two[0] - 4 * LATENCY == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
+    assert two[0] - 2 * OPENING == pytest.approx(2.0 + WAY, abs=0.01)
     assert one[0] < two[0]
 
 
@@ -104,7 +108,7 @@ def test_a_machine_s_link_is_shared_by_all_behind_it() -> None:
         await asyncio.gather(one.send(MEGABYTE), two.send(MEGABYTE))
 
     _, two = carried(send)
-    assert two[0] - 4 * LATENCY == pytest.approx(2.0 + 2 * LATENCY, abs=0.01)
+    assert two[0] - 2 * OPENING == pytest.approx(2.0 + WAY, abs=0.01)
 
 
 def test_nothing_overtakes_within_a_stream_and_the_end_comes_last() -> None:
@@ -129,7 +133,7 @@ def test_who_gives_up_sending_gives_its_turn_to_others() -> None:
 
     ((at, _, size),) = carried(send)
     assert size == len(MEGABYTE)
-    assert at - 4 * LATENCY == pytest.approx(1.1 + 2 * LATENCY, abs=0.1)
+    assert at - OPENING == pytest.approx(1.1 + WAY, abs=0.1)
 
 
 def test_what_is_cut_is_held_and_comes_after() -> None:
@@ -141,7 +145,7 @@ def test_what_is_cut_is_held_and_comes_after() -> None:
         network.heal("near", "far")
 
     ((at, _, size),) = carried(send)
-    assert (size, at) == (4, pytest.approx(5.0 + 4 * LATENCY))
+    assert (size, at) == (4, pytest.approx(5.0 + OPENING + WAY))
 
 
 def test_regions_are_apart() -> None:
@@ -152,7 +156,7 @@ def test_regions_are_apart() -> None:
         await stream.send(b"y")
 
     ((at, _, _),) = carried(send)
-    assert at == pytest.approx(2 * (2 * LATENCY + 0.1), abs=1e-3)
+    assert at == pytest.approx((2 * DIAL_ROUND_TRIPS + 1) * (WAY + 0.1), abs=1e-3)
 
 
 def through_a_relay(rate: float, send: Callable[[Internet], Awaitable[None]]) -> list[tuple[float, str, int]]:
@@ -185,7 +189,7 @@ def test_a_relay_takes_its_link_and_its_way() -> None:
     (first, _, _), _, (last, _, _) = found
     # The way to open it; a second out of the sender, two out of the relay, and the way again.
     assert first == pytest.approx(last - 2.0, abs=0.01)
-    assert first - 1.0 - 2.0 == pytest.approx(2 * 4 * LATENCY, abs=1e-3)
+    assert first - 1.0 - 2.0 == pytest.approx(2 * (OPENING + WAY), abs=1e-3)
 
 
 def test_frames_of_a_stream_keep_their_order() -> None:
@@ -238,3 +242,91 @@ def test_many_slow_senders_fill_a_downlink() -> None:
     through = [downlink.take(0.0, 10.0, RATE) for _ in range(20)]
     assert through[:10] == [10.0] * 10
     assert through[-1] == pytest.approx(20.0)
+
+
+# ---- acknowledgements
+
+FAST, ROUND_TRIP = 1e9, 0.2
+
+
+def test_a_connection_doubles_what_it_sends_in_each_round_trip() -> None:
+    for rounds in range(6):
+        sent = FIRST_BYTES * (2 ** (rounds + 1) - 1)
+        waited = Connection().wait(Turn(), sent, FAST, ROUND_TRIP, 0.0)
+        assert waited == pytest.approx(rounds * ROUND_TRIP, rel=0.01)
+
+
+def test_a_connection_that_was_used_waits_no_more_until_it_is_idle() -> None:
+    connection, turn = Connection(), Turn()
+    assert connection.wait(turn, 2e5, FAST, ROUND_TRIP, 0.0) > 2 * ROUND_TRIP
+    assert connection.wait(turn, 9e4, FAST, ROUND_TRIP, 1.0) == 0.0
+    assert connection.wait(turn, 9e4, FAST, ROUND_TRIP, 60.0) > ROUND_TRIP
+
+
+def test_a_connection_carries_a_window_in_a_round_trip_at_most() -> None:
+    size = 20 * MOST_BYTES
+    took = size / FAST + Connection(window=MOST_BYTES).wait(Turn(), size, FAST, ROUND_TRIP, 0.0)
+    assert size / took == pytest.approx(MOST_BYTES / ROUND_TRIP, rel=0.1)
+    halved = Connection(window=MOST_BYTES, frames=2).wait(Turn(), size, FAST, ROUND_TRIP, 0.0)
+    assert halved == pytest.approx(2 * took, rel=0.1)
+
+
+def test_frames_one_after_the_other_share_a_round_trip() -> None:
+    connection, turn, at = Connection(window=MOST_BYTES), Turn(), 0.0
+    for _ in range(100):
+        at += MOST_BYTES / 4 / FAST + connection.wait(turn, MOST_BYTES / 4, FAST, ROUND_TRIP, at)
+    assert at == pytest.approx(25 * ROUND_TRIP, rel=0.1)
+
+
+def test_a_stream_waits_for_credit_and_its_window_grows() -> None:
+    window = StreamWindow()
+    assert window.wait(1e5, FAST, ROUND_TRIP, 0.0) == 0.0
+    first = window.wait(1e6, FAST, ROUND_TRIP, 0.1)
+    assert first > ROUND_TRIP
+    assert window.wait(1e6, FAST, ROUND_TRIP, 0.2 + first) < first
+    assert StreamWindow().wait(1e8, 1e6, 0.1, 0.0) == 0.0, "credit comes while the link still sends"
+
+
+def test_a_frame_over_a_long_way_takes_its_round_trips() -> None:
+    """Four of them to open the stream and four until the window of TCP is as large as it takes: 14, 29, 58, 116 kB."""
+
+    async def send(network: Internet) -> None:
+        for access in network.accesses.values():
+            access.latency = 0.1
+        stream = await opened(network)
+        await stream.send(bytes(300_000))
+
+    ((at, _, _),) = carried(send, up=1e8)
+    assert at == pytest.approx(0.4 * (DIAL_ROUND_TRIPS + 4) + 0.2, abs=0.02)
+
+
+# ---- machines that are switched off
+
+
+def test_who_is_switched_off_is_not_seen_to_be_gone_until_it_is_back() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        network.nodes["near"].kill(silent=True)
+        await asyncio.sleep(10.0)
+        assert not arrivals
+        with pytest.raises(UnreachableError):
+            await network.nodes["other"].open("near")
+        assert asyncio.get_running_loop().time() > 15.0
+        await network.transport("near").serve(answer)
+        assert stream.ended
+
+    ((at, sender, size),) = carried(send)
+    assert (sender, size) == ("near", 0)
+    assert at > 15.0
+
+
+def test_who_is_killed_is_seen_to_be_gone() -> None:
+    async def send(network: Internet) -> None:
+        await opened(network)
+        network.nodes["near"].kill()
+        with pytest.raises(UnreachableError):
+            await network.nodes["other"].open("near")
+
+    ((at, _, size),) = carried(send)
+    assert size == 0
+    assert at < 1.0

@@ -1,0 +1,119 @@
+"""What TCP and libp2p's streams add to the time that a frame takes on a link: for round trips, its sender waits.
+
+A connection learns how much its way carries. It sends twice as much in each round trip as in the one before (slow
+start, RFC 5681, from the window of RFC 6928), until acknowledgements come during half of a round trip (HyStart of
+Linux); from there its window grows with the cube of the time that it sends (CUBIC, RFC 9438, Linux' default). For every
+timeout that it is idle it forgets half, which it learns again by slow start (RFC 2861). Within that each stream may
+have sent only so much that its receiver has not taken yet: yamux' window, which doubles while it is used up within a
+few round trips.
+
+The frames of a connection share its window. Not modelled: losses, which make a window smaller.
+"""
+
+from dataclasses import dataclass, field
+
+PACKET_BYTES = 1448
+FIRST_BYTES = 10 * PACKET_BYTES
+MOST_BYTES = 1.5e6
+"""As was seen: what a connection of libp2p between two Linux machines has under way at most, whatever the way holds."""
+
+LEAST_TIMEOUT_SECONDS = 0.2
+
+CUBIC = 0.4
+"""Packets per cubed second."""
+
+STREAM_BYTES, MOST_STREAM_BYTES = 1 << 18, 1 << 24
+"""yamux' first window of a stream and its largest, in libp2p's settings."""
+
+DOUBLING_ROUND_TRIPS = 4
+DIAL_ROUND_TRIPS = 4
+"""Until a first stream is open: TCP's handshake, the choice of a protocol, Noise's handshake, the choice of yamux. A
+stream more takes none."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """What one stream has sent of a connection's window since its round trip began."""
+
+    began: float = float("-inf")
+    sent: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One direction of it. `frames`: that are on their way over it now; `busy`: the seconds for which it has sent."""
+
+    window: float = FIRST_BYTES
+    used: float = 0.0
+    frames: int = 0
+    busy: float = 0.0
+
+    def note(self, now: float, round_trip: float) -> None:
+        """Something is sent, however small."""
+        timeouts = int((now - self.used) / (round_trip + LEAST_TIMEOUT_SECONDS))
+        if timeouts > 0:
+            self.window = max(FIRST_BYTES, self.window / 2 ** min(timeouts, 30))
+        self.used = max(self.used, now)
+
+    def wait(self, turn: "Turn", size: float, rate: float, round_trip: float, began: float) -> float:
+        """For how long acknowledgements are waited for while a frame of so many bytes goes out from `began` on at
+        `rate` (bytes a second), of which nothing else keeps it; `turn`: its stream's."""
+        self.note(began, round_trip)
+        share = max(1, self.frames)
+        most = min(rate * share * round_trip / 2 + PACKET_BYTES * CUBIC * self.busy**3, MOST_BYTES)
+        most = max(most, self.window)
+        at, left, waited = began, size, 0.0
+        while True:
+            if at >= turn.began + round_trip:
+                if turn.sent * share >= self.window:
+                    self.window = min(2 * self.window, most)
+                turn.began, turn.sent = at, 0.0
+            window = self.window / share
+            if window / rate >= round_trip:  # the link is what keeps it
+                turn.sent, at = window, at + left / rate
+                break
+            room = max(0.0, window - turn.sent)
+            if left <= room:
+                turn.sent, at = turn.sent + left, at + left / rate
+                break
+            turn.sent, at, left = window, at + room / rate, left - room
+            waited += max(0.0, turn.began + round_trip - at)
+            at = max(at, turn.began + round_trip)
+        self.used = max(self.used, at)
+        self.busy += at - began
+        return waited
+
+
+@dataclass(slots=True, eq=False)
+class StreamWindow:
+    """One direction of a stream. `taken`: what the receiver has taken since it gave credit last, `told`, which it does
+    when that is half of the window."""
+
+    window: float = STREAM_BYTES
+    taken: float = 0.0
+    told: float = float("-inf")
+    turn: Turn = field(default_factory=Turn)
+
+    def wait(self, size: float, rate: float, round_trip: float, began: float) -> float:
+        """For how long credit is waited for while a frame goes out."""
+        waited, left, at = 0.0, size, began
+        while True:
+            half = self.window / 2
+            if left < half - self.taken:
+                self.taken += left
+                return waited
+            left -= half - self.taken
+            at += (half - self.taken) / rate
+            if half / rate >= round_trip:  # credit comes before it is missed
+                self.told, self.taken = at, left % half
+                return waited
+            if at - self.told < DOUBLING_ROUND_TRIPS * round_trip:
+                self.window = min(2 * self.window, MOST_STREAM_BYTES)
+            self.told = at
+            if left <= half:
+                self.taken = left
+                return waited
+            left -= half
+            waited += round_trip - half / rate
+            at += round_trip
+            self.taken = half if self.window > 2 * half else 0.0
