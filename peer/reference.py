@@ -10,7 +10,7 @@ Errors: `ModelError` for a checkpoint that cannot be loaded; `NonFiniteError` wh
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,10 @@ class _Reference:
         logits = functional_call(self.model, computed, (tokens,)).logits.float()
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def step(self, step: int, batches: Iterable[Microbatch]) -> Step:
-        """Computes g_step at version max(0, step - staleness) and makes version step + 1 from version `step`."""
+    def step(self, step: int, batches: Iterable[Microbatch], *, late: bool) -> Step:
+        """Computes g_step, at version step - 1 if it is `late`, and makes version step + 1 from version `step`."""
         started = time.perf_counter()
         settings = self.manifest.settings
-        late = settings.pipeline.staleness == 1
         version = self.previous if late else self.current
         names = list(version)
         total, loss, tokens = {name: torch.zeros_like(version[name]) for name in names}, 0.0, 0
@@ -227,8 +226,10 @@ def run_reference(
     heldout_corpus: TokenSource,
     base_folder: Path | None,
     progress: Callable[[Step], None] | None = None,
+    late: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """Trains the manifest's steps in this process; `base_folder` is None for a run with a random base.
+    """Trains the manifest's steps in this process; `base_folder` is None for a run with a random base. `late`: of each
+    step, whether its gradient is computed one version before what it updates; None: as the manifest has it.
 
     `progress` is called with each finished step's entry. The report has the shape of `demo`'s, without what a single
     process does not have (faults, replicas, ledger, wire): losses in nats per label token, `grad_norm` of the summed
@@ -245,7 +246,8 @@ def run_reference(
     before = reference.heldout(held)
     steps: list[Step] = []
     for step in range(manifest.settings.train.steps):
-        entry = reference.step(step, _microbatches(manifest, order, step))
+        is_late = manifest.settings.pipeline.staleness == 1 if late is None else late[step]
+        entry = reference.step(step, _microbatches(manifest, order, step), late=is_late)
         steps.append(entry)
         if progress is not None:
             progress(entry)

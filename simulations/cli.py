@@ -8,12 +8,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,11 +32,14 @@ from .scenario import Scenario, known_scenarios, load_scenario, parse_scenario
 from .study import Study
 from .sweep import Interval, Point, settings, sweep
 from .tables import Grid, of_comparison, of_events, of_losses, of_outcomes, of_plan, of_points, of_stages, warnings_of
-from .validation import closed_forms, compare_all
-from .validation_page import write_page
+
+T = TypeVar("T")
 
 LEAST_MTU, MOST_MTU = 576, 65000
 """Bytes of a packet: what IPv4 must carry, and a little less than it can."""
+
+REPLAYED = 3
+"""Seeds whose updates are replayed through real training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +89,9 @@ def _program() -> Program:
     planning.add_argument("--tokens", type=float, required=True, metavar="X", help="the goal: tokens a second")
     _add_jobs(planning)
     validating = commands.add_parser("validate", help="hold the simulator against closed forms and real processes")
-    validating.add_argument("cases", nargs="*", help="emulate only the cases whose names hold one of these words")
+    validating.add_argument(
+        "cases", nargs="*", help="emulate only the cases whose names hold one of these words, and nothing but that"
+    )
     validating.add_argument("--out", type=Path, metavar="FILE", help="write the page here, Markdown, and its figures")
     validating.add_argument("--emulations", type=_some, default=1, metavar="K", help="of each case (default: 1)")
     validating.add_argument("--closed-forms", action="store_true", help="nothing but those: nothing is emulated")
@@ -210,6 +215,12 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_validation(options: argparse.Namespace) -> int:
     """Runs all of it, which takes minutes: the emulated part goes as fast as time does. Raises `EmulationError`, and as
     `run_scenario` does."""
+    # Here, not at the top: real training takes torch, which costs seconds.
+    from .publications import gpipe, rebalancing, utilization
+    from .replayed_loss import replay
+    from .validation import closed_forms, compare_all
+    from .validation_page import Findings, write_page
+
     console = _console()
     if options.out is not None:
         check_plots()
@@ -219,10 +230,30 @@ def run_validation(options: argparse.Namespace) -> int:
         found = f"{form.simulated:.3f} {form.unit} simulated, {form.due:.3f} due"
         console.print(escape(f"{form.what}: {found} ({form.off:+.1%})"))
     tell = partial(console.print, markup=False)
-    compared = [] if options.closed_forms else compare_all(options.cases, options.emulations, tell)
+    found = Findings(forms)
+    if not options.closed_forms:
+        compared = compare_all(options.cases, options.emulations, tell)
+        found = Findings(forms, compared)
+        if not options.cases:
+            found = replace(
+                found,
+                utilized=_told(utilization(), tell),
+                flushed=_told(gpipe(), tell),
+                rebalanced=_told(rebalancing(), tell),
+                replayed=_told(map(replay, range(REPLAYED)), tell),
+            )
     if options.out is not None:
-        write_page(options.out, forms, compared)
+        write_page(options.out, found)
     return 0
+
+
+def _told(findings: Iterable[T], tell: Callable[[str], None]) -> list[T]:
+    """All of them, each told of when it is there."""
+    found = []
+    for each in findings:
+        tell(str(each))
+        found.append(each)
+    return found
 
 
 def run_from_log(options: argparse.Namespace) -> int:

@@ -17,7 +17,9 @@ class MemoryDirectory:
     delay: float = 0.0
     stale: float = 0.0
     seed: int = 0
-    _records: dict[tuple[str, int, str], list[tuple[float, float, Record]]] = field(default_factory=dict)
+    _records: dict[tuple[str, int], dict[str, list[tuple[float, float, Record]]]] = field(default_factory=dict)
+    """By run and stage, then by peer: (when it was published, when it expires, the record), oldest first."""
+
     _index: dict[str, tuple[float, Record]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -26,7 +28,7 @@ class MemoryDirectory:
     async def publish(self, record: Record, lifetime: float) -> None:
         await self._take_time()
         now = asyncio.get_running_loop().time()
-        kept = self._records.setdefault((record.run, record.stage, record.peer), [])
+        kept = self._records.setdefault((record.run, record.stage), {}).setdefault(record.peer, [])
         kept.append((now, now + lifetime, record))
         del kept[:-KEPT_RECORDS]
 
@@ -35,10 +37,10 @@ class MemoryDirectory:
         now = asyncio.get_running_loop().time()
         at = now - (self._random.uniform(0, self.stale) if self.stale else 0.0)
         found = []
-        for (in_run, at_stage, _), kept in self._records.items():
-            seen = [(expires, record) for published, expires, record in kept if published <= at]
-            if in_run == run and at_stage == stage and seen and seen[-1][0] > now:
-                found.append(seen[-1][1])
+        for kept in self._records.get((run, stage), {}).values():
+            seen = next((entry for entry in reversed(kept) if entry[0] <= at), None)
+            if seen is not None and seen[1] > now:
+                found.append(seen[2])
         return tuple(sorted(found, key=lambda record: record.peer))
 
     async def list_run(self, record: Record, lifetime: float) -> None:

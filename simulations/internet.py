@@ -19,8 +19,8 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .network import MemoryNetwork, MemoryStream, MemoryTransport
-from .tcp import DIAL_ROUND_TRIPS, Connection, StreamWindow
+from .network import MemoryNetwork, MemoryStream
+from .tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow
 from .virtual_time import NOBODY
 
 ROUNDING_BYTES = 1e-3
@@ -262,7 +262,9 @@ class Internet(MemoryNetwork):
         if size <= PACKET_BYTES and not stream.coming and waiting is None:
             uplink.carried += size
             far.down.carried += size
-            self._connection(sender, stream.peer).note(loop.time(), self._round_trip(sender, stream.peer))
+            connection = self._connection(sender, stream.peer)
+            if connection.window > FIRST_BYTES:
+                connection.note(loop.time(), self._round_trip(sender, stream.peer))
             comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return
@@ -426,7 +428,6 @@ class Internet(MemoryNetwork):
 
     def release(self, sender: str, stream: MemoryStream, frame: bytes | None) -> None:
         """After what has left before it, and is still on its way."""
-        loop = asyncio.get_running_loop()
         if frame is None:
             self.carry(sender, stream, None)
         else:

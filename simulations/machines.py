@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from ..swarm.keys import Identity
@@ -78,8 +79,9 @@ class Machine:
         share, chance = self.group.garbage, random.Random(f"{seed}/garbage {self.number}")
         return lambda: share > 0.0 and chance.random() < share
 
-    @property
+    @cached_property
     def rate(self) -> float:
+        """Microbatches a second of whole models, were it all stages, as fast as it was made."""
         return 1 / sum(forward + backward for forward, backward in self.seconds)
 
 

@@ -25,8 +25,8 @@ IFF_UP, IFF_RUNNING = 0x1, 0x40
 
 DEVICE = b"tun0"
 NETMASK = "255.255.0.0"
-QUEUE_PACKETS = 1000
-"""That wait in the device for the router to read them."""
+QUEUE_PACKETS = 10_000
+"""That may wait in the device for the router to read them: what was lost there would look like a narrow link."""
 
 
 def enter_namespace(address: str, mtu: int) -> int:

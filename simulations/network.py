@@ -5,9 +5,10 @@ drawn anew for each frame, and takes its turn on the receiver's downlink; `send`
 streams that share a link take turns of a frame, which is how bandwidth is shared. Frames keep their order within a
 stream; acknowledgements are not modelled, nor are limits on what a receiver has not read yet.
 
-Faults: `kill` ends a node as SIGKILL does, in the middle of whatever it runs, or silently, as one that is switched off; `freeze` stops it as SIGSTOP does, and
-its connections stay; `cut` lets nothing through in one direction or both: frames are held, as TCP sends them again, and
-arrive after `heal`; `stall` holds a link for a while. A killed node's name may be used again by a new one.
+Faults: `kill` ends a node as SIGKILL does, in the middle of whatever it runs, or silently, as one that is switched off;
+`freeze` stops it as SIGSTOP does, and its connections stay; `cut` lets nothing through in one direction or both: frames
+are held, as TCP sends them again, and arrive after `heal`; `stall` holds a link for a while. A killed node's name may
+be used again by a new one.
 """
 
 import asyncio

@@ -9,6 +9,7 @@ from ..errors import StorageError, UsageError
 from .outcome import MINUTE, Outcome
 
 if TYPE_CHECKING:
+    from .publications import Utilization
     from .sweep import Point
     from .validation import Compared
 
@@ -129,6 +130,20 @@ def plot_agreement(compared: Sequence["Compared"], file: Path) -> None:
         axis.plot(emulated, simulated, marker, label="used for fitting" if fitted else "not used for fitting")
     axis.set(xlabel="emulated, tokens a second", ylabel="simulated", xlim=(0, top), ylim=(0, top))
     axis.legend(loc="upper left")
+    _save(figure, file)
+
+
+def plot_utilization(found: Sequence["Utilization"], file: Path) -> None:
+    """Over added latency, by width: published ones dashed."""
+    from .publications import ADDED_LATENCIES
+
+    figure, axis = _pyplot().subplots(figsize=(8, 5), layout="constrained")
+    for each in found:
+        label = f"{each.width} wide, {'SWARM' if each.published else 'simulated'}"
+        shares = [100 * share for share in each.shares]
+        axis.plot(ADDED_LATENCIES, shares, marker="o", linestyle="--" if each.published else "-", label=label)
+    axis.set(xlabel="added latency, ms", ylabel="% of the time that devices are used", ylim=(0, 100))
+    axis.legend(fontsize="small")
     _save(figure, file)
 
 

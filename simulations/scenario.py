@@ -127,9 +127,10 @@ class Happening(_Frozen):
     """Something that befalls `peers` (a group's name), of which `share` is hit; or a `region`, a `stage`, the
     `coordinator`. It lasts `seconds`; without them, for good.
 
-    kill, freeze, leave: processes. off: machines are switched off, which nobody is told. isolate: no way to anybody. part: `region` is cut off from the rest. degrade: rates
-    are `factor` times as high, latency `latency` more. slow: devices are `factor` times as fast. lose: every replica of
-    `stage` is killed. stop: the coordinator is killed, and starts again after `seconds`."""
+    kill, freeze, leave: processes. off: machines are switched off, which nobody is told. isolate: no way to anybody.
+    part: `region` is cut off from the rest. degrade: rates are `factor` times as high, latency `latency` more. slow:
+    devices are `factor` times as fast. lose: every replica of `stage` is killed. stop: the coordinator is killed, and
+    starts again after `seconds`."""
 
     kind: Literal["kill", "off", "freeze", "leave", "isolate", "part", "degrade", "slow", "lose", "stop"]
     at: NotNegative

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 PACKET_BYTES = 1448
 FIRST_BYTES = 10 * PACKET_BYTES
-MOST_BYTES = 1.5e6
+MOST_BYTES = 2.5e6
 """As was seen: what a connection of libp2p between two Linux machines has under way at most, whatever the way holds."""
 
 LEAST_TIMEOUT_SECONDS = 0.2

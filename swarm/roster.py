@@ -99,6 +99,8 @@ class Roster:
         self.stages = stages
         self._base = (term - 1) * MEMBERS_PER_TERM
         self._members: dict[int, Member] = {}
+        self._of_stage: list[list[Member]] = [[] for _ in range(stages)]
+        """Whoever was ever placed there, by ascending number."""
 
     def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None, besides: Collection[int] = ()) -> Member:
         """A new member: on the wanted stage, else where it raises the run's throughput most (`placement.py`), but not
@@ -107,6 +109,7 @@ class Roster:
         member = Member(self._base + len(self._members) + 1, peer, stage, addresses)
         member.machine, member.besides = peer, tuple(besides)
         self._members[member.number] = member
+        self._of_stage[stage].append(member)
         return member
 
     def hosted(self) -> list[list[Hosted]]:
@@ -125,7 +128,8 @@ class Roster:
 
     def live(self, stage: int | None = None) -> list[Member]:
         """Live members (of a stage), by ascending number."""
-        return [member for member in self._members.values() if member.live and stage in (None, member.stage)]
+        members = self._members.values() if stage is None else self._of_stage[stage]
+        return [member for member in members if member.live]
 
     def ready(self, stage: int) -> list[Member]:
         return [member for member in self.live(stage) if member.ready]

@@ -88,7 +88,8 @@ def observe(wiring: Wiring, records: Sequence[Record], now: float) -> Wiring:
         elif record.sequence >> SEQUENCE_BITS > known.sequence >> SEQUENCE_BITS:
             again = _newcomer(record, start, now)
             known = again._replace(sent=known.sent, ahead=known.ahead, returning=known.returning)
-        replicas[record.peer] = known._replace(sequence=max(known.sequence, record.sequence))
+        newer = record.sequence > known.sequence
+        replicas[record.peer] = known._replace(sequence=record.sequence) if newer else known
     return Wiring(replicas)
 
 

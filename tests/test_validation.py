@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from swarm_peer.simulations.publications import Flushed, Rebalanced, Utilization, gpipe, utilization
+from swarm_peer.simulations.replayed_loss import Replayed, replay
 from swarm_peer.simulations.study import Study
 from swarm_peer.simulations.validation import (
     Case,
@@ -16,7 +18,7 @@ from swarm_peer.simulations.validation import (
     queue,
     slow_uplink,
 )
-from swarm_peer.simulations.validation_page import write_page
+from swarm_peer.simulations.validation_page import Findings, write_page
 
 
 @pytest.mark.parametrize(("stages", "batch"), [(2, 4), (4, 8), (4, 16), (6, 8)])
@@ -58,9 +60,53 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     again = Compared(replace(case, name="another", fitted=False), (replace(outcome, recoveries=(3.3,)),), (outcome,))
     page = tmp_path / "PAGE.md"
     form = Form("a form", "f(x)", 2.0, 2.1, "s")
-    write_page(page, [form], [Compared(case, (replace(outcome, recoveries=(3.3,)),), (slower,)), again])
+    found = Findings(
+        [form],
+        [Compared(case, (replace(outcome, recoveries=(3.3,)),), (slower,)), again],
+        [Utilization(768, True, (0.18, 0.12, 0.05, 0.03, 0.01)), Utilization(576, False, (0.2, 0.1, 0.1, 0.1, 0.1))],
+        [Flushed(0, 0, 15.16, 15.2), Flushed(10, 1000, 22.9, 19.0)],
+        [Rebalanced(0, 0.827, 0.5), Rebalanced(300, 0.958, 0.75)],
+        [Replayed(2, 39, 1, 4, 5.5, 3.25, 3.125, 3.25)],
+    )
+    write_page(page, found)
     text = page.read_text()
+    assert "| 768 | SWARM | 18.0% | 12.0% | 5.0% | 3.0% | 1.0% |" in text
+    assert "| 10 ms, 1 Gbit/s | 22.90 s | 66% | 19.00 s | 80% |" in text
+    assert "| every 300 s | 95.8% | 75.0% |" in text
+    assert "| 2 | 4 | 1 | 39 of 40 | 5.5000 | 3.2500 | 3.1250 | 3.2500 |" in text
     assert "| a form | f(x) | 2.000 s | 2.100 s | +5.0% |" in text
     assert "| +100.0% | 3.30 s | 3.00 s | +10% | 31% |" in text
     assert "Tokens a second: 1 of 2 within 10 %. Recovery: 1 of 1 within 20 %." in text
     assert (tmp_path / "validation-figures" / "emulation.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "validation-figures" / "utilization.svg").exists()
+
+
+def test_a_page_of_closed_forms_alone_has_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "PAGE.md"
+    write_page(page, Findings([Form("a form", "f(x)", 2.0, 2.1, "s")]))
+    assert page.read_text().count("\n## ") == 1
+
+
+@pytest.mark.slow
+def test_wider_layers_and_shorter_ways_keep_more_as_is_published() -> None:
+    found = [each for each in utilization() if not each.published]
+    for each in found:
+        assert list(each.shares) == sorted(each.shares, reverse=True), each
+    for latency in range(len(found[0].shares)):
+        shares = [each.shares[latency] for each in found]
+        assert shares == sorted(shares), latency
+
+
+@pytest.mark.slow
+def test_a_flushed_pipeline_is_slower_the_longer_its_ways() -> None:
+    seconds = [each.simulated for each in gpipe()]
+    assert seconds[0] == pytest.approx(15.16, rel=0.02)
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.slow
+def test_churn_does_not_change_what_updates_do_to_the_loss() -> None:
+    replayed = replay(0)
+    assert replayed.lost > 0
+    assert replayed.simulated == replayed.all
+    assert replayed.none < replayed.before

@@ -1,0 +1,158 @@
+"""What others have measured, beside what the simulator gives for something like it: shapes, not numbers, because their
+models, devices and schedules are not ours. `validation_page.py` shows both.
+
+Sources: SWARM (Ryabinin et al. 2023, arXiv 2301.11913), device utilization and rebalancing; DT-FM (Yuan et al. 2022,
+arXiv 2206.01288), the raw tables beside its code, GPipe.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..swarm.work import forward_flops
+from .cast import manifest_of
+from .scenario import Scenario, parse_scenario
+from .study import Study
+
+DEVICE_FLOPS = 3e13
+"""Useful operations a second of a V100 in half precision, roughly."""
+
+WIDTHS = {576: ("smollm2-135m", 512), 2048: ("tinyllama", 2048), 4096: ("llama-7b", 2048), 8192: ("llama-65b", 2048)}
+"""Of a hidden state: a model that has it, and tokens of a microbatch."""
+
+ADDED_LATENCIES = (0, 10, 50, 100, 200)
+PUBLISHED_UTILIZATION = {
+    768: (0.180, 0.118, 0.049, 0.028, 0.015),
+    12288: (0.821, 0.793, 0.703, 0.602, 0.485),
+}
+"""SWARM, figure 3: BERT-base's layer and GPT-3's, at 500 Mbit/s."""
+
+GPIPE_LINKS = ((0, 0), (10, 1000), (50, 1000))
+"""(ms, Mbit/s; 0: as in a data centre)"""
+
+PUBLISHED_GPIPE = (15.16, 22.90, 29.08)
+"""Seconds a step of GPT-3 XL by GPipe on 12 V100."""
+
+PUBLISHED_REBALANCING = (0.827, 0.958)
+"""Of the best throughput: without, and with a move every 300 s."""
+
+TEXT = """
+title = "{title}"
+minutes = {minutes}
+
+[run.model]
+name = "{model}"
+stages = {stages}
+
+[run.train]
+steps = {steps}
+batch = {batch}
+lora_rank = 1
+lora_targets = ["q_proj"]
+
+[run.data]
+sequence_length = {tokens}
+
+[run.pipeline]
+rebalance = 0
+slots = {slots}
+min_replicas = {replicas}
+
+[coordinator]
+latency = 0.5
+
+[[peers]]
+name = "equal"
+count = {count}
+forward = {forward}
+backward = {backward}
+latency = {latency}
+"""
+
+
+def _scenario(title: str, model: str, *changes: str, **told: float) -> Scenario:
+    values = {"minutes": 600.0, "steps": 6, "batch": 32, "replicas": 1, "latency": 0.5, "tokens": 2048, **told}
+    return parse_scenario(TEXT.format(title=title, model=model, **values), title, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Utilization:
+    """Share of the devices' time that is used, at 500 Mbit/s, for each of `ADDED_LATENCIES`; `width`: of a hidden
+    state; `published`: by SWARM, of its own."""
+
+    width: int
+    published: bool
+    shares: tuple[float, ...]
+
+
+def utilization() -> Iterator[Utilization]:
+    """One layer a stage, four stages of two devices: the wider a layer, the more it computes for what it sends."""
+    for width, shares in PUBLISHED_UTILIZATION.items():
+        yield Utilization(width, True, shares)
+    for width in WIDTHS:
+        yield Utilization(width, False, tuple(Study(_layer(width, added)).run().kept for added in ADDED_LATENCIES))
+
+
+def _layer(width: int, added: float) -> Scenario:
+    model, tokens = WIDTHS[width]
+    told = {"stages": 4, "count": 8, "replicas": 2, "slots": 24, "batch": 64, "tokens": tokens, "latency": 0.5 + added / 2}
+    links = ("peers.0.up=500", "peers.0.down=500")
+    manifest = manifest_of(_scenario("one layer", model, forward=1, backward=1, **told), 0)
+    forward = forward_flops(manifest, range(1, 2)) / len(manifest.layers(1)) / DEVICE_FLOPS
+    return _scenario(f"layers {width} wide", model, *links, forward=forward, backward=3 * forward, **told)
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """A step of a pipeline that is flushed: `latency` in ms, `rate` in Mbit/s (0: as in a data centre), seconds."""
+
+    latency: float
+    rate: float
+    published: float
+    simulated: float
+
+
+def gpipe() -> Iterator[Flushed]:
+    """GPT-3 XL's width in 11 stages, 64 microbatches a step, half precision on the wire; devices such that a step takes
+    in a data centre what it took there."""
+    stages, batch = 11, 64
+    visit = PUBLISHED_GPIPE[0] / (batch + stages - 1)
+    for (latency, rate), published in zip(GPIPE_LINKS, PUBLISHED_GPIPE, strict=True):
+        codecs = ('run.codecs.activations="fp16"', 'run.codecs.gradients="fp16"', "run.pipeline.staleness=0")
+        links = (f"peers.0.up={rate}", f"peers.0.down={rate}", f"peers.0.latency={latency / 2}")
+        told = {"stages": stages, "count": stages, "slots": 80, "batch": batch, "steps": 4}
+        scenario = _scenario(
+            "a flushed pipeline", "tinyllama", *codecs, *links, forward=visit / 3, backward=2 * visit / 3, **told
+        )
+        yield Flushed(latency, rate, published, Study(scenario).run().step_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalanced:
+    """Share of what the devices that were there could do; `period`: seconds between two moves, 0: none."""
+
+    period: float
+    published: float
+    simulated: float
+
+
+def rebalancing() -> Iterator[Rebalanced]:
+    """Machines come and go for hours (24 of them, four stages); what the study itself has, 400 machines and 32 stages
+    on a trace like its own, is `benchmarks/rebalancing.py`."""
+    for period, published in zip((0, 300), PUBLISHED_REBALANCING, strict=True):
+        scenario = _scenario(
+            "machines come and go",
+            "llama-7b",
+            f"run.pipeline.rebalance={period}",
+            "peers.0.stays={mean=3600}",
+            "peers.0.away={mean=1800}",
+            forward=4,
+            backward=8,
+            stages=4,
+            count=24,
+            replicas=2,
+            slots=8,
+            batch=64,
+            steps=10_000,
+            minutes=240.0,
+        )
+        yield Rebalanced(period, published, Study(scenario).run().kept)
