@@ -94,7 +94,15 @@ def utilization() -> Iterator[Utilization]:
 
 def _layer(width: int, added: float) -> Scenario:
     model, tokens = WIDTHS[width]
-    told = {"stages": 4, "count": 8, "replicas": 2, "slots": 24, "batch": 64, "tokens": tokens, "latency": 0.5 + added / 2}
+    told = {
+        "stages": 4,
+        "count": 8,
+        "replicas": 2,
+        "slots": 24,
+        "batch": 64,
+        "tokens": tokens,
+        "latency": 0.5 + added / 2,
+    }
     links = ("peers.0.up=500", "peers.0.down=500")
     manifest = manifest_of(_scenario("one layer", model, forward=1, backward=1, **told), 0)
     forward = forward_flops(manifest, range(1, 2)) / len(manifest.layers(1)) / DEVICE_FLOPS
@@ -136,23 +144,23 @@ class Rebalanced:
 
 
 def rebalancing() -> Iterator[Rebalanced]:
-    """Machines come and go for hours (24 of them, four stages); what the study itself has, 400 machines and 32 stages
+    """Machines come and go (16 of them, four stages); what the study itself has, 400 machines and 32 stages
     on a trace like its own, is `benchmarks/rebalancing.py`."""
     for period, published in zip((0, 300), PUBLISHED_REBALANCING, strict=True):
         scenario = _scenario(
             "machines come and go",
             "llama-7b",
             f"run.pipeline.rebalance={period}",
-            "peers.0.stays={mean=3600}",
-            "peers.0.away={mean=1800}",
+            "peers.0.stays={mean=1500}",
+            "peers.0.away={mean=900}",
             forward=4,
             backward=8,
             stages=4,
-            count=24,
+            count=16,
             replicas=2,
             slots=8,
             batch=64,
             steps=10_000,
-            minutes=240.0,
+            minutes=90.0,
         )
         yield Rebalanced(period, published, Study(scenario).run().kept)

@@ -28,7 +28,7 @@ IDLE_STREAMS = 8
 HEARTBEAT_SECONDS = 1.0
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
-TIDY_SECONDS = 60.0
+TIDY_SECONDS = 20.0
 """How often idle streams are looked through for such as the other side has ended, or nobody has needed since."""
 
 

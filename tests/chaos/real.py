@@ -69,7 +69,7 @@ RETRY_SECONDS, RETRIES = 0.5, 60
 LEARNING_RATE = 3e-3
 
 
-def manifest_toml(seed: int, steps: int, learning_rate: float = LEARNING_RATE) -> str:
+def manifest_toml(seed: int, steps: int, learning_rate: float = LEARNING_RATE, batch: int = BATCH) -> str:
     return f"""
 seed = {seed}
 [model]
@@ -78,7 +78,7 @@ stages = {STAGES}
 [train]
 mode = "full"
 steps = {steps}
-batch = {BATCH}
+batch = {batch}
 [data]
 sequence_length = 64
 [optimizer]
@@ -107,6 +107,7 @@ class RealChaos:
     look_seconds: float = 5.0
     spared: str = ""
     learning_rate: float = LEARNING_RATE
+    batch: int = BATCH
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
     forked: bool = True
@@ -116,8 +117,8 @@ class RealChaos:
 
     def __post_init__(self) -> None:
         self.faults = draw_real(self.seed, self.seconds, self.pace)
-        steps = max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE))
-        self.toml = manifest_toml(self.seed, steps, self.learning_rate)
+        steps = max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE * BATCH / self.batch))
+        self.toml = manifest_toml(self.seed, steps, self.learning_rate, self.batch)
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -183,7 +184,7 @@ class RealChaos:
         expected = run_reference(prepared.manifest, prepared.corpus, prepared.heldout, prepared.folder)
         ledger = report["ledger"]
         assert (ledger["lost"], ledger["duplicated"]) == (0, 0)
-        assert ledger["microbatches"] == settings.train.steps * BATCH
+        assert ledger["microbatches"] == settings.train.steps * self.batch
         assert len(report["steps"]) == settings.train.steps
         for ours, theirs in zip(report["steps"], expected["steps"], strict=True):
             assert (ours["step"], ours["version"]) == (theirs["step"], theirs["version"])

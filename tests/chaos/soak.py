@@ -27,8 +27,12 @@ PACE = Pace(kill=90.0, trainer=1800.0, leave=180.0, join=300.0, lose=600.0, trai
 
 SPARED = "peer-0"
 ROLES = ("peer", "trainer", "standby")
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 3e-5
 """Of the steps of half an hour at the other runs' rate none of the later ones could be compared (`real.py`)."""
+
+BATCH = 24
+"""A peer holds the gradients of its microbatches until the step is closed, 0.7 MB each: with 64 a step, how many
+replicas a stage has just then moves its memory by 15 MB, which is load and no growth."""
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 """What is freed goes back to the system: else a process' memory is the most that it ever had."""
@@ -102,6 +106,7 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         look_seconds=SECONDS_BETWEEN_SAMPLES,
         spared=SPARED,
         learning_rate=LEARNING_RATE,
+        batch=BATCH,
         logs=out / "logs",
         environment=GIVEN_BACK,
         # Memory shared with others would be counted as theirs.
