@@ -230,20 +230,20 @@ def run_validation(options: argparse.Namespace) -> int:
         found = f"{form.simulated:.3f} {form.unit} simulated, {form.due:.3f} due"
         console.print(escape(f"{form.what}: {found} ({form.off:+.1%})"))
     tell = partial(console.print, markup=False)
-    found = Findings(forms)
+    findings = Findings(forms)
     if not options.closed_forms:
         compared = compare_all(options.cases, options.emulations, tell)
-        found = Findings(forms, compared)
+        findings = Findings(forms, compared)
         if not options.cases:
-            found = replace(
-                found,
+            findings = replace(
+                findings,
                 utilized=_told(utilization(), tell),
                 flushed=_told(gpipe(), tell),
                 rebalanced=_told(rebalancing(), tell),
                 replayed=_told(map(replay, range(REPLAYED)), tell),
             )
     if options.out is not None:
-        write_page(options.out, found)
+        write_page(options.out, findings)
     return 0
 
 

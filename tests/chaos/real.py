@@ -108,6 +108,7 @@ class RealChaos:
     spared: str = ""
     learning_rate: float = LEARNING_RATE
     batch: int = BATCH
+    steps_a_minute: int = STEPS_A_MINUTE
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
     forked: bool = True
@@ -117,7 +118,7 @@ class RealChaos:
 
     def __post_init__(self) -> None:
         self.faults = draw_real(self.seed, self.seconds, self.pace)
-        steps = max(LEAST_STEPS, round(self.seconds / 60 * STEPS_A_MINUTE * BATCH / self.batch))
+        steps = max(LEAST_STEPS, round(self.seconds / 60 * self.steps_a_minute))
         self.toml = manifest_toml(self.seed, steps, self.learning_rate, self.batch)
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []

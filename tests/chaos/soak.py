@@ -30,7 +30,7 @@ ROLES = ("peer", "trainer", "standby")
 LEARNING_RATE = 3e-5
 """Of the steps of half an hour at the other runs' rate none of the later ones could be compared (`real.py`)."""
 
-BATCH = 24
+BATCH, STEPS_A_MINUTE = 24, 20
 """A peer holds the gradients of its microbatches until the step is closed, 0.7 MB each: with 64 a step, how many
 replicas a stage has just then moves its memory by 15 MB, which is load and no growth."""
 
@@ -107,6 +107,7 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         spared=SPARED,
         learning_rate=LEARNING_RATE,
         batch=BATCH,
+        steps_a_minute=STEPS_A_MINUTE,
         logs=out / "logs",
         environment=GIVEN_BACK,
         # Memory shared with others would be counted as theirs.
