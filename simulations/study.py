@@ -11,7 +11,7 @@ Errors: `ScenarioError` for a run that can never begin; `ConservationError`.
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .scenario import Scenario
 from .simulated_world import SimulatedWorld
 from .sized import SizedArithmetic, SizedBackend, SizedSamples, SizedState, weigher, wrong_sum
 from .swarm import SimulatedSwarm
-from .virtual_time import run
+from .virtual_time import VirtualTimeLoop, run
 
 NO_REPORT: dict[str, Any] = {"faults": [], "ledger": {"reissued": 0}}
 """Of a run that nobody ever led."""
@@ -50,6 +50,8 @@ class Study:
     scenario: Scenario
     seed: int | None = None
     log: Path | None = None
+    callbacks: int = field(default=0, init=False)
+    """Of its loop, until the run was over."""
 
     def run(self) -> Outcome:
         """Simulates it. Raises `ScenarioError`, `ConservationError`, `StorageError` and whatever the run raises."""
@@ -79,6 +81,9 @@ class Study:
         await asyncio.wait(
             (running, hopeless), timeout=self.scenario.minutes * MINUTE, return_when=asyncio.FIRST_COMPLETED
         )
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        self.callbacks = loop.ran
         finished = running.done()
         report = running.result() if finished else swarm.trainer.report() if swarm.is_led else NO_REPORT
         explained = "" if finished else hopeless.result() if hopeless.done() else self._explain()

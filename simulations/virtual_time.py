@@ -72,6 +72,9 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._due: list[tuple[float, int, _Handle]] = []
         """A heap: by time, and what is due at the same time in the order in which it was asked for."""
 
+        self.ran = 0
+        """Callbacks so far."""
+
         self._timers = itertools.count()
         self.numbers = itertools.count()
         self.set_task_factory(lambda loop, coroutine, **options: _Task(coroutine, loop=loop, **options))
@@ -110,6 +113,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         while due and due[0][0] <= self._now:
             soon.append(heapq.heappop(due)[2])
         frozen, pop = self.frozen, soon.popleft
+        self.ran += len(soon)
         for _ in range(len(soon)):
             handle = pop()
             if not handle or (frozen and self._set_aside(handle)):
