@@ -34,10 +34,9 @@ class Attempt:
     hear: Callable[[Sequence[pb.PathEntry]], None]
     again: Callable[[], int]
     is_hedge: bool = False
-    clock: PhaseClock = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.clock = PhaseClock(self.call.began)
+    clock: PhaseClock = field(default=PhaseClock(None))
+    arrived: float | None = None
+    """When the callee said first that it has the whole call."""
 
     @property
     def peer(self) -> str:
@@ -74,17 +73,24 @@ class Attempt:
                     self.call.told(reply.load)
                 if isinstance(reply, pb.Accepted):
                     self.call.accepted(loop.time() - began)
+                    if self.arrived is None:
+                        self.arrived = loop.time()
+                        self.clock = PhaseClock(self.arrived)
                 if isinstance(reply, pb.Accepted | pb.Progress):
                     self._follow(reply.changes, loop.time())
                     self.hear(reply.changes)
                 elif isinstance(reply, pb.Done):
                     now = loop.time()
-                    self.call.succeeded(now, self.clock.own(now) if self.clock.computed else None)
+                    self.call.succeeded(now, self._taken(now) if self.clock.computed else None)
                     return reply, data
                 elif isinstance(reply, pb.Busy | pb.Refused | pb.Failed):
                     return reply, data
                 else:
                     raise ProtocolError(f"{self.peer} answered a Run with {reply.DESCRIPTOR.name}")
+
+    def _taken(self, now: float) -> float:
+        """Seconds for its way there and its callee's own phases."""
+        return self.clock.own(now) + (0.0 if self.arrived is None else self.arrived - self.call.began)
 
     def _follow(self, changes: Sequence[pb.PathEntry], now: float) -> None:
         for entry in changes:

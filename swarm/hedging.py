@@ -3,7 +3,9 @@
 A call is judged by its callee's own phases (queued, forward, backward), never by what it waits for below: `PhaseClock`
 runs only meanwhile. `OwnTimes` remembers how long that took in recent calls of the stage; a call beyond a few times
 their 95th percentile is hedged, as far as the `Budget` goes, which keeps a swarm that has become slower as a whole from
-doing everything twice. (Dean and Barroso, "The Tail at Scale", 2013.) Pure: times are passed in.
+doing everything twice. Until its callee has all of it a call is judged by how long that took others, and not before
+that is known: on a slow link everything takes long, and would the longer if it were sent twice. (Dean and Barroso, "The
+Tail at Scale", 2013.) Pure: times are passed in.
 """
 
 from collections import deque
@@ -31,8 +33,9 @@ BUDGET = 8.0
 """Hedges that may begin at once."""
 
 BUDGET_PER_CALL = 0.1
-BUDGET_PER_SECOND = 1.0
-"""The second lets a swarm go on in which everything waits for hung visits."""
+BUDGET_PER_SECOND, BUDGET_PER_LIMIT = 1.0, 2.0
+"""Whichever is less: it lets a swarm go on in which everything waits for hung visits. Where calls take long, because
+links are slow, a hedge a second would take more of them than there is, and make every call late."""
 
 
 class PhaseClock(NamedTuple):
@@ -59,10 +62,11 @@ class PhaseClock(NamedTuple):
 
 @dataclass(slots=True)
 class OwnTimes:
-    """Own-phase seconds of recent calls of one stage, and the limit that follows from them."""
+    """Own-phase seconds of recent calls of one stage, and the limit that follows from them; or those until a callee had
+    all of a call."""
 
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _limit: float = UNMEASURED_SECONDS
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
@@ -72,8 +76,13 @@ class OwnTimes:
 
     @property
     def limit(self) -> float:
-        """Own-phase seconds after which a call is hedged."""
+        """Seconds after which a call is hedged."""
         return self._limit
+
+    def limit_of(self, expected: float) -> float:
+        """The same of a call that was expected to take so long, by what its callee said, for which it does not count
+        any more once others have been measured."""
+        return self._limit if len(self._recent) >= ENOUGH else max(self._limit, FACTOR * expected)
 
 
 class Budget(NamedTuple):
@@ -85,11 +94,8 @@ class Budget(NamedTuple):
     def after_call(self) -> "Budget":
         return self._replace(left=min(BUDGET, self.left + BUDGET_PER_CALL))
 
-    def spend(self, now: float) -> "Budget | None":
-        """The budget after one more hedge; None if it does not allow one yet."""
-        left = min(BUDGET, self.left + BUDGET_PER_SECOND * max(0.0, now - self.at))
+    def spend(self, now: float, limit: float) -> "Budget | None":
+        """The budget after one more hedge, of a call that is beyond this limit; None if it does not allow one yet."""
+        rate = min(BUDGET_PER_SECOND, BUDGET_PER_LIMIT / limit)
+        left = min(BUDGET, self.left + rate * max(0.0, now - self.at))
         return Budget(left - 1, now) if left >= 1 else None
-
-    def allows_at(self) -> float:
-        """The time at which it will allow a hedge, if no call ends before."""
-        return self.at + max(0.0, 1 - self.left) / BUDGET_PER_SECOND

@@ -59,6 +59,9 @@ class Hop:
     max_payload: int
     fenced: Callable[[pb.Term], None] = field(default=lambda term: None)
     own_times: dict[int, OwnTimes] = field(default_factory=dict)
+    arrivals: dict[int, OwnTimes] = field(default_factory=dict)
+    """Seconds from the beginning of a call until the callee had all of it."""
+
     budget: Budget = field(default_factory=Budget)
 
     async def call(
@@ -185,26 +188,39 @@ class _Calling:
             return None
         now = asyncio.get_running_loop().time()
         (attempt,) = self.running
-        left = self._times.limit - attempt.clock.own(now)
+        left = self._times.limit_of(attempt.call.expected) - attempt.clock.own(now)
+        if attempt.arrived is None:
+            left = min(left, self._arrivals.limit - (now - attempt.call.began))
         return max(HEDGE_PAUSE_SECONDS, left, self._hedge_from - now)
 
     def _hedge(self) -> None:
         now = asyncio.get_running_loop().time()
         (attempt,) = self.running
         base = self.order()
-        if base is None or attempt.clock.own(now) < self._times.limit or now < self._hedge_from:
+        if base is None or now < self._hedge_from or now < self._hedged_at(attempt, now):
             return
         asked = {*self.unusable, attempt.peer}
         peer = self.neighbours.another(self.stage, {*asked, *self.unfit}) or self.neighbours.another(self.stage, asked)
-        budget = self.hop.budget.spend(now)
+        limit = (self._arrivals if attempt.arrived is None else self._times).limit
+        budget = self.hop.budget.spend(now, limit)
         if peer is not None and budget is not None:
             self.hop.budget = budget
             self._hedge_from = now + HEDGE_PAUSE_SECONDS
             self._start(peer, base, is_hedge=True)
 
+    def _hedged_at(self, attempt: Attempt, now: float) -> float:
+        """From when on it is beyond its limit, if it goes on as it is."""
+        if attempt.arrived is None:
+            return attempt.call.began + self._arrivals.limit
+        return now + self._times.limit_of(attempt.call.expected) - attempt.clock.own(now)
+
     @property
     def _times(self) -> OwnTimes:
         return self.hop.own_times.setdefault(self.stage, OwnTimes())
+
+    @property
+    def _arrivals(self) -> OwnTimes:
+        return self.hop.arrivals.setdefault(self.stage, OwnTimes(float("inf")))
 
     # ---- answers
 
@@ -260,6 +276,8 @@ class _Calling:
 
     def _note_done(self, attempt: Attempt, now: float) -> None:
         self.hop.budget = self.hop.budget.after_call()
+        if attempt.arrived is not None:
+            self._arrivals.add(attempt.arrived - attempt.call.began)
         if attempt.clock.computed:
             self._times.add(attempt.clock.own(now))
         if attempt.is_hedge:

@@ -56,14 +56,20 @@ def test_the_limit_follows_the_slowest_of_recent_calls() -> None:
 
 def test_the_budget_allows_a_few_hedges_and_then_one_a_second_or_every_tenth_call() -> None:
     budget, hedges = Budget(), 0
-    while (after := budget.spend(0.0)) is not None:
+    while (after := budget.spend(0.0, 1.0)) is not None:
         budget, hedges = after, hedges + 1
     assert hedges == BUDGET
-    assert budget.spend(0.5) is None
-    assert budget.spend(1.0) is not None
+    assert budget.spend(0.5, 1.0) is None
+    assert budget.spend(1.0, 1.0) is not None
     for _ in range(11):
         budget = budget.after_call()
-    assert budget.spend(0.0) is not None
+    assert budget.spend(0.0, 1.0) is not None
+
+
+def test_where_calls_take_long_hedges_begin_seldom() -> None:
+    budget = Budget(left=0.0)
+    assert budget.spend(29.0, 60.0) is None
+    assert budget.spend(30.0, 60.0) is not None
 
 
 # ---- whole swarms
