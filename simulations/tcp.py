@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 PACKET_BYTES = 1448
 FIRST_BYTES = 10 * PACKET_BYTES
 MOST_BYTES = 2.5e6
-"""As was seen: what a connection of libp2p between two Linux machines has under way at most, whatever the way holds."""
+"""As was seen of libp2p's between two emulated machines: what one has under way at most, whatever the way holds."""
 
 LEAST_TIMEOUT_SECONDS = 0.2
 
