@@ -1,7 +1,9 @@
 """Whether the memory and the descriptors of processes stay flat: samples in, growth and a verdict out. Pure.
 
 Growth is the Theil-Sen slope (the median of the slopes of all pairs of samples; Theil 1950, Sen 1968; weighted by
-their distance in time, Scholz 1978), which a few samples far off do not move, times the length of the whole run.
+their distance in time, Scholz 1978), which a few samples far off do not move, times the length of the whole run. What
+comes and goes within seconds, as streams do, is no growth: the samples of a window are one, their mean.
+
 Processes of one kind run the same code, so they are judged together, by the pairs within each of them: what one that
 lived for ten minutes happened to do in them (a neighbour came, it moved to another stage) would say little by itself,
 and three times that of a whole run; a leak is in all of them. Who lived for most of the run is judged by itself too.
@@ -11,8 +13,8 @@ one from then on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from statistics import median
+from itertools import combinations, groupby
+from statistics import fmean, median
 from typing import NamedTuple
 
 
@@ -20,8 +22,8 @@ class Sample(NamedTuple):
     """`at`: seconds since the first sample of the run; `resident`: bytes of memory; `descriptors`: open files."""
 
     at: float
-    resident: int
-    descriptors: int
+    resident: float
+    descriptors: float
 
 
 @dataclass
@@ -41,12 +43,13 @@ class Series:
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """`warm_up`: seconds at the beginning of a process that do not count; one that was seen for less than `least` is
-    not judged, and one that was for the share `alone` of the run is by itself. Over a run memory may grow by `resident`
-    bytes or by `share` of its median, whichever is more, and `descriptors` by so many."""
+    not judged, and one that was for the share `alone` of the run is by itself. `window`: see above, seconds. Over a run
+    memory may grow by `resident` bytes or by `share` of its median, whichever is more, and `descriptors` by so many."""
 
     warm_up: float = 300.0
     least: float = 600.0
     alone: float = 0.7
+    window: float = 10.0
     resident: float = 15e6
     share: float = 0.05
     descriptors: float = 10.0
@@ -84,6 +87,15 @@ def theil_sen(lines: Sequence[Sequence[tuple[float, float]]]) -> float:
     return 0.0
 
 
+def windows(samples: Sequence[Sample], seconds: float) -> list[Sample]:
+    """The mean of the samples of each window of so many seconds."""
+    found = []
+    for _, group in groupby(samples, lambda sample: sample.at // seconds):
+        at, resident, descriptors = zip(*group, strict=True)
+        found.append(Sample(fmean(at), fmean(resident), fmean(descriptors)))
+    return found
+
+
 def verdicts(seen: Sequence[Series], run_seconds: float, bounds: Bounds) -> list[Verdict]:
     """Of every kind, and of every process that was seen for most of the run."""
     found = []
@@ -99,9 +111,11 @@ def verdicts(seen: Sequence[Series], run_seconds: float, bounds: Bounds) -> list
 
 def judge(name: str, seen: Sequence[Series], run_seconds: float, bounds: Bounds) -> Verdict:
     """What processes have grown by, were they to go on like this for the whole run."""
-    counted = [
+    warm = [
         [sample for sample in series.samples if sample.at >= series.samples[0].at + bounds.warm_up] for series in seen
     ]
+    seconds = sum(samples[-1].at - samples[0].at for samples in warm if samples)
+    counted = [windows(samples, bounds.window) for samples in warm]
     resident = median(sample.resident for samples in counted for sample in samples)
     descriptors = median(sample.descriptors for samples in counted for sample in samples)
     grown = theil_sen([[(sample.at, sample.resident) for sample in samples] for samples in counted]) * run_seconds
@@ -111,5 +125,4 @@ def judge(name: str, seen: Sequence[Series], run_seconds: float, bounds: Bounds)
         problems.append("memory grows")
     if opened > bounds.descriptors:
         problems.append("descriptors grow")
-    seconds = sum(samples[-1].at - samples[0].at for samples in counted if samples)
     return Verdict(name, len(seen), seconds, resident, grown, descriptors, opened, " and ".join(problems))

@@ -69,14 +69,16 @@ RETRY_SECONDS, RETRIES = 0.5, 60
 LEARNING_RATE = 3e-3
 
 
-def manifest_toml(seed: int, steps: int, learning_rate: float = LEARNING_RATE, batch: int = BATCH) -> str:
+def manifest_toml(
+    seed: int, steps: int, learning_rate: float = LEARNING_RATE, batch: int = BATCH, mode: str = "full"
+) -> str:
     return f"""
 seed = {seed}
 [model]
 name = "tiny"
 stages = {STAGES}
 [train]
-mode = "full"
+mode = "{mode}"
 steps = {steps}
 batch = {batch}
 [data]
@@ -108,6 +110,7 @@ class RealChaos:
     spared: str = ""
     learning_rate: float = LEARNING_RATE
     batch: int = BATCH
+    mode: str = "full"
     steps_a_minute: int = STEPS_A_MINUTE
     environment: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
@@ -119,7 +122,7 @@ class RealChaos:
     def __post_init__(self) -> None:
         self.faults = draw_real(self.seed, self.seconds, self.pace)
         steps = max(LEAST_STEPS, round(self.seconds / 60 * self.steps_a_minute))
-        self.toml = manifest_toml(self.seed, steps, self.learning_rate, self.batch)
+        self.toml = manifest_toml(self.seed, steps, self.learning_rate, self.batch, self.mode)
         self.report: dict[str, Any] | None = None
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0

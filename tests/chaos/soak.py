@@ -27,17 +27,20 @@ PACE = Pace(kill=90.0, trainer=1800.0, leave=180.0, join=300.0, lose=600.0, trai
 
 SPARED = "peer-0"
 ROLES = ("peer", "trainer", "standby")
-LEARNING_RATE = 3e-5
+LEARNING_RATE = 1e-4
 """Of the steps of half an hour at the other runs' rate none of the later ones could be compared (`real.py`)."""
 
-BATCH, STEPS_A_MINUTE = 24, 20
-"""A peer holds the gradients of its microbatches until the step is closed, 0.7 MB each: with 64 a step, how many
-replicas a stage has just then moves its memory by 15 MB, which is load and no growth."""
+MODE, BATCH, STEPS_A_MINUTE = "lora", 24, 20
+"""A peer holds the gradients of its microbatches until the step is closed. Of a whole stage they are 0.7 MB each, and
+how many there are just then, which is load and no growth, moves its memory by more than a leak would; of LoRA's weights
+they are hardly anything. The other chaos runs train whole stages."""
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 """What is freed goes back to the system: else a process' memory is the most that it ever had."""
 
-SECONDS_BETWEEN_SAMPLES = 5.0
+SECONDS_BETWEEN_SAMPLES = 1.0
+"""Descriptors come and go with the streams of a second: few samples would say more of these than of growth."""
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MB = 1e6
 
@@ -107,6 +110,7 @@ def soak(seed: int, minutes: float, out: Path, bounds: Bounds) -> list[str]:
         spared=SPARED,
         learning_rate=LEARNING_RATE,
         batch=BATCH,
+        mode=MODE,
         steps_a_minute=STEPS_A_MINUTE,
         logs=out / "logs",
         environment=GIVEN_BACK,

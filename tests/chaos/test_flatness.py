@@ -91,6 +91,17 @@ def test_descriptors_that_grow_are_found() -> None:
     assert verdict(watched(opened=14, growth=60 * MB)).problem == "memory grows and descriptors grow"
 
 
+def test_bursts_shorter_than_a_window_hide_no_growth_and_are_none() -> None:
+    """Every second 40 streams come, and go in the next."""
+
+    def bursting(opened: float) -> Series:
+        samples = [Sample(float(at), 400 * MB, 60 + 40 * (at % 2) + round(opened * at / RUN)) for at in range(1801)]
+        return Series("peer-0", 1, "peer", samples)
+
+    assert abs(verdict(bursting(0)).descriptor_growth) < 1
+    assert verdict(bursting(12)).descriptor_growth == pytest.approx(12, rel=0.1)
+
+
 def test_what_is_given_back_is_no_growth() -> None:
     assert verdict(watched(growth=-100 * MB, opened=-20)).problem == ""
 
