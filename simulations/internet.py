@@ -19,6 +19,8 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy
+
 from .network import MemoryNetwork, MemoryStream
 from .tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow
 from .virtual_time import NOBODY
@@ -28,6 +30,8 @@ ROUNDING_BYTES = 1e-3
 
 MEMORY_SECONDS, REMEMBERED = 60.0, 32
 """For how long, and how many frames, a downlink looks back: what came before has passed."""
+
+INSTANT_SECONDS = 1e-12
 
 PACKET_BYTES = 1500
 """Frames of no more than this are on the way at once: they would have their share of a link before they were missed."""
@@ -150,21 +154,15 @@ class Downlink:
         self._recent.append((began, now, size))
         if sum(bytes_ / max(end - start, bytes_ / self.rate) for start, end, bytes_ in self._recent) <= self.rate:
             return now
-        left = 0.0
-        for since, _, _ in self._recent:
-            came = sum(bytes_ * _share_since(since, start, end) for start, end, bytes_ in self._recent)
-            left = max(left, came - (now - since) * self.rate)
-        return now + left / self.rate
+        starts, ends, sizes = numpy.array(self._recent).T
+        since = starts[:, None]
+        # Of what came evenly from its start to its end, the part that came since then.
+        shares = numpy.clip((ends - since) / numpy.maximum(ends - starts, INSTANT_SECONDS), 0.0, 1.0)
+        came = numpy.where(starts >= since, 1.0, shares) @ sizes
+        return now + max(0.0, float((came - (now - starts) * self.rate).max())) / self.rate
 
     def change(self, factor: float) -> None:
         self.rate *= factor
-
-
-def _share_since(since: float, start: float, end: float) -> float:
-    """Of what came evenly from `start` to `end`, the part that came from `since` on."""
-    if start >= since:
-        return 1.0
-    return (end - since) / (end - start) if end > since else 0.0
 
 
 @dataclass

@@ -163,10 +163,11 @@ class StageHost:
     def load(self) -> pb.Load:
         """What callers are told of this peer's load."""
         ahead = returning = 0
-        for visit in self.visits.open_visits():
-            place = PLACES.get(visit.own.phase)
-            ahead += place is Place.AHEAD
-            returning += place is Place.RETURNING
+        for phase, place in PLACES.items():
+            if place is Place.AHEAD:
+                ahead += self.visits.phases[phase]
+            else:
+                returning += self.visits.phases[phase]
         return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
 
     def _retry_after(self) -> int:

@@ -78,6 +78,7 @@ class Visit:
     """One visit. `own` is this stage's path entry, `below` the entries that the stages below have reported.
 
     `output` and `input_gradient` are at hand while it is open; from its end on they are kept elsewhere (`kept.py`).
+    `phases`: how many open visits of its stage are in each, this one among them while it is open there.
     """
 
     key: VisitKey
@@ -92,6 +93,7 @@ class Visit:
     loss: Scalar | None = None
     finished: bool = False
     failure: FailedError | None = None
+    phases: Counter[pb.Phase] = field(default_factory=Counter)
 
     @property
     def ended(self) -> bool:
@@ -121,6 +123,9 @@ class Visit:
     def enter(self, phase: pb.Phase) -> None:
         """Moves this stage's part to its next phase and tells the caller: of waiting below, who has it there says more
         in a moment."""
+        if not self.ended:
+            self.phases[self.own.phase] -= 1
+            self.phases[phase] += 1
         self.own = pb.PathEntry(
             stage=self.own.stage, member=self.own.member, peer=self.own.peer, begun=self.own.begun, phase=phase
         )
@@ -136,6 +141,8 @@ class Visit:
             (self.attachment.tell if has_moved else self.attachment.mention)(news)
 
     def end(self, failure: FailedError | None = None) -> None:
+        if not self.ended:
+            self.phases[self.own.phase] -= 1
         self.finished = failure is None
         self.failure = failure
         self.data = b""
@@ -165,6 +172,9 @@ class VisitTable:
         self.slots = slots
         self._visits: dict[VisitKey, Visit] = {}
         self._open: list[Visit] = []
+        self.phases: Counter[pb.Phase] = Counter()
+        """How many open visits are in each. Every answer to a caller tells of them."""
+
         self._begun: dict[VisitKey, int] = {}
 
     def get(self, key: VisitKey) -> Visit | None:
@@ -172,7 +182,7 @@ class VisitTable:
 
     @property
     def open(self) -> int:
-        return len(self.open_visits())
+        return sum(self.phases.values())
 
     def open_visits(self) -> list[Visit]:
         """The visits that have not ended."""
@@ -194,12 +204,15 @@ class VisitTable:
         """Adds a visit that begins; its own entry says how many times this stage-visit has begun here."""
         self._visits[visit.key] = visit
         self._open.append(visit)
+        visit.phases = self.phases
+        self.phases[visit.own.phase] += 1
         self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
 
     def reopen(self, visit: Visit, run: pb.Run) -> None:
         """A finished visit has something to do again, for another Run: whoever did it below does not count, unless
         that Run says so."""
         visit.finished = False
+        self.phases[visit.own.phase] += 1
         visit.run = run
         visit.below = {stage: entry for stage, entry in visit.below.items() if stage not in run.lacking}
         visit.below.update((entry.stage, entry) for entry in run.hint if visit.own.stage < entry.stage <= run.last)

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from swarm_peer.errors import FailedError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.visits import RELAY_SECONDS, Attachment, Visit, VisitKey
+from swarm_peer.swarm.visits import RELAY_SECONDS, Attachment, Visit, VisitKey, VisitTable
 
 Did = Callable[[Visit], None]
 
@@ -77,3 +78,33 @@ def test_nothing_is_due_once_it_has_been_taken() -> None:
         return attachment.changed.is_set()
 
     assert not run(main())
+
+
+def test_a_table_counts_its_open_visits_by_phase() -> None:
+    """Through all that can happen to one: phases, an end, another beginning, a failure, and what comes late."""
+    table = VisitTable(slots=4)
+
+    def counts() -> dict[pb.Phase, int]:
+        assert table.open == len(table.open_visits())
+        return {phase: count for phase, count in table.phases.items() if count}
+
+    visits = [Visit(VisitKey(0, pb.TRAIN, 0, index), entry(1, pb.QUEUED), pb.Run(last=2), b"") for index in range(3)]
+    for visit in visits:
+        table.add(visit)
+    assert counts() == {pb.QUEUED: 3}
+    visits[0].enter(pb.FORWARD)
+    visits[1].enter(pb.BACKWARD)
+    assert counts() == {pb.QUEUED: 1, pb.FORWARD: 1, pb.BACKWARD: 1}
+    visits[1].end()
+    visits[2].end(FailedError(1, "NON_FINITE", "it did not work"))
+    visits[2].end(FailedError(1, "NON_FINITE", "it did not work"))
+    visits[2].enter(pb.BACKWARD)
+    assert counts() == {pb.FORWARD: 1}
+    table.reopen(visits[1], pb.Run(last=2, lacking=[2]))
+    assert counts() == {pb.FORWARD: 1, pb.BACKWARD: 1}
+    visits[1].enter(pb.BELOW)
+    table.rebadge(9)
+    assert counts() == {pb.FORWARD: 1, pb.BELOW: 1}
+    visits[1].end()
+    visits[0].end()
+    assert counts() == {}

@@ -193,6 +193,7 @@ class Chaos:
         self._note(peer, moment)
         host, reducer = swarm.peers[peer].host, swarm.peers[peer]._reducer
         if moment.name == "queued" and host is not None and reducer is not None:
+            assert host.visits.open == len(host.visits.open_visits())
             self.most_open = max(self.most_open, host.visits.open)
             self.most_kept = max(self.most_kept, len(reducer.kept))
         if moment.name == "applied":
