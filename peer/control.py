@@ -163,7 +163,7 @@ class Control:
             below, waits_for = host.visits.waiting_below()
             found.open += host.visits.open
             found.below += below
-            found.visits_per_second += host.pace.throughput
+            found.visits_per_second += host.workload.pace.throughput
             found.slots += host.visits.slots
             if not found.hosted:
                 found.peer, found.run = host.peer_id, host.authority.run_id

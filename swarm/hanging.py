@@ -20,7 +20,7 @@ async def watch_device(host: StageHost) -> None:
     """Never returns. Raises `DeviceError`."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        own = host.pace.forward + host.pace.backward
+        own = host.workload.pace.forward + host.workload.pace.backward
         limit = max(HANG_SECONDS, HANG_TIMES * own) if own else FIRST_HANG_SECONDS
         began, now = host.queue.began, asyncio.get_running_loop().time()
         if began is not None and now - began > limit:

@@ -35,21 +35,17 @@ from .fetching import fetch
 from .gradients import GradientStore
 from .hop import CUT_OFF_SECONDS, DISTINCT_FAILURES, Hop
 from .kept import KeptStore, SpillFile
-from .loads import Pace
-from .loads import to_message as to_load
 from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
-from .neighbours import PLACES, Neighbours
+from .neighbours import Neighbours
 from .recollection import Recollection
-from .routing import Place
 from .snapshots import Snapshots
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of
+from .workload import BUSY_RETRY_MS, Workload
 
 VERSION_PAUSE_SECONDS = 0.2
 """How long a Run waits for a version that is about to be made, before Busy{version}."""
-
-BUSY_RETRY_MS, MAX_BUSY_RETRY_MS = 50, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +86,8 @@ class StageHost:
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
         self.kept = KeptStore(settings.limits.visit_bytes, settings.limits.spill_bytes, self.spill)
         self.versions = VersionStore()
-        self.pace = Pace()
-        self.queue = ComputeQueue(self.device, self._measured)
+        self.workload = Workload()
+        self.queue = ComputeQueue(self.device, self.workload.measured)
         self.hop = Hop(self.pool, self.neighbours, settings.limits.payload_bytes)
         self.recollection = Recollection()
         self.lineage = Lineage()
@@ -162,20 +158,7 @@ class StageHost:
 
     def load(self) -> pb.Load:
         """What callers are told of this peer's load."""
-        ahead = returning = 0
-        for phase, place in PLACES.items():
-            if place is Place.AHEAD:
-                ahead += self.visits.phases[phase]
-            else:
-                returning += self.visits.phases[phase]
-        return to_load(self.pace.load(ahead, returning, self.neighbours.below(self.stage + 1)))
-
-    def _retry_after(self) -> int:
-        """Milliseconds after which it is worth asking again for a slot: half of what a visit keeps the device."""
-        return max(BUSY_RETRY_MS, min(MAX_BUSY_RETRY_MS, int(500 * (self.pace.forward + self.pace.backward))))
-
-    def _measured(self, phase: str, seconds: float) -> None:
-        self.pace = self.pace.measured(phase, seconds)
+        return self.workload.load(self.visits.phases, self.neighbours.below(self.stage + 1))
 
     # ---- the door
 
@@ -252,7 +235,7 @@ class StageHost:
         if known is not None:
             return known
         if not self.visits.has_room(run.step, self.authority.closed):
-            return pb.Busy(retry_after_ms=self._retry_after(), load=self.load())
+            return pb.Busy(retry_after_ms=self.workload.retry_after(), load=self.load())
         own = pb.PathEntry(stage=self.stage, member=self.member, peer=self.peer_id, phase=pb.QUEUED)
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)

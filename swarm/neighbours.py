@@ -16,20 +16,12 @@ from .directory import Record
 from .exchange import Pool
 from .least_work import Forecast, forecasts, least_work
 from .round_robin import round_robin
-from .routing import Place, Policy, Wiring
+from .routing import PLACES, Place, Policy, Wiring
 
 REFRESH_SECONDS = 0.25
 """The directory is not read more often than this, a stage."""
 
 POLICIES: dict[str, Policy] = {"least-work": least_work, "round-robin": round_robin}
-
-PLACES = {
-    pb.QUEUED: Place.AHEAD,
-    pb.FORWARD: Place.AHEAD,
-    pb.BELOW: Place.RETURNING,
-    pb.RETURNED: Place.RETURNING,
-    pb.BACKWARD: Place.RETURNING,
-}
 
 BELOW_SMOOTHING = 0.2
 """Weight of the newest expectation of the next stage, as this peer tells its own callers."""

@@ -424,7 +424,7 @@ class Peer:
                 addresses=self.transport.addresses,
                 sequence=sequence,
                 protocol=PROTOCOL_VERSION,
-                throughput=host.pace.throughput,
+                throughput=host.workload.pace.throughput,
                 queue=host.visits.open,
                 versions=(host.versions.oldest, host.versions.latest),
                 moving_to=self._moving_to,

@@ -12,6 +12,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ..protos import swarm_pb2 as pb
 from .bans import Ban
 from .directory import SEQUENCE_BITS, Record
 from .loads import MAX_SECONDS, Load
@@ -29,6 +30,15 @@ class Place(Enum):
     SENT = "sent"
     AHEAD = "ahead"
     RETURNING = "returning"
+
+
+PLACES = {
+    pb.QUEUED: Place.AHEAD,
+    pb.FORWARD: Place.AHEAD,
+    pb.BELOW: Place.RETURNING,
+    pb.RETURNED: Place.RETURNING,
+    pb.BACKWARD: Place.RETURNING,
+}
 
 
 class Replica(NamedTuple):
