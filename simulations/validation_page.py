@@ -75,8 +75,8 @@ flushed schedule here on devices that take in a data centre what those took.
 
 REBALANCED = """
 What is kept of the machines that are there while they come and go, without rebalancing and with a move every 300 s
-(SWARM: 400 machines, 32 stages, a preemption log that is not public; here 16 machines, four stages, an hour and a
-half; the study itself, on rates, is `benchmarks/rebalancing.py`).
+(SWARM: 400 machines, 32 stages, a preemption log that is not public; here 24 machines, four stages, an hour; the
+study itself, on rates, is `benchmarks/rebalancing.py`).
 
 | moves | published, of the best | simulated, of all devices |
 |---|---|---|

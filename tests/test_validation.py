@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from swarm_peer.simulations.publications import Flushed, Rebalanced, Utilization, gpipe, utilization
+from swarm_peer.simulations.publications import Flushed, Rebalanced, Utilization, gpipe, rebalancing, utilization
 from swarm_peer.simulations.replayed_loss import Replayed, replay
 from swarm_peer.simulations.study import Study
 from swarm_peer.simulations.validation import (
@@ -110,3 +110,9 @@ def test_churn_does_not_change_what_updates_do_to_the_loss() -> None:
     assert replayed.lost > 0
     assert replayed.simulated == replayed.all
     assert replayed.none < replayed.before
+
+
+@pytest.mark.slow
+def test_moves_keep_more_of_machines_that_come_and_go() -> None:
+    without, moving = rebalancing()
+    assert 0.4 < without.simulated < moving.simulated
