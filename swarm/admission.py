@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import ProtocolError, TrustError, UnreachableError, WireError
+from ..errors import ProtocolError, SilentError, TrustError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .authority import to_term
 from .beginning import Beginning
@@ -167,7 +167,7 @@ class Admission:
                 await self._listen(channel, member)
             finally:
                 beating.cancel()
-        except TimeoutError:
+        except (TimeoutError, SilentError):
             why = "it was silent for too long"
         except UnreachableError:
             pass
@@ -357,8 +357,7 @@ class Admission:
 
     async def _listen(self, channel: Channel, member: Member) -> None:
         while True:
-            async with asyncio.timeout(self._pace.silence if member.version >= 0 else LOADING_SECONDS):
-                body, _ = await channel.receive(0)
+            body = await channel.receive_while_heard(self._pace.silence if member.version >= 0 else LOADING_SECONDS)
             member.heard = asyncio.get_running_loop().time()
             if isinstance(body, pb.Heartbeat):
                 member.beat = body

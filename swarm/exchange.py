@@ -5,7 +5,8 @@ that an exchange reuses a stream whose congestion window has grown. `serve_excha
 exchange after exchange on one incoming stream. Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
-which brings a heartbeat a second; a peer of which nothing is heard for the limit has all its exchanges cut at once.
+which brings a heartbeat a second; a peer of which nothing comes for the limit, on whichever stream, has all its
+exchanges cut at once.
 
 Errors: `UnreachableError` (`SilentError` for a peer that is connected but silent), `WireError`; a stream on which
 anything went wrong is closed, never reused.
@@ -20,7 +21,7 @@ from functools import partial
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .messages import Body, pack, payload_length, unpack
-from .transport import Stream, Transport
+from .transport import Heard, Stream, Transport
 
 CHUNK_BYTES = 1 << 20
 IDLE_STREAMS = 8
@@ -54,10 +55,9 @@ _CATEGORY: Mapping[type[Body], str] = {
 class Channel:
     """Messages and payloads over one stream. One sender and one receiver at a time."""
 
-    def __init__(self, stream: Stream, meter: Meter, heard: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, stream: Stream, meter: Meter) -> None:
         self._stream = stream
         self._meter = meter
-        self._heard = heard
 
     @property
     def peer(self) -> str:
@@ -98,9 +98,22 @@ class Channel:
             missing -= len(chunk.data)
         return body, b"".join(chunks)
 
+    async def receive_while_heard(self, silence: float) -> Body:
+        """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for so
+        many seconds, on this stream or another: the message may wait in line behind much else."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout_at(max(since, self._stream.heard.at) + silence):
+                    body, _ = await self.receive(0)
+                    return body
+            except TimeoutError as error:
+                if loop.time() >= max(since, self._stream.heard.at) + silence:
+                    raise SilentError(f"{self.peer} has been silent for {silence} s") from error
+
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
-        self._heard()
         self._meter.received += len(frame)
         return unpack(frame, self.peer)
 
@@ -115,13 +128,19 @@ class Channel:
 @dataclass
 class _Link:
     """What is going on with one peer: idle streams, the last used one last, and how many there were at the fewest; the
-    limits of the open exchanges, when it was last heard."""
+    limits of the open exchanges, and since when it is watched."""
 
+    heard: Heard
     idle: list[Channel] = field(default_factory=list)
     fewest_idle: int = 0
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
-    heard: float = 0.0
+    since: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
+
+    @property
+    def last(self) -> float:
+        """When it was last heard."""
+        return max(self.since, self.heard.at)
 
 
 @dataclass
@@ -145,7 +164,9 @@ class Pool:
         With `fresh` no kept stream is used. Raises `UnreachableError`, `SilentError`.
         """
         self._tidy()
-        link = self._links.setdefault(peer, _Link())
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link(self.transport.hearing.of(peer))
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -161,7 +182,7 @@ class Pool:
 
     @asynccontextmanager
     async def _channel(self, peer: str, link: _Link, fresh: bool) -> AsyncIterator[Channel]:
-        channel = link.idle.pop() if link.idle and not fresh else await self._open(peer, link)
+        channel = link.idle.pop() if link.idle and not fresh else await self._open(peer)
         link.fewest_idle = min(link.fewest_idle, len(link.idle))
         try:
             yield channel
@@ -173,16 +194,13 @@ class Pool:
         else:
             channel.close()
 
-    async def _open(self, peer: str, link: _Link) -> Channel:
-        def heard() -> None:
-            link.heard = asyncio.get_running_loop().time()
-
-        return Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter, heard)
+    async def _open(self, peer: str) -> Channel:
+        return Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter)
 
     def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
         link.open[limit] = None
         if link.watcher is None:
-            link.heard = asyncio.get_running_loop().time()
+            link.since = asyncio.get_running_loop().time()
             link.watcher = asyncio.create_task(self._listen(peer, link))
 
     async def _listen(self, peer: str, link: _Link) -> None:
@@ -192,9 +210,9 @@ class Pool:
         try:
             while link.open:
                 try:
-                    async with asyncio.timeout_at(link.heard + self.silence):
+                    async with asyncio.timeout_at(link.last + self.silence):
                         if channel is None:
-                            channel = await self._open(peer, link)
+                            channel = await self._open(peer)
                             await channel.send(pb.Watch())
                         beat, _ = await channel.receive(0)
                         if isinstance(beat, pb.Heartbeat):
@@ -207,7 +225,7 @@ class Pool:
                     await asyncio.sleep(REWATCH_SECONDS)
                 except TimeoutError:
                     pass
-                if link.open and loop.time() >= link.heard + self.silence:
+                if link.open and loop.time() >= link.last + self.silence:
                     for limit in link.open:
                         limit.reschedule(loop.time())
                     link.open.clear()

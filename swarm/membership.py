@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ProtocolError, RefusedError, SilentError, SwarmError, TrustError, UnreachableError
+from ..errors import ProtocolError, RefusedError, SwarmError, TrustError, UnreachableError
 from ..protos import swarm_pb2 as pb
 from .authority import Authority, to_term
 from .backend import Update
@@ -166,11 +166,7 @@ class Membership:
     async def _listen(self, tasks: asyncio.TaskGroup) -> str:
         silence = self.host.manifest.settings.pipeline.silence
         while True:
-            try:
-                async with asyncio.timeout(silence):
-                    body, _ = await self.channel.receive(0)
-            except TimeoutError as error:
-                raise SilentError(f"the trainer has been silent for {silence} s") from error
+            body = await self.channel.receive_while_heard(silence)
             self.authority.heard()
             if isinstance(body, pb.Finish):
                 return body.detail

@@ -27,7 +27,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from ..errors import SwarmError, TrustError, UnreachableError, UsageError, WireError
 from .keys import Identity, peer_id_of, public_key_of
-from .transport import MAX_FRAME_BYTES, StreamHandler
+from .transport import MAX_FRAME_BYTES, Heard, Hearing, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +68,14 @@ _READ_BUFFER_BYTES = MAX_FRAME_BYTES + _LENGTH_BYTES
 class P2PStream:
     """One end of a pipe of frames over a Unix socket to p2pd. One task may receive at a time; any may send."""
 
-    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        self.heard = heard
         self._peer = peer
         self._reader = reader
         self._writer = writer
         self._closed = False
         self._length: int | None = None
+        self._came = bytearray()
 
     @property
     def peer(self) -> str:
@@ -107,18 +109,30 @@ class P2PStream:
         try:
             # Kept in the stream, so that a cancelled `receive` may be called again.
             if self._length is None:
-                self._length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "little")
+                self._length = int.from_bytes(await self._read(_LENGTH_BYTES), "little")
             if self._length > MAX_FRAME_BYTES:
                 self.close()
                 raise WireError(
                     f"{self._peer} announced a frame of {self._length} bytes; the limit is {MAX_FRAME_BYTES}"
                 )
-            frame = await self._reader.readexactly(self._length)
+            frame = await self._read(self._length)
         except (EOFError, OSError) as error:
             self.close()
             raise self._ended() from error
         self._length = None
         return frame
+
+    async def _read(self, size: int) -> bytes:
+        """So many bytes; on a thin link they come little by little. Raises `EOFError`, `OSError`."""
+        while len(self._came) < size:
+            came = await self._reader.read(size - len(self._came))
+            if not came:
+                raise EOFError
+            self.heard.at = asyncio.get_running_loop().time()
+            self._came += came
+        read = bytes(self._came)
+        self._came.clear()
+        return read
 
     def _ended(self) -> UnreachableError:
         return UnreachableError(f"the stream with {self._peer} has ended")
@@ -144,6 +158,7 @@ class P2PTransport:
 
     def __init__(self, p2p: P2P, addresses: tuple[str, ...]) -> None:
         self.p2p = p2p
+        self.hearing = Hearing()
         self._peer_id = str(p2p.peer_id)
         self._addresses = addresses
         self._handler: StreamHandler | None = None
@@ -255,7 +270,7 @@ class P2PTransport:
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = str(info.peer_id)
-        stream = P2PStream(peer, reader, writer)
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
         if self._closed or self._handler is None or self._incoming[peer] >= MAX_STREAMS_PER_PEER:
             stream.cut()
             return
@@ -312,7 +327,7 @@ class P2PTransport:
             raise UnreachableError(f"asked for a stream to {peer}, got one to {answered}")
         for ended in [stream for stream in self._streams if stream.closed]:
             self._streams.discard(ended)
-        stream = P2PStream(peer, reader, writer)
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
         self._streams.add(stream)
         return stream
 

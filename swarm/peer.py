@@ -17,7 +17,6 @@ from ..errors import (
     OrganizerError,
     ProtocolError,
     RefusedError,
-    SilentError,
     TrustError,
     UnreachableError,
     WireError,
@@ -333,11 +332,7 @@ class Peer:
         assert self.host is not None
         silence = self.host.manifest.settings.pipeline.silence
         while True:
-            try:
-                async with asyncio.timeout(silence):
-                    body, _ = await channel.receive(0)
-            except TimeoutError as error:
-                raise SilentError(f"the trainer has been silent for {silence} s") from error
+            body = await channel.receive_while_heard(silence)
             if isinstance(body, pb.Refused):
                 raise RefusedError(pb.Reason.Name(body.reason), body.detail, "the trainer")
             if isinstance(body, pb.Finish):

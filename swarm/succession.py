@@ -244,7 +244,7 @@ class Succession:
         """Follows one trainer for as long as it is heard; says whether it was. Raises what the exchange raises."""
         silence = self.manifest.settings.pipeline.silence
         heard = False
-        async with asyncio.timeout(silence) as limit:
+        async with asyncio.timeout(silence) as beginning:
             channel = Channel(await self.transport.open(record.peer, record.addresses), Meter())
             try:
                 follow = pb.Follow(run=self.manifest.run_id, step=max(self._past, default=0))
@@ -253,9 +253,9 @@ class Succession:
                 await channel.send(follow)
                 for step in sorted(self._past) if self.trainer is not None else ():
                     await channel.send(self._past[step])
+                beginning.reschedule(None)
                 while True:
-                    body, _ = await channel.receive(0)
-                    limit.reschedule(asyncio.get_running_loop().time() + silence)
+                    body = await channel.receive_while_heard(silence)
                     if isinstance(body, pb.Welcome):
                         self._check(channel, body)
                     elif isinstance(body, pb.Past):

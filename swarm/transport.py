@@ -8,15 +8,45 @@ Errors: `UnreachableError` when the other side cannot be reached or the stream h
 `MAX_FRAME_BYTES` (the stream is closed then; nothing of that size is ever allocated).
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 """Largest frame: 1 MiB of tensor payload and room for its envelope."""
 
 
+@dataclass(slots=True, weakref_slot=True)
+class Heard:
+    """When anything last came from one peer, on whichever stream, by the loop's clock."""
+
+    at: float = -math.inf
+
+
+class Hearing:
+    """When each peer was last heard. What is small and says that a peer lives waits in line with what is large: all of
+    a peer's streams share a connection, and whatever comes of them says that it lives."""
+
+    def __init__(self) -> None:
+        self._heard: WeakValueDictionary[str, Heard] = WeakValueDictionary()
+
+    def of(self, peer: str) -> Heard:
+        """The same one for as long as anybody holds it."""
+        heard = self._heard.get(peer)
+        if heard is None:
+            heard = self._heard[peer] = Heard()
+        return heard
+
+
 class Stream(Protocol):
     """One end of a pipe of frames."""
+
+    @property
+    def heard(self) -> Heard:
+        """When anything last came from the other end, on this stream or another."""
+        ...
 
     @property
     def peer(self) -> str:
@@ -45,7 +75,9 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """Opens streams to peers and serves those that peers open."""
+    """Opens streams to peers and serves those that peers open. `hearing`: what came on all of its streams."""
+
+    hearing: Hearing
 
     @property
     def peer_id(self) -> str: ...
