@@ -99,8 +99,8 @@ class Channel:
         return body, b"".join(chunks)
 
     async def receive_while_heard(self, silence: float) -> Body:
-        """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for so
-        many seconds, on this stream or another: the message may wait in line behind much else."""
+        """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
+        so many seconds, on this stream or another: the message may wait in line behind much else."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         while True:
