@@ -18,6 +18,7 @@ from ..errors import (
     ManifestError,
     ProtocolError,
     RefusedError,
+    SilentError,
     TrustError,
     UnreachableError,
     WireError,
@@ -268,6 +269,8 @@ class Succession:
                     else:
                         raise ProtocolError(f"{record.peer} answered Follow with {body.DESCRIPTOR.name}")
                     heard = True
+            except SilentError:  # it has had its time
+                raise
             except UnreachableError:
                 return heard
             finally:
