@@ -23,6 +23,7 @@ from rich.table import Table
 from ..errors import UsageError
 from ..swarm.flags import Program
 from .emulation import PACKET_BYTES, Emulation
+from .namespace import TCP
 from .outcome import Outcome
 from .planning import levers_of, plan
 from .plots import check_plots, plot_outcome, plot_sweep
@@ -73,6 +74,9 @@ def _program() -> Program:
     _add_scenario(emulating)
     emulating.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
     emulating.add_argument("--mtu", type=_some, default=PACKET_BYTES, help="bytes of a packet (default: 1500)")
+    emulating.add_argument(
+        "--tcp", default=TCP, metavar="NAME", help="its congestion control: cubic (default), bbr, ..."
+    )
     emulating.add_argument("--folder", type=Path, metavar="DIR", help="leave the processes' logs here")
     sweeping = commands.add_parser("sweep", help="every combination of some settings, with several seeds, in parallel")
     _add_scenario(sweeping)
@@ -167,7 +171,7 @@ def run_emulation(options: argparse.Namespace) -> int:
     scenario = load_scenario(options.scenario, options.changes)
     if not LEAST_MTU <= options.mtu <= MOST_MTU:
         raise UsageError(f"--mtu {options.mtu}: wanted {LEAST_MTU} to {MOST_MTU}")
-    _give(options, scenario, [Emulation(scenario, _seed(options), options.folder, options.mtu).run()])
+    _give(options, scenario, [Emulation(scenario, _seed(options), options.folder, options.mtu, options.tcp).run()])
     return 0
 
 

@@ -39,14 +39,15 @@ PORTS = 8
 @dataclass(frozen=True, slots=True)
 class Order:
     """`scenario`: its file; `machine`: whose peer to run, at which `stage` (None: where it is needed most), or None for
-    the coordinator `coordinator`. `folder`: for sockets and logs; `address`: in the emulated network; `initial_peers`:
-    whom to ask first."""
+    the coordinator `coordinator`. `folder`: for sockets and logs; `address`: in the emulated network; `tcp`: see
+    `enter_namespace`; `initial_peers`: whom to ask first."""
 
     scenario: str
     seed: int
     folder: str
     address: str
     mtu: int
+    tcp: str
     initial_peers: tuple[str, ...] = ()
     machine: int | None = None
     stage: int | None = None
@@ -109,7 +110,7 @@ def main(arguments: list[str]) -> int:
     told, _ = channel.receive()
     order = Order(**{**told, "initial_peers": tuple(told["initial_peers"])})
     try:
-        tun = enter_namespace(order.address, order.mtu)
+        tun = enter_namespace(order.address, order.mtu, order.tcp)
     except EmulationError as error:
         channel.send({"refused": str(error)})
         return 1

@@ -78,13 +78,14 @@ class Node:
 @dataclass
 class EmulatedWorld:
     """Implements `world.World`. Made by `emulated`. `folder`: for logs; `sockets`: for sockets, whose names must be
-    short; `mtu`: bytes of a packet."""
+    short; `mtu`: bytes of a packet; `tcp`: see `enter_namespace`."""
 
     cast: Cast
     books: Books
     folder: Path
     sockets: Path
     mtu: int
+    tcp: str
     zygote: Zygote
     log: IO[bytes]
     listener: socket.socket
@@ -158,6 +159,7 @@ class EmulatedWorld:
             self._next_folder(),
             address_of(machine.number),
             self.mtu,
+            self.tcp,
             machine=machine.number,
             stage=machine.stage,
         )
@@ -169,6 +171,7 @@ class EmulatedWorld:
             self._next_folder(),
             coordinator_address(number),
             self.mtu,
+            self.tcp,
             coordinator=number,
             leads=leads,
             term=self._terms.get(number, 0),
@@ -407,7 +410,7 @@ class EmulatedWorld:
 
 
 @contextmanager
-def emulated(cast: Cast, books: Books, folder: Path, sockets: Path, mtu: int) -> Iterator[EmulatedWorld]:
+def emulated(cast: Cast, books: Books, folder: Path, sockets: Path, mtu: int, tcp: str) -> Iterator[EmulatedWorld]:
     """The machines of a scenario, whose processes end with the block. Raises `EmulationError`."""
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log").open("ab"))
@@ -415,7 +418,7 @@ def emulated(cast: Cast, books: Books, folder: Path, sockets: Path, mtu: int) ->
         listener.bind(str(sockets / "nodes"))
         listener.listen(len(cast.machines) + len(cast.coordinators))
         zygote = stack.enter_context(Zygote(os.environ, folder / "log"))
-        world = EmulatedWorld(cast, books, folder, sockets, mtu, zygote, log, listener)
+        world = EmulatedWorld(cast, books, folder, sockets, mtu, tcp, zygote, log, listener)
         stack.callback(world.close)
         loop = asyncio.get_running_loop()
         loop.add_reader(listener, world.come)

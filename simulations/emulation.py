@@ -23,6 +23,7 @@ from .cast import Cast
 from .emulated_world import EmulatedWorld, emulated
 from .fleet import Fleet
 from .happenings import Happenings
+from .namespace import TCP
 from .outcome import MINUTE, Outcome
 from .router import check_router
 from .scenario import Scenario
@@ -33,12 +34,14 @@ PACKET_BYTES = 1500
 
 @dataclass
 class Emulation:
-    """One run of a scenario; `seed` is the scenario's, if no other is given; `folder`: where logs stay."""
+    """One run of a scenario; `seed` is the scenario's, if no other is given; `folder`: where logs stay; `tcp`: the
+    congestion control of all machines, one that the kernel has."""
 
     scenario: Scenario
     seed: int | None = None
     folder: Path | None = None
     mtu: int = PACKET_BYTES
+    tcp: str = TCP
 
     def run(self) -> Outcome:
         """Emulates it, which takes as long as the run does."""
@@ -55,7 +58,7 @@ class Emulation:
 
     async def _main(self, cast: Cast, folder: Path, sockets: Path) -> Outcome:
         books = Books(self.scenario, cast.manifest, cast.seed, cast.machines, lambda: world.now)
-        with emulated(cast, books, folder, sockets, self.mtu) as world:
+        with emulated(cast, books, folder, sockets, self.mtu, self.tcp) as world:
             await world.begin()
             books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
             fleet.start()

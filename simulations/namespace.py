@@ -23,17 +23,25 @@ SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFMTU, SIOCSIFTXQLEN = 0x8914, 0
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 """From linux/sched.h, linux/if_tun.h, linux/sockios.h and net/if.h."""
 
+TCP = "cubic"
+"""Linux' default."""
+
+CHOICE = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+
 DEVICE = b"tun0"
 NETMASK = "255.255.0.0"
 QUEUE_PACKETS = 10_000
 """That may wait in the device for the router to read them: what was lost there would look like a narrow link."""
 
 
-def enter_namespace(address: str, mtu: int) -> int:
+def enter_namespace(address: str, mtu: int, tcp: str = TCP) -> int:
     """Leaves the network of the machine for one of its own, with this address (IPv4); the descriptor of its TUN device.
-    To be called before the process has any other thread. Raises `EmulationError`."""
+    `tcp`: how its connections find out how much their way carries. To be called before the process has any other
+    thread. Raises `EmulationError`."""
     try:
         _unshare()
+        _choose(tcp)
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", DEVICE, IFF_TUN | IFF_NO_PI))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -63,6 +71,15 @@ def _unshare() -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def _choose(tcp: str) -> None:
+    """A namespace begins with the machine's, which differs from machine to machine. Raises `EmulationError`."""
+    try:
+        CHOICE.write_text(tcp)
+    except OSError as error:
+        known = ALLOWED.read_text().split()
+        raise EmulationError(f"TCP cannot be {tcp} here ({error}): this kernel allows {', '.join(known)}") from error
 
 
 def _with_address(address: str) -> bytes:

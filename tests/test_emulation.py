@@ -3,6 +3,8 @@
 import ctypes
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,20 @@ def test_where_it_is_not_allowed_that_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ctypes, "CDLL", lambda *names, **options: Refusing())
     with pytest.raises(EmulationError, match=r"no network namespace .* can be made here: .*It takes Linux and root"):
         enter_namespace("10.77.1.1", 1500)
+
+
+@needs_namespaces
+def test_machines_find_their_rate_as_they_are_told() -> None:
+    """Not as this machine's kernel happens to be set."""
+    for tcp in ("cubic", "reno"):
+        assert chosen(tcp).stdout.split() == [tcp]
+    refused = chosen("carrier-pigeon").stderr
+    assert "TCP cannot be carrier-pigeon here" in refused
+    assert "this kernel allows " in refused
+
+
+def chosen(tcp: str) -> subprocess.CompletedProcess[str]:
+    """What the TCP of a process in a namespace of its own is, or why it has none."""
+    code = "import sys; from swarm_peer.simulations.namespace import CHOICE, enter_namespace; "
+    code += "enter_namespace('10.77.1.1', 1500, sys.argv[1]); print(CHOICE.read_text())"
+    return subprocess.run([sys.executable, "-c", code, tcp], capture_output=True, text=True)
