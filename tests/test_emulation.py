@@ -110,6 +110,14 @@ def test_where_it_is_not_allowed_that_is_said(monkeypatch: pytest.MonkeyPatch) -
         enter_namespace("10.77.1.1", 1500)
 
 
+ENTER = """
+import sys
+from swarm_peer.simulations.namespace import CHOICE, enter_namespace
+enter_namespace("10.77.1.1", 1500, sys.argv[1])
+sys.stdout.write(CHOICE.read_text())
+"""
+
+
 @needs_namespaces
 def test_machines_find_their_rate_as_they_are_told() -> None:
     """Not as this machine's kernel happens to be set."""
@@ -122,6 +130,4 @@ def test_machines_find_their_rate_as_they_are_told() -> None:
 
 def chosen(tcp: str) -> subprocess.CompletedProcess[str]:
     """What the TCP of a process in a namespace of its own is, or why it has none."""
-    code = "import sys; from swarm_peer.simulations.namespace import CHOICE, enter_namespace; "
-    code += "enter_namespace('10.77.1.1', 1500, sys.argv[1]); print(CHOICE.read_text())"
-    return subprocess.run([sys.executable, "-c", code, tcp], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", ENTER, tcp], capture_output=True, text=True)

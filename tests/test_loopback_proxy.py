@@ -15,11 +15,8 @@ from typing import Any
 
 import pytest
 from swarm_peer.errors import UnreachableError, UsageError
-from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
 from swarm_peer.swarm.keys import Identity
-from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.transport import Stream
 
@@ -335,9 +332,7 @@ def test_a_connection_from_nobody_is_refused(net: ProxyNet) -> None:
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
 from swarm_peer.swarm.keys import Identity
-from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 
 async def main():
@@ -480,35 +475,3 @@ def test_a_closed_net_is_closed(net: ProxyNet) -> None:
     net.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address[2], int(address[4])))
-
-
-def test_a_peer_whose_heartbeats_wait_behind_a_tensor_is_not_silent(net: ProxyNet, folder: Path) -> None:
-    """Both directions are full for longer than the limit: all streams of two peers share one connection."""
-    tensor = os.urandom(600_000)
-
-    async def answer(incoming: Incoming, body: Body, payload: bytes) -> None:
-        if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat)
-        else:
-            await incoming.channel.send(pb.PartResult(), payload)
-
-    async def body() -> None:
-        async with nodes(net, folder, "a", "b") as made:
-            pools = [Pool(transport, Meter(), silence=2.0) for transport in made]
-            for transport in made:
-                await transport.serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 1 << 30, answer))
-            await made[0].connect(made[1].peer_id, made[1].addresses)
-            net.thin("a", "b", 1e5)
-            net.thin("b", "a", 1e5)
-
-            async def ask(pool: Pool, peer: str) -> None:
-                async with pool.exchange(peer) as channel:
-                    await channel.send(pb.Part(), tensor)
-                    _, reply = await channel.receive(1 << 30)
-                    assert reply == tensor
-
-            await asyncio.gather(ask(pools[0], made[1].peer_id), ask(pools[1], made[0].peer_id))
-            for pool in pools:
-                pool.close()
-
-    run(body())
