@@ -14,7 +14,9 @@ from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 
-from tests.p2p import LIMIT
+from tests.p2p import LIMIT, folder
+
+__all__ = ["folder"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 
