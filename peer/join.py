@@ -70,7 +70,7 @@ async def _join(
     traffic = None if wishes.cap is None else Traffic(state_folder(), met.run.run_id, tell=tell)
     folders = [cache_folder(), options.spill or folder.path]
     looking = Looking(control.moved, folders, time.time, wishes.cap, traffic, tell)
-    lender = Lender(rules_of(wishes, all_memory()), looking, control, tell)
+    lender = Lender(rules_of(wishes, all_memory()), looking, control, tell, lambda: report.show(control.status()))
     try:
         async with serve_control(control):
             return await lender.lend(take_part)

@@ -86,12 +86,14 @@ class Looking:
 
 @dataclass
 class Lender:
-    """Joins, pauses and joins again. `tell` takes lines for people."""
+    """Joins, pauses and joins again. `tell` takes lines for people; `show` is called as it pauses, however
+    short that is."""
 
     rules: Rules
     look: Look
     control: Control
     tell: Callable[[str], None]
+    show: Callable[[], None]
     _pause: Pause | None = None
     _takes_part: bool = False
     _seen: asyncio.Event = field(default_factory=asyncio.Event)
@@ -127,6 +129,7 @@ class Lender:
             if said is None or said.until != pause.until:
                 self.tell(f"pausing {pause.until}: {pause.why}")
             said = self.control.waits = pause
+            self.show()
             self._seen.clear()
             await _first(asyncio.ensure_future(_any(self._seen, self.control.asked)), watching)
             if self.control.why:

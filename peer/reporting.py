@@ -1,7 +1,7 @@
 """What is seen of a peer that runs: a live panel on a terminal, lines elsewhere, JSON for scripts.
 
-A report takes lines (from any thread), how much of the weights is read (from the thread that reads), and twice a second
-the peer's status. Lines below its level are passed over.
+A report takes lines (from any thread), how much of the weights is read (from the thread that reads), and the peer's
+status, twice a second and whenever it begins to pause. Lines below its level are passed over.
 
 JSON, one object a line, each with `event` and `at` (Unix seconds): `said` (`level`, `text`), `loading` (`done`,
 `total` bytes), `status` (the fields of `PeerStatus` in protos/api.proto, whenever something of it has happened, and at
@@ -12,6 +12,7 @@ each of its `phases`), `ended` (`text`).
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -182,12 +183,13 @@ class Panel(_Bare):
 
 class Detached:
     """Another report, in a thread of its own (`apart.py`): whatever becomes of the terminal, the peer works on. A
-    status that was not shown before the next one came is not shown."""
+    status that was not shown before the next one of the same state came is not shown."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._apart = Apart()
-        self._status: pb.PeerStatus | None = None
+        self._lock = threading.Lock()
+        self._unshown: list[pb.PeerStatus] = []
 
     def __enter__(self) -> Self:
         self._apart.__enter__()
@@ -207,13 +209,16 @@ class Detached:
         self._apart.call(partial(self._report.loading, done, total))
 
     def show(self, status: pb.PeerStatus) -> None:
-        waiting, self._status = self._status, status
-        if waiting is None:
+        with self._lock:
+            is_newer = bool(self._unshown) and self._unshown[-1].state == status.state
+            self._unshown[len(self._unshown) - is_newer :] = [status]
+        if not is_newer or not self._apart.waiting:
             self._apart.call(self._show)
 
     def _show(self) -> None:
-        status, self._status = self._status, None
-        if status is not None:
+        with self._lock:
+            unshown, self._unshown = self._unshown, []
+        for status in unshown:
             self._report.show(status)
 
     def end(self, line: str) -> None:

@@ -70,6 +70,9 @@ class Story:
     def note(self, what: str) -> None:
         self.log.append((asyncio.get_running_loop().time(), what))
 
+    def show(self) -> None:
+        self.note(f"shown: {in_words(self.control.status())}")
+
     async def look(self) -> Seen:
         now = asyncio.get_running_loop().time()
         if now and self.error is not None:
@@ -98,7 +101,7 @@ class Story:
         return f"left the run: {member.told[0]}"
 
     async def _lend(self) -> str:
-        lender = Lender(Rules([self]), self.look, self.control, self.note)
+        lender = Lender(Rules([self]), self.look, self.control, self.note, self.show)
         asyncio.get_running_loop().call_at(self.act_at, self.act, self)
         return await lender.lend(self.take_part)
 
@@ -120,6 +123,7 @@ def test_it_leaves_and_comes_again() -> None:
     assert story.times("ends") == [403.0, 1403.0, 2222.0]
     assert story.times("leaving: it is after 07:00") == [400.0, 1400.0]
     assert story.times("pausing until 22:00: it is after 07:00") == [403.0, 1403.0]
+    assert {403.0, 1403.0} <= set(story.times("shown: pausing until 22:00: it is after 07:00"))
     assert story.times("taking part again") == [1000.0, 2000.0]
     assert [member.told for member in story.members] == [["it is after 07:00"], ["it is after 07:00"], []]
     assert story.states.count("pausing until 22:00: it is after 07:00") == 2 * (600 // LOOK_SECONDS)
@@ -197,7 +201,7 @@ def test_errors_of_either_end_it() -> None:
 
     story = Story(night)
     with pytest.raises(UnreachableError, match="no trainer"):
-        run(Lender(Rules([story]), story.look, story.control, story.note).lend(fails), limit=100.0)
+        run(Lender(Rules([story]), story.look, story.control, story.note, story.show).lend(fails), limit=100.0)
 
 
 def test_looks_count_what_was_moved_and_write_it_down(tmp_path: Path) -> None:

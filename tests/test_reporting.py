@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+from itertools import groupby
 
 import pytest
 from rich.console import Console
@@ -228,6 +229,24 @@ def test_a_terminal_that_was_held_up_goes_on_with_what_is_new() -> None:
     assert [entry for entry in seen if isinstance(entry, str)] == [f"line {n}" for n in range(1, 10)] + ["the end"]
     versions = [entry for entry in seen if isinstance(entry, int)]
     assert versions in ([0, 9], [9])
+
+
+def test_no_state_is_left_out() -> None:
+    """However short it was, and however long the terminal was held up."""
+    go_on = threading.Event()
+    seen: list[str] = []
+
+    class Slow(Lines):
+        def show(self, status: pb.PeerStatus) -> None:
+            go_on.wait(60.0)
+            seen.append(status.state)
+
+    states = ["working", "working", "leaving", "pausing", "pausing", "ended"]
+    with Detached(Slow()) as report:
+        for state in states:
+            report.show(status(state=state))
+        go_on.set()
+    assert [state for state, _ in groupby(seen)] == ["working", "leaving", "pausing", "ended"]
 
 
 # ---- logs
