@@ -12,7 +12,7 @@ passes through the trainer, which has a link like everybody's; the same code aga
 
 Links and devices are simulated (`simulations/`), everything else is the product's own code. `--emulate` runs the point
 at 200 Mbit/s and 100 ms with real processes over an emulated internet as well, with a twentieth of the bytes and of the
-rates: it takes eleven minutes."""
+rates: it takes fifteen minutes."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ from swarm_peer.simulations.outcome import Outcome
 from swarm_peer.simulations.scenario import Scenario, parse_scenario
 from swarm_peer.simulations.study import Study
 
-STAGES, REPLICAS, SLOTS, MICROBATCHES, STEPS = 4, 2, 24, 64, 8
+STAGES, REPLICAS, SLOTS, MICROBATCHES, STEPS = 4, 2, 48, 128, 6
 FORWARD, BACKWARD = 0.67, 1.34
 RATES = (50, 100, 200, 500, 1000)
 LATENCIES = (10, 100, 300)

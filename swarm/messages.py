@@ -52,9 +52,21 @@ Body: TypeAlias = (
     | pb.Loaded
 )
 
-_FIELD_OF_TYPE = {
-    field.message_type.name: field.name for field in pb.Envelope.DESCRIPTOR.fields if field.message_type is not None
+def _varint(number: int) -> bytes:
+    """As protobuf writes what is not negative."""
+    digits = []
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    return bytes((*digits, number))
+
+
+_TAGS = {
+    field.message_type.name: _varint(field.number << 3 | 2)
+    for field in pb.Envelope.DESCRIPTOR.fields
+    if field.message_type is not None
 }
+"""How an envelope with a message of a kind begins: the field's number, and that a length follows."""
 
 MAX_STAGES = 1024
 MAX_INDEX = 1 << 24
@@ -63,11 +75,9 @@ MAX_CREW = 1 << 14
 
 
 def pack(body: Body) -> bytes:
-    """One frame."""
-    envelope = pb.Envelope()
-    getattr(envelope, _FIELD_OF_TYPE[body.DESCRIPTOR.name]).CopyFrom(body)
-    frame: bytes = envelope.SerializeToString(deterministic=True)
-    return frame
+    """One frame: an `Envelope` as protobuf would write it, but a tensor is not copied into one first."""
+    content: bytes = body.SerializeToString(deterministic=True)
+    return b"".join((_TAGS[body.DESCRIPTOR.name], _varint(len(content)), content))
 
 
 def unpack(frame: bytes, sender: str) -> Body:

@@ -25,7 +25,8 @@ MAX_EXCESS = 16.0
 
 
 class Place(Enum):
-    """Where a call of ours is at its callee: under way to it, waiting for its forward (or in it), past it."""
+    """Where a call of ours is at its callee: under way to it, waiting for its forward (or in it), past it. The value is
+    where a `Replica` counts such calls."""
 
     SENT = "sent"
     AHEAD = "ahead"
@@ -155,13 +156,11 @@ def moved(wiring: Wiring, peer: str, before: Place, after: Place | None) -> Wiri
     replica = wiring.replicas.get(peer)
     if replica is None or before is after:
         return wiring
-    counts = {Place.SENT: replica.sent, Place.AHEAD: replica.ahead, Place.RETURNING: replica.returning}
     # It may have been gone from the records in between: then there is nothing to take away.
-    counts[before] = max(0, counts[before] - 1)
+    counts = {before.value: max(0, getattr(replica, before.value) - 1)}
     if after is not None:
-        counts[after] += 1
-    sent, ahead, returning = counts[Place.SENT], counts[Place.AHEAD], counts[Place.RETURNING]
-    return wiring.replaced(replica._replace(sent=sent, ahead=ahead, returning=returning))
+        counts[after.value] = getattr(replica, after.value) + 1
+    return wiring.replaced(replica._replace(**counts))
 
 
 def told(wiring: Wiring, peer: str, load: Load, now: float) -> Wiring:

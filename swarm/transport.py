@@ -19,33 +19,35 @@ MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 
 
 @dataclass(slots=True, weakref_slot=True)
-class Heard:
-    """When anything last came from one peer, on whichever stream, by the loop's clock."""
+class Contact:
+    """When anything last came from one peer, and when a frame was last sent to it, on whichever stream, by the loop's
+    clock."""
 
-    at: float = -math.inf
+    heard: float = -math.inf
+    said: float = -math.inf
 
 
-class Hearing:
-    """When each peer was last heard. What is small and says that a peer lives waits in line with what is large: all of
+class Contacts:
+    """The contact with each peer. What is small and says that a peer lives waits in line with what is large: all of
     a peer's streams share a connection, and whatever comes of them says that it lives."""
 
     def __init__(self) -> None:
-        self._heard: WeakValueDictionary[str, Heard] = WeakValueDictionary()
+        self._contacts: WeakValueDictionary[str, Contact] = WeakValueDictionary()
 
-    def of(self, peer: str) -> Heard:
+    def of(self, peer: str) -> Contact:
         """The same one for as long as anybody holds it."""
-        heard = self._heard.get(peer)
-        if heard is None:
-            heard = self._heard[peer] = Heard()
-        return heard
+        contact = self._contacts.get(peer)
+        if contact is None:
+            contact = self._contacts[peer] = Contact()
+        return contact
 
 
 class Stream(Protocol):
     """One end of a pipe of frames."""
 
     @property
-    def heard(self) -> Heard:
-        """When anything last came from the other end, on this stream or another."""
+    def contact(self) -> Contact:
+        """With the other end, on this stream or another."""
         ...
 
     @property
@@ -75,9 +77,9 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """Opens streams to peers and serves those that peers open. `hearing`: what came on all of its streams."""
+    """Opens streams to peers and serves those that peers open. `contacts`: what came and went on all of its streams."""
 
-    hearing: Hearing
+    contacts: Contacts
 
     @property
     def peer_id(self) -> str: ...

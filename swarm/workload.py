@@ -10,6 +10,10 @@ from ..protos import swarm_pb2 as pb
 from .loads import Pace, to_message
 from .routing import PLACES, Place
 
+_AHEAD, _RETURNING = (
+    [phase for phase, place in PLACES.items() if place is those] for those in (Place.AHEAD, Place.RETURNING)
+)
+
 BUSY_RETRY_MS, MAX_BUSY_RETRY_MS = 50, 1000
 
 
@@ -26,10 +30,8 @@ class Workload:
     def load(self, phases: Mapping[pb.Phase, int], below: float) -> pb.Load:
         """What callers are told, with so many open visits in each phase; `below`: seconds that a visit is expected to
         take at the stages below."""
-        count = {Place.AHEAD: 0, Place.RETURNING: 0}
-        for phase, place in PLACES.items():
-            count[place] += phases.get(phase, 0)
-        return to_message(self.pace.load(count[Place.AHEAD], count[Place.RETURNING], below))
+        ahead, returning = (sum([phases.get(phase, 0) for phase in those]) for those in (_AHEAD, _RETURNING))
+        return to_message(self.pace.load(ahead, returning, below))
 
     def retry_after(self) -> int:
         """Milliseconds after which it is worth asking again for a slot: half of what a visit keeps the device."""

@@ -33,6 +33,7 @@ def carried_out(place: Home, seed: int, minutes: float) -> dict[str, int]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert place.processes() == []
+    print(done.stdout)  # shown if what was carried out is not what was expected
     return {kind: int(count) for count, kind in re.findall(r"(\d+) x ([a-z -]+)", done.stdout)}
 
 
