@@ -24,6 +24,7 @@ from ..swarm.sizes import (
     trained_elements,
     visit_tokens,
 )
+from .tcp import WIRE
 
 PRIME = (1 << 61) - 1
 ELEMENTS = 1 << 12
@@ -229,7 +230,7 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
         def weigh(frame: bytes) -> int:
             nonlocal payload
             if frame.startswith(_CHUNK_TAG):
-                return round(payload)
+                return round(payload * WIRE)
             envelope = pb.Envelope()
             envelope.ParseFromString(frame)
             payload = stands_for(envelope)

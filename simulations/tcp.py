@@ -13,6 +13,10 @@ The frames of a connection share its window. Not modelled: losses, which make a 
 from dataclasses import dataclass, field
 
 PACKET_BYTES = 1448
+WIRE = (1500 + 52 / 2) / PACKET_BYTES
+"""What a byte of a tensor is on a link: packets have headers, and every second one is acknowledged. That goes the other
+way, where as much is sent: an activation one way is a gradient the other."""
+
 FIRST_BYTES = 10 * PACKET_BYTES
 MOST_BYTES = 2.5e6
 """As was seen of libp2p's between two emulated machines: what one has under way at most, whatever the way holds."""
@@ -60,13 +64,13 @@ class Connection:
         `rate` (bytes a second), of which nothing else keeps it; `turn`: its stream's."""
         self.note(began, round_trip)
         share = max(1, self.frames)
-        most = min(rate * share * round_trip / 2 + PACKET_BYTES * CUBIC * self.busy**3, MOST_BYTES)
-        most = max(most, self.window)
         at, left, waited = began, size, 0.0
         while True:
             if at >= turn.began + round_trip:
-                if turn.sent * share >= self.window:
-                    self.window = min(2 * self.window, most)
+                if turn.sent * share >= self.window - 1:  # shares of it do not add up to the byte
+                    grown = PACKET_BYTES * CUBIC * (self.busy + at - began) ** 3
+                    most = min(rate * share * round_trip / 2 + grown, MOST_BYTES)
+                    self.window = max(self.window, min(2 * self.window, most))
                 turn.began, turn.sent = at, 0.0
             window = self.window / share
             if window / rate >= round_trip:  # the link is what keeps it
@@ -80,7 +84,7 @@ class Connection:
             waited += max(0.0, turn.began + round_trip - at)
             at = max(at, turn.began + round_trip)
         self.used = max(self.used, at)
-        self.busy += at - began
+        self.busy += (at - began) / share
         return waited
 
 

@@ -21,6 +21,7 @@ from .outcome import Outcome
 from .scenario import Scenario, parse_scenario
 from .study import Study
 from .swarm import SimulatedSwarm
+from .tcp import WIRE
 
 CASES = Path(__file__).with_name("validation.toml")
 FORWARD, BACKWARD = 0.1, 0.2
@@ -106,8 +107,8 @@ def slow_uplink(rate: float) -> Form:
     sent = traffic(manifest_of(scenario, 0), range(1, 2)).sent
     times = [at for at, _ in Study(scenario).run().steps][5:-5]
     took = (times[-1] - times[0]) / (len(times) - 1)
-    formula = "M (activation + gradient) / rate"
-    return Form(f"one uplink of {rate:g} Mbit/s", formula, 8 * 8 * sent / (rate * 1e6), took, "s")
+    formula = "M (activation + gradient) / rate, with headers"
+    return Form(f"one uplink of {rate:g} Mbit/s", formula, 8 * 8 * WIRE * sent / (rate * 1e6), took, "s")
 
 
 def queue(slots: int) -> Form:

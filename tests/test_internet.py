@@ -271,6 +271,15 @@ def test_a_connection_carries_a_window_in_a_round_trip_at_most() -> None:
     assert halved == pytest.approx(2 * took, rel=0.1)
 
 
+def test_however_many_share_a_window_it_grows() -> None:
+    """All of them on one link, from a connection's first window on: the link is what keeps them, not a rounded share."""
+    size, link = 3e7, 6e6
+    alone = Connection().wait(Turn(), size, link, ROUND_TRIP, 0.0)
+    for share in range(2, 40):
+        waited = Connection(frames=share).wait(Turn(), size, link / share, ROUND_TRIP, 0.0)
+        assert waited == pytest.approx(alone, rel=0.05), share
+
+
 def test_frames_one_after_the_other_share_a_round_trip() -> None:
     connection, turn, at = Connection(window=MOST_BYTES), Turn(), 0.0
     for _ in range(100):
