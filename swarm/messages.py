@@ -52,6 +52,7 @@ Body: TypeAlias = (
     | pb.Loaded
 )
 
+
 def _varint(number: int) -> bytes:
     """As protobuf writes what is not negative."""
     digits = []

@@ -272,7 +272,7 @@ def test_a_connection_carries_a_window_in_a_round_trip_at_most() -> None:
 
 
 def test_however_many_share_a_window_it_grows() -> None:
-    """All of them on one link, from a connection's first window on: the link is what keeps them, not a rounded share."""
+    """All of them on one link, from the first window on: the link is what keeps them, not a rounded share."""
     size, link = 3e7, 6e6
     alone = Connection().wait(Turn(), size, link, ROUND_TRIP, 0.0)
     for share in range(2, 40):

@@ -24,7 +24,9 @@ def test_whatever_its_length(size: int) -> None:
     assert pack(chunk) == pb.Envelope(chunk=chunk).SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xff", pack(pb.Chunk(data=b"1234"))[:-1]], ids=["empty", "noise", "cut short"])
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xff", pack(pb.Chunk(data=b"1234"))[:-1]], ids=["empty", "noise", "cut short"]
+)
 def test_what_is_no_message_is_refused(frame: bytes) -> None:
     with pytest.raises(WireError, match="a peer sent"):
         unpack(frame, "a peer")
