@@ -39,7 +39,9 @@ def carried_out(place: Home, seed: int, minutes: float) -> dict[str, int]:
 
 def test_a_short_schedule(place: Home) -> None:
     counts = carried_out(place, seed=1, minutes=0.7)
-    assert counts["trainer kill"] == counts["leave"] == counts["left"] == 1
+    assert counts["trainer kill"] == counts["leave"] == 1
+    # Who moves leaves a stage as well; whether the trainer finds cause for that in so short a time differs.
+    assert counts["left"] >= counts["leave"] + counts.get("moved", 0)
     assert counts["kill"] >= 1
 
 
