@@ -5,8 +5,8 @@ that an exchange reuses a stream whose congestion window has grown. `serve_excha
 exchange after exchange on one incoming stream. Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
-which brings a heartbeat for every second in which nothing else comes; a peer of which nothing comes for the limit, on
-whichever stream, has all its exchanges cut at once.
+which brings a heartbeat a second; a peer of which nothing comes for the limit, on whichever stream, has all its
+exchanges cut at once.
 
 Errors: `UnreachableError` (`SilentError` for a peer that is connected but silent), `WireError`; a stream on which
 anything went wrong is closed, never reused.
@@ -21,15 +21,12 @@ from functools import partial
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .messages import Body, pack, payload_length, unpack
-from .transport import Contact, Stream, Transport
+from .transport import Heard, Stream, Transport
 
 CHUNK_BYTES = 1 << 20
 IDLE_STREAMS = 8
 """Kept a peer, unless more visits may be open there at once: opening one anew costs several round trips."""
 HEARTBEAT_SECONDS = 1.0
-CLOCK_SECONDS = 1e-3
-"""Nobody waits for less."""
-
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
 TIDY_SECONDS = 20.0
@@ -108,22 +105,17 @@ class Channel:
         since = loop.time()
         while True:
             try:
-                async with asyncio.timeout_at(max(since, self._stream.contact.heard) + silence):
+                async with asyncio.timeout_at(max(since, self._stream.heard.at) + silence):
                     body, _ = await self.receive(0)
                     return body
             except TimeoutError as error:
-                if loop.time() >= max(since, self._stream.contact.heard) + silence:
+                if loop.time() >= max(since, self._stream.heard.at) + silence:
                     raise SilentError(f"{self.peer} has been silent for {silence} s") from error
 
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
         self._meter.received += len(frame)
         return unpack(frame, self.peer)
-
-    @property
-    def said(self) -> float:
-        """When anything was last sent to the peer, on this stream or another."""
-        return self._stream.contact.said
 
     @property
     def ended(self) -> bool:
@@ -138,7 +130,7 @@ class _Link:
     """What is going on with one peer: idle streams, the last used one last, and how many there were at the fewest; the
     limits of the open exchanges, and since when it is watched."""
 
-    contact: Contact
+    heard: Heard
     idle: list[Channel] = field(default_factory=list)
     fewest_idle: int = 0
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
@@ -148,7 +140,7 @@ class _Link:
     @property
     def last(self) -> float:
         """When it was last heard."""
-        return max(self.since, self.contact.heard)
+        return max(self.since, self.heard.at)
 
 
 @dataclass
@@ -174,7 +166,7 @@ class Pool:
         self._tidy()
         link = self._links.get(peer)
         if link is None:
-            link = self._links[peer] = _Link(self.transport.contacts.of(peer))
+            link = self._links[peer] = _Link(self.transport.hearing.of(peer))
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -303,12 +295,8 @@ class Incoming:
 
     async def pause(self, seconds: float) -> None:
         """Waits for a while, unless the caller goes away first; raises as `race` does."""
-        over = asyncio.Event()
-        timer = asyncio.get_running_loop().call_later(seconds, over.set)
-        try:
-            await self.race(over)
-        finally:
-            timer.cancel()
+        await asyncio.wait((self._following,), timeout=seconds)
+        self._check()
 
     def _check(self) -> None:
         if not self._following.done():
@@ -323,13 +311,10 @@ def _set(event: asyncio.Event, ended: object) -> None:
 
 
 async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
-    """Sends a heartbeat, made anew each time, whenever nothing has been sent to the caller for a second, until it goes
-    away."""
-    loop = asyncio.get_running_loop()
+    """Sends a heartbeat a second, made anew each time, until the caller goes away."""
     while True:
         await incoming.channel.send(beat())
-        while (left := incoming.channel.said + HEARTBEAT_SECONDS - loop.time()) > CLOCK_SECONDS:
-            await incoming.pause(left)
+        await incoming.pause(HEARTBEAT_SECONDS)
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

@@ -27,7 +27,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from ..errors import SwarmError, TrustError, UnreachableError, UsageError, WireError
 from .keys import Identity, peer_id_of, public_key_of
-from .transport import MAX_FRAME_BYTES, Contact, Contacts, StreamHandler
+from .transport import MAX_FRAME_BYTES, Heard, Hearing, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ _READ_BUFFER_BYTES = MAX_FRAME_BYTES + _LENGTH_BYTES
 class P2PStream:
     """One end of a pipe of frames over a Unix socket to p2pd. One task may receive at a time; any may send."""
 
-    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, contact: Contact) -> None:
-        self.contact = contact
+    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        self.heard = heard
         self._peer = peer
         self._reader = reader
         self._writer = writer
@@ -99,7 +99,6 @@ class P2PStream:
             # One call, so that a cancelled `send` leaves no half of a frame behind.
             self._writer.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
             await self._writer.drain()
-            self.contact.said = asyncio.get_running_loop().time()
         except (OSError, RuntimeError) as error:
             self.close()
             raise self._ended() from error
@@ -129,7 +128,7 @@ class P2PStream:
             came = await self._reader.read(size - len(self._came))
             if not came:
                 raise EOFError
-            self.contact.heard = asyncio.get_running_loop().time()
+            self.heard.at = asyncio.get_running_loop().time()
             self._came += came
         read = bytes(self._came)
         self._came.clear()
@@ -159,7 +158,7 @@ class P2PTransport:
 
     def __init__(self, p2p: P2P, addresses: tuple[str, ...]) -> None:
         self.p2p = p2p
-        self.contacts = Contacts()
+        self.hearing = Hearing()
         self._peer_id = str(p2p.peer_id)
         self._addresses = addresses
         self._handler: StreamHandler | None = None
@@ -271,7 +270,7 @@ class P2PTransport:
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = str(info.peer_id)
-        stream = P2PStream(peer, reader, writer, self.contacts.of(peer))
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
         if self._closed or self._handler is None or self._incoming[peer] >= MAX_STREAMS_PER_PEER:
             stream.cut()
             return
@@ -328,7 +327,7 @@ class P2PTransport:
             raise UnreachableError(f"asked for a stream to {peer}, got one to {answered}")
         for ended in [stream for stream in self._streams if stream.closed]:
             self._streams.discard(ended)
-        stream = P2PStream(peer, reader, writer, self.contacts.of(peer))
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
         self._streams.add(stream)
         return stream
 

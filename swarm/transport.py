@@ -19,35 +19,33 @@ MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 
 
 @dataclass(slots=True, weakref_slot=True)
-class Contact:
-    """When anything last came from one peer, and when a frame was last sent to it, on whichever stream, by the loop's
-    clock."""
+class Heard:
+    """When anything last came from one peer, on whichever stream, by the loop's clock."""
 
-    heard: float = -math.inf
-    said: float = -math.inf
+    at: float = -math.inf
 
 
-class Contacts:
-    """The contact with each peer. What is small and says that a peer lives waits in line with what is large: all of
+class Hearing:
+    """When each peer was last heard. What is small and says that a peer lives waits in line with what is large: all of
     a peer's streams share a connection, and whatever comes of them says that it lives."""
 
     def __init__(self) -> None:
-        self._contacts: WeakValueDictionary[str, Contact] = WeakValueDictionary()
+        self._heard: WeakValueDictionary[str, Heard] = WeakValueDictionary()
 
-    def of(self, peer: str) -> Contact:
+    def of(self, peer: str) -> Heard:
         """The same one for as long as anybody holds it."""
-        contact = self._contacts.get(peer)
-        if contact is None:
-            contact = self._contacts[peer] = Contact()
-        return contact
+        heard = self._heard.get(peer)
+        if heard is None:
+            heard = self._heard[peer] = Heard()
+        return heard
 
 
 class Stream(Protocol):
     """One end of a pipe of frames."""
 
     @property
-    def contact(self) -> Contact:
-        """With the other end, on this stream or another."""
+    def heard(self) -> Heard:
+        """When anything last came from the other end, on this stream or another."""
         ...
 
     @property
@@ -77,9 +75,9 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """Opens streams to peers and serves those that peers open. `contacts`: what came and went on all of its streams."""
+    """Opens streams to peers and serves those that peers open. `hearing`: what came on all of its streams."""
 
-    contacts: Contacts
+    hearing: Hearing
 
     @property
     def peer_id(self) -> str: ...
