@@ -99,12 +99,12 @@ def with_trace(folder: Path, table: str) -> Path:
 
 
 def test_sessions_come_from_a_table(tmp_path: Path) -> None:
-    scenario = load_scenario(with_trace(tmp_path, "machine,begin,end,leaves\n0,0,9.5,yes\n1,3,12,\n0,14.8,,no\n"))
+    scenario = load_scenario(with_trace(tmp_path, "machine,begin,end,leaves\n0,0,9.5,yes\n1,3,12,\n0,14.4,,no\n"))
     assert scenario.peers[1].count == 2
     assert [session.model_dump() for session in scenario.peers[1].sessions] == [
         {"machine": 0, "begin": 0.0, "end": 9.5, "leaves": True, "stage": None},
         {"machine": 1, "begin": 3.0, "end": 12.0, "leaves": False, "stage": None},
-        {"machine": 0, "begin": 14.8, "end": None, "leaves": False, "stage": None},
+        {"machine": 0, "begin": 14.4, "end": None, "leaves": False, "stage": None},
     ]
     outcome = Study(scenario).run()
     assert outcome.finished
