@@ -207,46 +207,49 @@ def test_status_has_it_in_words() -> None:
 # ---- whatever becomes of the terminal
 
 
+class HeldUp(Lines):
+    """A terminal that takes nothing until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.lines: list[str] = []
+        self.statuses: list[pb.PeerStatus] = []
+
+    def show(self, status: pb.PeerStatus) -> None:
+        self.go_on.wait(60.0)
+        self.statuses.append(status)
+
+    def say(self, line: str, level: int = logging.INFO) -> None:
+        self.lines.append(line)
+
+
 def test_a_terminal_that_was_held_up_goes_on_with_what_is_new() -> None:
-    go_on = threading.Event()
-    seen: list[object] = []
-
-    class Slow(Lines):
-        def show(self, status: pb.PeerStatus) -> None:
-            go_on.wait(60.0)
-            seen.append(status.version)
-
-        def say(self, line: str, level: int = logging.INFO) -> None:
-            seen.append(line)
-
-    with Detached(Slow()) as report:
+    terminal = HeldUp()
+    with Detached(terminal) as report:
         report.show(status(version=0))
         for version in range(1, 10):
             report.show(status(version=version))
             report.say(f"line {version}")
-        go_on.set()
+        terminal.go_on.set()
         report.end("the end")
-    assert [entry for entry in seen if isinstance(entry, str)] == [f"line {n}" for n in range(1, 10)] + ["the end"]
-    versions = [entry for entry in seen if isinstance(entry, int)]
-    assert versions in ([0, 9], [9])
+    assert terminal.lines == [f"line {n}" for n in range(1, 10)] + ["the end"]
+    assert [shown.version for shown in terminal.statuses] in ([0, 9], [9])
 
 
 def test_no_state_is_left_out() -> None:
     """However short it was, and however long the terminal was held up."""
-    go_on = threading.Event()
-    seen: list[str] = []
-
-    class Slow(Lines):
-        def show(self, status: pb.PeerStatus) -> None:
-            go_on.wait(60.0)
-            seen.append(status.state)
-
-    states = ["working", "working", "leaving", "pausing", "pausing", "ended"]
-    with Detached(Slow()) as report:
-        for state in states:
+    terminal = HeldUp()
+    with Detached(terminal) as report:
+        for state in ("working", "working", "leaving", "pausing", "pausing", "ended"):
             report.show(status(state=state))
-        go_on.set()
-    assert [state for state, _ in groupby(seen)] == ["working", "leaving", "pausing", "ended"]
+        terminal.go_on.set()
+    assert [state for state, _ in groupby(shown.state for shown in terminal.statuses)] == [
+        "working",
+        "leaving",
+        "pausing",
+        "ended",
+    ]
 
 
 # ---- logs
