@@ -35,6 +35,11 @@ from .reporting import Report, keep_showing
 from .span import AS_MANY_AS_FIT, Place, host_stages, nth_address, nth_key
 from .traffic import Traffic
 
+BEHIND = (
+    "nobody reaches this machine from outside: it is reached through the peers it knows, more slowly where routers do "
+    "not let two such connect. A port forwarded to it is better: --listen /ip4/0.0.0.0/tcp/PORT"
+)
+
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,6 +152,8 @@ async def _take_part(
         try:
             async with network_node(identity, where, listen, run.addresses, announce) as (transport, directory):
                 place.tell(f"peer {identity.peer_id} connected")
+                if transport.relayed:
+                    place.tell(BEHIND)
                 peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
                 peer.besides, peer.placed, peer.about = place.besides, place.placed, about

@@ -827,3 +827,35 @@ class Refusals(_message.Message):
     reason: Reason
     count: int
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class CallBack(_message.Message):
+    __slots__ = ("port",)
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    def __init__(self, port: _Optional[int] = ...) -> None: ...
+
+class CalledBack(_message.Message):
+    __slots__ = ("reached", "host")
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    reached: bool
+    host: str
+    def __init__(self, reached: bool = ..., host: _Optional[str] = ...) -> None: ...
+
+class RelayAnswer(_message.Message):
+    __slots__ = ("type", "limit", "status")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    limit: RelayLimit
+    status: int
+    def __init__(self, type: _Optional[int] = ..., limit: _Optional[_Union[RelayLimit, _Mapping]] = ..., status: _Optional[int] = ...) -> None: ...
+
+class RelayLimit(_message.Message):
+    __slots__ = ("seconds", "bytes")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    seconds: int
+    bytes: int
+    def __init__(self, seconds: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...

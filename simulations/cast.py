@@ -41,6 +41,7 @@ class Cast:
             if machine.group.relay is not None:
                 relays = [other.access for other in machines if other.group.name == machine.group.relay] or accesses
                 machine.access.relay = relays[machine.number % len(relays)]
+            machine.access.nat, machine.access.host = machine.group.nat, accesses[0]
         return cls(scenario, seed, manifest, machines, accesses)
 
     @property

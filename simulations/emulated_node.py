@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EmulationError, SwarmError
-from .namespace import enter_namespace
+from .namespace import INSIDE, enter_namespace
+from .nat import Nat
 
 if TYPE_CHECKING:
     from ..swarm.host import Moment
@@ -39,7 +40,7 @@ PORTS = 8
 @dataclass(frozen=True, slots=True)
 class Order:
     """`scenario`: its file; `machine`: whose peer to run, at which `stage` (None: where it is needed most), or None for
-    the coordinator `coordinator`. `folder`: for sockets and logs; `address`: in the emulated network; `tcp`: see
+    the coordinator `coordinator`. `folder`: for sockets and logs; `address`: in the emulated network; `tcp`, `nat`: see
     `enter_namespace`; `initial_peers`: whom to ask first."""
 
     scenario: str
@@ -54,6 +55,12 @@ class Order:
     coordinator: int = 0
     leads: bool = False
     term: int = 0
+    nat: Nat | None = None
+
+    @property
+    def own_address(self) -> str:
+        """Where it can listen."""
+        return INSIDE if self.nat else self.address
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,7 +117,7 @@ def main(arguments: list[str]) -> int:
     told, _ = channel.receive()
     order = Order(**{**told, "initial_peers": tuple(told["initial_peers"])})
     try:
-        tun = enter_namespace(order.address, order.mtu, order.tcp)
+        tun = enter_namespace(order.address, order.mtu, order.tcp, order.nat)
     except EmulationError as error:
         channel.send({"refused": str(error)})
         return 1
@@ -163,6 +170,8 @@ class _Node:
 
     def _say_the_end(self, work: "asyncio.Task[None]") -> None:
         error = None if work.cancelled() else work.exception()
+        if error is not None:
+            _log(self._order.address, f"ended: {error!r}")
         self._channel.send({"ended": "" if error is None else f"{type(error).__name__}: {error}"})
 
     async def _work(self) -> None:
@@ -206,7 +215,7 @@ class _Node:
         device = SimulatedDevice(random.Random(f"{self._order.seed}/{name}"), noise=machine.group.noise)
         device.slowdown = self._slowdown
         spill = DiskSpill(folder / "spill")
-        listen = f"/ip4/{self._order.address}/tcp/{PORT + number % PORTS}"
+        listen = f"/ip4/{self._order.own_address}/tcp/{PORT + number % PORTS}"
         try:
             async with network_node(identity, folder, [listen], self._order.initial_peers) as (transport, directory):
                 backend = partial(SizedBackend, whole=True, garbles=machine.garbles(self._order.seed))
@@ -269,7 +278,8 @@ class _Node:
         order, manifest = self._order, self._cast.manifest
         identity = COORDINATORS[order.coordinator]
         listen = [f"/ip4/{order.address}/tcp/{PORT}"]
-        async with network_node(identity, Path(order.folder), listen, order.initial_peers) as (transport, directory):
+        node = network_node(identity, Path(order.folder), listen, order.initial_peers, relays=True)
+        async with node as (transport, directory):
             self._succession = Succession(
                 manifest=manifest,
                 signature=sign_manifest(ORGANIZER, manifest).signature,

@@ -35,11 +35,12 @@ MODULE = "swarm_peer.simulations.emulated_node"
 
 
 def address_of(machine: int) -> str:
-    return f"10.77.{1 + machine // 250}.{1 + machine % 250}"
+    """Of the public internet, as libp2p does not punch holes or relay in a private one. It is seen nowhere else."""
+    return f"11.77.{1 + machine // 250}.{1 + machine % 250}"
 
 
 def coordinator_address(number: int) -> str:
-    return f"10.77.0.{1 + number}"
+    return f"11.77.0.{1 + number}"
 
 
 @dataclass(eq=False)
@@ -162,6 +163,7 @@ class EmulatedWorld:
             self.tcp,
             machine=machine.number,
             stage=machine.stage,
+            nat=machine.group.nat,
         )
 
     def _order_of_coordinator(self, number: int, *, leads: bool) -> Order:
@@ -207,7 +209,7 @@ class EmulatedWorld:
         found += [
             f"/ip4/{node.order.address}/tcp/{PORT}/p2p/{self.cast.machines[number].name}"
             for number, node in self._machines.items()
-            if node.stays and not node.ended
+            if node.stays and not node.ended and node.order.nat is None
         ]
         return found[:BOOTSTRAPS]
 

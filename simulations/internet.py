@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy
 
+from .nat import Nat, meet
 from .network import MemoryNetwork, MemoryStream
 from .tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow
 from .virtual_time import NOBODY
@@ -180,10 +181,23 @@ class Access:
     relay: "Access | None" = None
     """Through which others reach it, and it them."""
 
+    nat: Nat | None = None
+    """The router that it is behind."""
+
+    host: "Access | None" = None
+    """Through which it meets those whose routers, with its own, let no connection come about."""
+
     def relay_to(self, other: "Access") -> "Access | None":
         """What lies between: the other's relay, or its own; nothing if that is one of the two."""
         relay = other.relay or self.relay
         return None if relay is self or relay is other else relay
+
+    def between(self, other: "Access") -> "Access | None":
+        """As `relay_to`, and for two whose routers do not let them meet."""
+        relay = self.relay_to(other)
+        if relay is None and not meet(self.nat, other.nat):
+            return self.host
+        return relay
 
     def way_to(self, other: "Access", distances: Mapping[tuple[str, str], float]) -> float:
         """Seconds of a packet's way to another one's, without jitter."""
@@ -233,7 +247,7 @@ class Internet(MemoryNetwork):
     def _round_trip(self, sender: str, receiver: str) -> float:
         """Seconds, without jitter."""
         near, far = self.accesses[sender], self.accesses[receiver]
-        relay = near.relay_to(far)
+        relay = near.between(far)
         way = near.way_to(far, self.distances)
         if relay is not None:
             way = near.way_to(relay, self.distances) + relay.way_to(far, self.distances)
@@ -241,7 +255,7 @@ class Internet(MemoryNetwork):
 
     def draw(self, sender: str, receiver: str) -> float:
         near, far = self.accesses[sender], self.accesses[receiver]
-        relay = near.relay_to(far)
+        relay = near.between(far)
         if relay is None:
             return self._draw(near, far)
         return self._draw(near, relay) + self._draw(relay, far)
@@ -354,7 +368,7 @@ class Internet(MemoryNetwork):
             return
         frame.stream.coming += 1
         near = self.accesses[frame.sender]
-        relay = near.relay_to(self.accesses[frame.stream.peer])
+        relay = near.between(self.accesses[frame.stream.peer])
         if relay is None:
             self._send_off(frame, self._comes(frame.sender, frame.stream))
             return

@@ -34,6 +34,7 @@ class MemoryStream:
         self.heard = heard
         self.other: MemoryStream
         self.ended = False
+        self.relayed = False
         self._network = network
         self._local = local
         self._frames: deque[bytes] = deque()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ScenarioError
 from ..swarm.manifest import Settings
+from .nat import Nat
 from .toml_lines import line_of
 from .traces import read_trace
 
@@ -76,7 +77,9 @@ class Group(_Frozen):
     long until it is gone without a word, as a machine that is switched off (`leaves` politely instead); `away`: how
     long until it comes again, without it for good. `shared`: all peers of the group are behind one link. `garbage`: the
     share of the tensors that it sends which nobody can decode. `relay`: the group of peers, or `coordinator`, through
-    one of which each of them is reached and reaches others, as nobody can dial it. `sessions`: when each machine was
+    one of which each of them is reached and reaches others, as nobody can dial it. `nat`: each is behind a router that
+    translates addresses (`nat.py`): nobody calls it, but two connect directly if one is public or both their
+    routers are `cone`; else the coordinator relays. `sessions`: when each machine was
     there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table
     (`traces.py`)."""
 
@@ -102,6 +105,7 @@ class Group(_Frozen):
     shared: bool = False
     garbage: Share = 0.0
     relay: Name | None = None
+    nat: Nat | None = None
     sessions: tuple[Session, ...] = ()
 
     @model_validator(mode="after")
@@ -117,6 +121,8 @@ class Group(_Frozen):
             raise ValueError("away says when a peer comes again that does not stay: stays is missing")
         if self.sessions and (self.stays is not None or self.joins):
             raise ValueError("sessions say when peers are there: there is no place for joins and stays")
+        if self.nat is not None and (self.shared or self.relay is not None):
+            raise ValueError("nat puts each peer behind a router of its own: there is no place for shared and relay")
         for session in self.sessions:
             if session.machine >= self.count:
                 raise ValueError(f"a session is of machine {session.machine}; there are {self.count}, from 0 on")

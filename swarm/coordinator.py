@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ManifestError, StoppedError, TrustError, UnreachableError, UsageError
+from .addresses import peer_in
 from .arithmetic import RealArithmetic
 from .checkpoint import Checkpoint
 from .checkpoint_folder import CheckpointFolder, find_checkpoint, open_checkpoint
@@ -34,7 +35,7 @@ from .invites import is_address, make_invite, write_invite
 from .keys import Delegation, Identity, SignedManifest, check_delegation, delegate, sign_manifest, state_folder
 from .local_runs import LocalRun, advertised
 from .manifest import Manifest, Settings, parse_manifest
-from .p2p_transport import P2PTransport, peer_in
+from .p2p_transport import P2PTransport
 from .presence import keep_listed
 from .process import network_node
 from .shared_folder import SharedFolder
@@ -111,7 +112,7 @@ class Node:
     ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
         """This process's node, under an identity of the run. Raises `UnreachableError`."""
         where = self.folder.path / identity.peer_id[-8:]
-        async with network_node(identity, where, self.listen, initial_peers, self.announce) as made:
+        async with network_node(identity, where, self.listen, initial_peers, self.announce, relays=True) as made:
             yield made
 
 

@@ -28,9 +28,10 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import get_dht_time
 
 from ..errors import SwarmError, TrustError, UnreachableError, WireError
+from .addresses import peer_in
 from .directory import TRAINER_STAGE, Record
 from .keys import Identity, peer_id_of, public_key_of, verify
-from .p2p_transport import P2PTransport, peer_in
+from .p2p_transport import P2PTransport
 
 RECORD_DOMAIN = "directory"
 
@@ -225,6 +226,7 @@ class DHTDirectory:
         node = await DHTNode.create(
             p2p=transport.p2p,
             record_validator=RecordValidator(),
+            client_mode=transport.relayed,  # a record must not lie where only a relay leads
             wait_timeout=RPC_SECONDS,
             backoff_rate=1.0,
             cache_locally=False,

@@ -121,6 +121,10 @@ class Channel:
     def ended(self) -> bool:
         return self._stream.ended
 
+    @property
+    def relayed(self) -> bool:
+        return self._stream.relayed
+
     def close(self) -> None:
         self._stream.close()
 
@@ -189,7 +193,8 @@ class Pool:
         except BaseException:
             channel.close()
             raise
-        if len(link.idle) < self.idle:
+        # By the time of the next exchange there may be a better way than through a relay.
+        if len(link.idle) < self.idle and not channel.relayed:
             link.idle.append(channel)
         else:
             channel.close()

@@ -37,7 +37,9 @@ async def guest_node(identity: Identity, addresses: Sequence[str]) -> AsyncItera
     """A node for a moment, with its sockets in a folder of its own. Raises `UnreachableError`."""
     folder = SharedFolder.temporary()
     try:
-        async with network_node(identity, folder.path / identity.peer_id[-8:], LISTEN, addresses) as made:
+        async with network_node(
+            identity, folder.path / identity.peer_id[-8:], LISTEN, addresses, reached=False
+        ) as made:
             yield made
     finally:
         folder.leave()

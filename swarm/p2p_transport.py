@@ -1,8 +1,7 @@
 """The transport of real runs: binary streams of libp2p, carried by hivemind's daemon (p2pd).
 
-Owns one p2pd process, its Unix sockets (in a folder that the caller names), every stream and every handler's task. A
-frame is its length (4 bytes, little-endian) and its bytes; the length is checked before anything is read. The daemon
-proves who is at the other end, and resends, orders and encrypts; it knows nothing of frames.
+Owns one p2pd process, its Unix sockets (in a folder that the caller names), every stream and every handler's task. The
+daemon proves who is at the other end, and resends, orders and encrypts; it knows nothing of frames.
 
 Talks to p2pd over its control socket: `_ask` speaks that protocol itself where hivemind's own client would leak a
 socket per failed or cancelled call. `p2p` is there for the directory, which shares the daemon.
@@ -14,20 +13,25 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2
-from hivemind.utils.multiaddr import Multiaddr
 
-from ..errors import SwarmError, TrustError, UnreachableError, UsageError, WireError
-from .keys import Identity, peer_id_of, public_key_of
-from .transport import MAX_FRAME_BYTES, Heard, Hearing, StreamHandler
+from ..errors import SwarmError, UnreachableError, UsageError, WireError
+from .addresses import RELAY, announceable, any_port, dialable, is_relayed, peer_bytes, peer_in
+from .keys import Identity
+from .p2p_stream import READ_BUFFER_BYTES, P2PStream
+from .reach import HOP_PROTOCOL, REACH_PROTOCOL, ask, call_back, relays
+from .transport import Hearing, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -45,119 +49,45 @@ BOOTSTRAP_TRIES = 3
 SEARCH_SECONDS = 5.0
 _NOBODY_TO_ASK = "failed to find any peer in table"
 
-CLOSE_SECONDS = 2.0
-"""How long a closed stream may go on handing over what was sent before it is cut."""
-
 SHUTDOWN_SECONDS = 5.0
 """How long p2pd and the handlers may take to end before they are killed or left."""
 
 MAX_STREAMS_PER_PEER = 256
 """Incoming streams served at once for one peer; more are closed as they come."""
 
-MAX_ADDRESSES = 16
-"""Addresses of one peer that are tried."""
+RELAY_SECONDS = 15.0
+"""How long relays may take to take a node in."""
 
-_LENGTH_BYTES = 4
+REUSE_PORT = "LIBP2P_TCP_REUSEPORT"
+"""Of p2pd's environment: whether it dials from the port that it listens on."""
+
+UNREACHED = (
+    "nobody reaches this machine from outside, and no peer that it knows relays for it. Forward a port of the router "
+    "to it (--listen /ip4/0.0.0.0/tcp/PORT), and name the router's if that is another one "
+    "(--announce /ip4/ADDRESS/tcp/PORT)"
+)
+
+_RELAY_LIMITS = {
+    "relayDiscovery": False,
+    "relayDataLimit": 1 << 50,
+    "relayTimeLimit": "8760h",
+    "relayMaxCircuits": 1024,
+    "relayBufferSize": 1 << 16,
+}
+"""Of p2pd, which by itself cuts a relayed connection after 4 GiB or half an hour, and has 16 of a peer."""
+
 _SOCKET_PATH_BYTES = 103
 """Longest Unix socket path that both Linux (107) and macOS (103) take."""
-
-_READ_BUFFER_BYTES = MAX_FRAME_BYTES + _LENGTH_BYTES
-"""asyncio stops reading a socket at twice this: one frame waits while the next one comes in."""
-
-
-class P2PStream:
-    """One end of a pipe of frames over a Unix socket to p2pd. One task may receive at a time; any may send."""
-
-    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
-        self.heard = heard
-        self._peer = peer
-        self._reader = reader
-        self._writer = writer
-        self._closed = False
-        self._length: int | None = None
-        self._came = bytearray()
-
-    @property
-    def peer(self) -> str:
-        return self._peer
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
-    def ended(self) -> bool:
-        return self._closed or self._reader.at_eof()
-
-    async def send(self, frame: bytes) -> None:
-        if self._closed:
-            raise self._ended()
-        if len(frame) > MAX_FRAME_BYTES:
-            self.close()
-            raise WireError(f"a frame of {len(frame)} bytes to {self._peer} is above the limit of {MAX_FRAME_BYTES}")
-        try:
-            # One call, so that a cancelled `send` leaves no half of a frame behind.
-            self._writer.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
-            await self._writer.drain()
-        except (OSError, RuntimeError) as error:
-            self.close()
-            raise self._ended() from error
-
-    async def receive(self) -> bytes:
-        if self._closed:
-            raise self._ended()
-        try:
-            # Kept in the stream, so that a cancelled `receive` may be called again.
-            if self._length is None:
-                self._length = int.from_bytes(await self._read(_LENGTH_BYTES), "little")
-            if self._length > MAX_FRAME_BYTES:
-                self.close()
-                raise WireError(
-                    f"{self._peer} announced a frame of {self._length} bytes; the limit is {MAX_FRAME_BYTES}"
-                )
-            frame = await self._read(self._length)
-        except (EOFError, OSError) as error:
-            self.close()
-            raise self._ended() from error
-        self._length = None
-        return frame
-
-    async def _read(self, size: int) -> bytes:
-        """So many bytes; on a thin link they come little by little. Raises `EOFError`, `OSError`."""
-        while len(self._came) < size:
-            came = await self._reader.read(size - len(self._came))
-            if not came:
-                raise EOFError
-            self.heard.at = asyncio.get_running_loop().time()
-            self._came += came
-        read = bytes(self._came)
-        self._came.clear()
-        return read
-
-    def _ended(self) -> UnreachableError:
-        return UnreachableError(f"the stream with {self._peer} has ended")
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._writer.close()
-        # A receive in progress ends now, and not when the last of what was sent is gone.
-        self._reader.feed_eof()
-        with contextlib.suppress(RuntimeError):  # no loop runs any more: then nothing is left to hand over either
-            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.cut)
-
-    def cut(self) -> None:
-        """Ends the stream without handing over what was sent. Idempotent."""
-        self._closed = True
-        self._writer.transport.abort()
 
 
 class P2PTransport:
     """A libp2p node. Make it with `create`; use it in the loop that made it."""
 
-    def __init__(self, p2p: P2P, addresses: tuple[str, ...]) -> None:
+    def __init__(self, p2p: P2P, addresses: tuple[str, ...], *, relayed: bool = False) -> None:
         self.p2p = p2p
+        self.relayed = relayed
+        """Whether it is reached through relays, as nobody reaches it otherwise."""
+
         self.hearing = Hearing()
         self._peer_id = str(p2p.peer_id)
         self._addresses = addresses
@@ -176,25 +106,37 @@ class P2PTransport:
         listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
         announce: Sequence[str] = (),
         initial_peers: Sequence[str] = (),
+        through: Sequence[str] = (),
+        relays: bool = False,
         startup_timeout: float = STARTUP_SECONDS,
     ) -> "P2PTransport":
         """Starts p2pd as `identity` and connects it to `initial_peers` (multiaddrs ending in /p2p/<peer id>).
 
         Others are told the addresses `announce` in place of those it listens on, if there are any: a forwarded port's,
-        say. `socket_folder` is made if need be (0700) and gets the daemon's sockets; the private key lies there, 0600,
-        only until p2pd has read it. Raises `UnreachableError` if p2pd does not start or no initial peer answers,
-        `UsageError` if the folder's path leaves no room for a socket's name or nobody could dial what is announced.
+        say. It is reached `through` those peers, if any are named, as one that is behind a router; two such whose
+        routers allow it connect directly all the same (libp2p's hole punching); it listens on any port then, as libp2p
+        dials from the one it listens on, and a connection that was just closed keeps that for a while. Or it `relays`
+        for such peers itself.
+
+        `socket_folder` is made if need be (0700) and gets the daemon's sockets; the private key lies there, 0600, only
+        until p2pd has read it. Raises `UnreachableError` if p2pd does not start, or no initial peer or no relay
+        answers, `UsageError` if the folder's path leaves no room for a socket's name or nobody could dial what is
+        announced.
         """
-        announced = _announceable(announce, identity.peer_id)
-        daemon = _daemon_in(socket_folder)
+        announced = announceable(announce, identity.peer_id)
+        daemon = _daemon_in(socket_folder, _environment(relays=relays, meets=bool(through)))
         key_file = _write_key(identity, socket_folder)
         try:
             p2p = await daemon.create(
                 identity_path=str(key_file),
-                host_maddrs=list(listen),
+                host_maddrs=[any_port(address) for address in listen] if through else list(listen),
                 announce_maddrs=announced or None,
-                auto_nat=False,
+                auto_nat=True,  # with it p2pd has hole punching
                 nat_port_map=False,
+                force_reachability="private" if through else "public",
+                dht_mode="client" if through else "server",
+                use_auto_relay=bool(through),
+                trusted_relays=list(through) or None,
                 check_if_identity_free=False,
                 startup_timeout=startup_timeout,
             )
@@ -202,13 +144,12 @@ class P2PTransport:
             raise UnreachableError(f"p2pd did not start: {error}") from error
         finally:
             key_file.unlink(missing_ok=True)
+        transport = cls(p2p, await _visible(p2p), relayed=bool(through))
         try:
-            visible = await p2p.get_visible_maddrs()
-        except ValueError:  # it listens nowhere
-            visible = []
-        transport = cls(p2p, tuple(str(address) for address in visible))
-        try:
+            await p2p.add_binary_stream_handler(REACH_PROTOCOL, transport._call_back)
             await transport._bootstrap(initial_peers)
+            if through:
+                await transport._wait_for_relay()
         except BaseException:
             await transport.close()
             raise
@@ -231,10 +172,53 @@ class P2PTransport:
         reasons = "\n".join(f"  {failure}" for failure in failures)
         raise UnreachableError(f"none of the {len(failures)} initial peers answers:\n{reasons}")
 
+    async def _wait_for_relay(self) -> None:
+        try:
+            async with asyncio.timeout(RELAY_SECONDS):
+                while not any(RELAY in address for address in self._addresses):
+                    await asyncio.sleep(0.1)
+                    self._addresses = await _visible(self.p2p)
+        except TimeoutError:
+            raise UnreachableError(UNREACHED) from None
+
+    async def is_reached(self, initial_peers: Sequence[str]) -> bool | None:
+        """Whether any of these peers, which it knows, reaches this one when it calls; None if none of them can tell."""
+        ports = [int(found) for address in self._addresses for found in re.findall(r"/tcp/(\d+)", address)[:1]]
+        answers = await asyncio.gather(
+            *(self._is_reached_by(peer_in(address), port) for address in initial_peers for port in ports[:1])
+        )
+        told = [answer for answer in answers if answer is not None]
+        return any(told) if told else None
+
+    async def _is_reached_by(self, peer: str, port: int) -> bool | None:
+        with contextlib.suppress(UnreachableError, WireError, TimeoutError):
+            return await ask(await self._open(peer, REACH_PROTOCOL), port)
+        return None
+
+    async def relays_among(self, initial_peers: Sequence[str]) -> list[str]:
+        """Which of these peers relay for this one. Raises `UnreachableError` if none does."""
+        answers = await asyncio.gather(*(self._is_relayed_by(peer_in(address)) for address in initial_peers))
+        found = [address for address, relays in zip(initial_peers, answers, strict=True) if relays]
+        if not found:
+            raise UnreachableError(UNREACHED)
+        return found
+
+    async def _is_relayed_by(self, peer: str) -> bool:
+        with contextlib.suppress(UnreachableError):
+            _, reader, writer = await self._ask(_opening(peer, HOP_PROTOCOL), f"no stream to {peer}")
+            try:
+                return await relays(reader, writer)
+            finally:
+                writer.transport.abort()
+        return False
+
+    async def _call_back(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._hold(info, reader, writer, partial(call_back, seen=str(info.addr)))
+
     async def _can_search(self) -> None:
         """Waits until libp2p can look for addresses: it counts on a new connection only after an exchange of its own,
         of which nothing tells. After `SEARCH_SECONDS` it is left at that: an initial peer may serve no searches."""
-        search = p2pd_pb2.DHTRequest(type=p2pd_pb2.DHTRequest.FIND_PEER, peer=_peer_bytes(self._peer_id))
+        search = p2pd_pb2.DHTRequest(type=p2pd_pb2.DHTRequest.FIND_PEER, peer=peer_bytes(self._peer_id))
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=search)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SEARCH_SECONDS):
@@ -269,9 +253,19 @@ class P2PTransport:
         await self.p2p.add_binary_stream_handler(STREAM_PROTOCOL, self._serve)
 
     async def _serve(self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._hold(info, reader, writer, self._handler)
+
+    async def _hold(
+        self,
+        info: StreamInfo,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        handler: StreamHandler | None,
+    ) -> None:
+        """Has an incoming stream handled, to its end."""
         peer = str(info.peer_id)
-        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
-        if self._closed or self._handler is None or self._incoming[peer] >= MAX_STREAMS_PER_PEER:
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer), relayed=is_relayed(bytes(info.addr.to_bytes())))
+        if self._closed or handler is None or self._incoming[peer] >= MAX_STREAMS_PER_PEER:
             stream.cut()
             return
         task = asyncio.current_task()
@@ -280,8 +274,8 @@ class P2PTransport:
         self._streams.add(stream)
         self._incoming[peer] += 1
         try:
-            await self._handler(stream)
-        except SwarmError as error:
+            await handler(stream)
+        except (SwarmError, TimeoutError) as error:
             # How the other side behaved is its affair; any other exception is ours, and asyncio reports it.
             logger.debug("the stream from %s ended: %s", peer, error)
         except asyncio.CancelledError:
@@ -302,7 +296,7 @@ class P2PTransport:
         Raises `UnreachableError`, after `DIAL_SECONDS` at most.
         """
         request = p2pd_pb2.ConnectRequest(
-            peer=_peer_bytes(peer), addrs=_dialable(peer, addresses), timeout=int(DIAL_SECONDS)
+            peer=peer_bytes(peer), addrs=dialable(peer, addresses), timeout=int(DIAL_SECONDS)
         )
         _, _, writer = await self._ask(
             p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request), f"{peer} cannot be dialled"
@@ -310,15 +304,16 @@ class P2PTransport:
         writer.transport.abort()
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> P2PStream:
-        request = p2pd_pb2.StreamOpenRequest(peer=_peer_bytes(peer), proto=[STREAM_PROTOCOL], timeout=int(DIAL_SECONDS))
+        return await self._open(peer, STREAM_PROTOCOL, addresses)
+
+    async def _open(self, peer: str, protocol: str, addresses: Sequence[str] = ()) -> P2PStream:
+        opening = _opening(peer, protocol)
         try:
             # One limit for both questions.
             async with asyncio.timeout(DIAL_SECONDS):
                 if addresses:
                     await self.connect(peer, addresses)
-                response, reader, writer = await self._ask(
-                    p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request), f"no stream to {peer}"
-                )
+                response, reader, writer = await self._ask(opening, f"no stream to {peer}")
         except TimeoutError as error:
             raise UnreachableError(f"no stream to {peer} within {DIAL_SECONDS:.0f} s") from error
         answered = str(PeerID(response.streamInfo.peer))
@@ -327,7 +322,8 @@ class P2PTransport:
             raise UnreachableError(f"asked for a stream to {peer}, got one to {answered}")
         for ended in [stream for stream in self._streams if stream.closed]:
             self._streams.discard(ended)
-        stream = P2PStream(peer, reader, writer, self.hearing.of(peer))
+        relayed = is_relayed(response.streamInfo.addr)
+        stream = P2PStream(peer, reader, writer, self.hearing.of(peer), relayed=relayed)
         self._streams.add(stream)
         return stream
 
@@ -342,7 +338,7 @@ class P2PTransport:
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(
-                    self.p2p.daemon_listen_maddr["unix"], limit=_READ_BUFFER_BYTES
+                    self.p2p.daemon_listen_maddr["unix"], limit=READ_BUFFER_BYTES
                 )
                 await write_pbmsg(writer, request)
                 await read_pbmsg_safe(reader, response)
@@ -387,7 +383,20 @@ class P2PTransport:
                 os.unlink(address["unix"])
 
 
-def _daemon_in(socket_folder: Path) -> type[P2P]:
+def _opening(peer: str, protocol: str) -> p2pd_pb2.Request:
+    request = p2pd_pb2.StreamOpenRequest(peer=peer_bytes(peer), proto=[protocol], timeout=int(DIAL_SECONDS))
+    return p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request)
+
+
+def _environment(*, relays: bool, meets: bool) -> list[str]:
+    """p2pd's, beside our own. Two who dial each other at once, each from the port it listens on, have one connection of
+    which both are the dialler, and it fails: only those dial so who have to `meets` others from behind routers."""
+    ordered = ["GOMAXPROCS=1"] if relays else []  # see `reach.py`
+    reuse = REUSE_PORT not in os.environ and not meets
+    return [*ordered, *([f"{REUSE_PORT}=false"] if reuse else [])]
+
+
+def _daemon_in(socket_folder: Path, environment: Sequence[str]) -> type[P2P]:
     """hivemind's P2P with its sockets in this folder: a class of its own, because the folder is a class attribute."""
     folder = socket_folder.absolute()
     longest = len(os.fsencode(folder / f"p2pclient-{secrets.token_urlsafe(8)}.sock"))
@@ -397,7 +406,22 @@ def _daemon_in(socket_folder: Path) -> type[P2P]:
             f"{_SOCKET_PATH_BYTES} at most; choose a shorter one"
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return type("_Daemon", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/"})
+
+    arguments = staticmethod(partial(_process_arguments, environment))
+    return type("_Daemon", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "_make_process_args": arguments})
+
+
+def _process_arguments(environment: Sequence[str], *arguments: Any, **options: Any) -> list[str]:
+    made: list[str] = P2P._make_process_args("env", *environment, *arguments, **options, **_RELAY_LIMITS)
+    return made
+
+
+async def _visible(p2p: P2P) -> tuple[str, ...]:
+    """The addresses of which p2pd tells others."""
+    try:
+        return tuple(str(address) for address in await p2p.get_visible_maddrs(latest=True))
+    except ValueError:  # it listens nowhere
+        return ()
 
 
 def _write_key(identity: Identity, socket_folder: Path) -> Path:
@@ -405,44 +429,3 @@ def _write_key(identity: Identity, socket_folder: Path) -> Path:
     with os.fdopen(os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(identity.libp2p_private_key())
     return key_file
-
-
-def _peer_bytes(peer: str) -> bytes:
-    try:
-        public_key_of(peer)
-    except TrustError as error:
-        raise UnreachableError(f"{peer!r} cannot be reached: {error}") from error
-    return bytes(PeerID.from_base58(peer).to_bytes())
-
-
-def peer_in(address: str) -> str:
-    """The peer id at the end of a multiaddr. Raises `UnreachableError` if there is none."""
-    peer = address.rpartition("/p2p/")[2]
-    try:
-        return peer_id_of(public_key_of(peer))
-    except TrustError as error:
-        raise UnreachableError(f"{address!r} does not end in /p2p/ and an Ed25519 peer id") from error
-
-
-def _announceable(addresses: Sequence[str], peer: str) -> list[str]:
-    """The addresses without the peer's own id at their end. Raises `UsageError` for one that nobody could dial."""
-    announced = [address.removesuffix(f"/p2p/{peer}") for address in addresses]
-    for address in announced:
-        try:
-            parsed = Multiaddr(address)
-            port = parsed["tcp"]
-        except Exception as error:  # see `_dialable`
-            raise UsageError(f"{address!r} is not a multiaddr such as /ip4/203.0.113.7/tcp/4001: {error}") from error
-        if port == "0":
-            raise UsageError(f"{address} cannot be announced: it names no port")
-    return announced
-
-
-def _dialable(peer: str, addresses: Sequence[str]) -> list[bytes]:
-    """The addresses in libp2p's bytes, without the peer id at their end; those that are malformed are left out."""
-    coded = []
-    for address in addresses[:MAX_ADDRESSES]:
-        # Multiaddr's parsers raise whatever their inputs make them raise; an address is only advice.
-        with contextlib.suppress(Exception):
-            coded.append(Multiaddr(address.removesuffix(f"/p2p/{peer}")).to_bytes())
-    return coded

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,15 +89,31 @@ async def network_node(
     listen: Sequence[str],
     initial_peers: Sequence[str],
     announce: Sequence[str] = (),
+    *,
+    relays: bool = False,
+    reached: bool = True,
 ) -> AsyncIterator[tuple[P2PTransport, DHTDirectory]]:
     """A libp2p node and its part of the directory, closed at the end of the block.
 
-    `announce`: the addresses that others are told, if they are not those it listens on. Raises `UnreachableError`,
-    `UsageError`.
+    `announce`: the addresses that others are told, if they are not those it listens on. Without, it asks the initial
+    peers whether they reach it, and if they do not, is reached through those that relay. `relays`: whether it does, for
+    others; `reached`: whether it is to be reached at all. Raises `UnreachableError`, `UsageError`.
     """
-    transport = await P2PTransport.create(
-        identity, socket_folder=folder, listen=listen, announce=announce, initial_peers=initial_peers
+    create = partial(
+        P2PTransport.create,
+        identity,
+        socket_folder=folder,
+        listen=listen,
+        announce=announce,
+        initial_peers=initial_peers,
     )
+    transport = await create(relays=relays)
+    if reached and not announce and await transport.is_reached(initial_peers) is False:
+        try:
+            through = await transport.relays_among(initial_peers)
+        finally:
+            await transport.close()
+        transport = await create(through=through)
     try:
         directory = await DHTDirectory.create(transport, identity, initial_peers=initial_peers)
         try:

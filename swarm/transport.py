@@ -54,6 +54,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def relayed(self) -> bool:
+        """Whether it leads through a relay: when it was opened, neither end reached the other directly."""
+        ...
+
+    @property
     def ended(self) -> bool:
         """Whether either side has ended it, as far as is known here, and nothing is left to be received."""
         ...

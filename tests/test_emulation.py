@@ -107,13 +107,13 @@ def test_where_it_is_not_allowed_that_is_said(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ctypes, "CDLL", lambda *names, **options: Refusing())
     with pytest.raises(EmulationError, match=r"no network namespace .* can be made here: .*It takes Linux and root"):
-        enter_namespace("10.77.1.1", 1500)
+        enter_namespace("11.77.1.1", 1500)
 
 
 ENTER = """
 import sys
 from swarm_peer.simulations.namespace import CHOICE, enter_namespace
-enter_namespace("10.77.1.1", 1500, sys.argv[1])
+enter_namespace("11.77.1.1", 1500, sys.argv[1])
 sys.stdout.write(CHOICE.read_text())
 """
 

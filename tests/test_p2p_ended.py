@@ -14,8 +14,9 @@ import pytest
 from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm import exchange
+from swarm_peer.swarm.addresses import peer_in
 from swarm_peer.swarm.keys import Identity
-from swarm_peer.swarm.p2p_transport import P2PTransport, peer_in
+from swarm_peer.swarm.p2p_transport import P2PTransport
 
 from tests.p2p import Run, echo, folder, run
 

@@ -14,8 +14,9 @@ import pytest
 from hivemind.p2p import P2P
 from swarm_peer.errors import TrustError, UnreachableError, UsageError, WireError
 from swarm_peer.swarm import p2p_transport
+from swarm_peer.swarm.addresses import peer_in
 from swarm_peer.swarm.keys import Identity
-from swarm_peer.swarm.p2p_transport import P2PTransport, peer_in
+from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.transport import MAX_FRAME_BYTES, Stream
 
 from tests.p2p import Run, echo, files_in, folder, run, two

@@ -38,7 +38,7 @@ if sys.argv[3] == "listen":
         channel.send(json.dumps([received, time.monotonic()]).encode())
 while order := channel.recv(100):
     size, began = int(order), time.monotonic()
-    with socket.create_connection(("10.77.1.1", 5000), timeout=20) as other:
+    with socket.create_connection(("11.77.1.1", 5000), timeout=20) as other:
         connected = time.monotonic()
         other.sendall(b"x")
         other.recv(1)
@@ -81,9 +81,9 @@ def two_nodes(near: Access, far: Access) -> Iterator[tuple[Router, Node, Node]]:
     router.start()
     nodes = []
     try:
-        nodes.append(Node(router, "10.77.1.1", far, "listen"))
+        nodes.append(Node(router, "11.77.1.1", far, "listen"))
         assert nodes[0].channel.recv(100) == b"listening"
-        nodes.append(Node(router, "10.77.1.2", near, "send"))
+        nodes.append(Node(router, "11.77.1.2", near, "send"))
         yield router, nodes[1], nodes[0]
     finally:
         for node in nodes:
