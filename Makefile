@@ -28,7 +28,7 @@ MINUTES ?= 30
 TYPED := .mypy_cache/package
 MYPY := MYPYPATH=$(TYPED) $(BIN)/mypy
 
-.PHONY: install browser demo test test-images test-slow test-gpu check bench bench-gpu soak
+.PHONY: install browser iptables demo test test-images test-slow test-gpu check bench bench-gpu soak
 
 install: $(STAMP)
 
@@ -44,6 +44,13 @@ browser:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null 2>&1 && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null 2>&1; } \
 	  || echo "no Chromium could be installed: the dashboard's page is not tested in a browser"; fi
+
+# For emulated routers: where there is no iptables and no way to install it, tests of those are skipped.
+iptables:
+	if ! command -v iptables >/dev/null; then \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null 2>&1 && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iptables >/dev/null 2>&1; } \
+	  || echo "no iptables could be installed: peers behind routers are not tested with real processes"; fi
 
 demo: $(STAMP)
 	$(BIN)/python -m swarm_peer.peer.fetch smollm2-135m shakespeare hamlet

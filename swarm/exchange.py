@@ -29,6 +29,8 @@ IDLE_STREAMS = 8
 HEARTBEAT_SECONDS = 1.0
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
+RELAYED_SECONDS = 10.0
+"""How old a stream through a relay may be that is used again: by then there may be a direct way."""
 TIDY_SECONDS = 20.0
 """How often idle streams are looked through for such as the other side has ended, or nobody has needed since."""
 
@@ -56,6 +58,7 @@ class Channel:
     """Messages and payloads over one stream. One sender and one receiver at a time."""
 
     def __init__(self, stream: Stream, meter: Meter) -> None:
+        self.opened = asyncio.get_running_loop().time()
         self._stream = stream
         self._meter = meter
 
@@ -193,8 +196,8 @@ class Pool:
         except BaseException:
             channel.close()
             raise
-        # By the time of the next exchange there may be a better way than through a relay.
-        if len(link.idle) < self.idle and not channel.relayed:
+        age = asyncio.get_running_loop().time() - channel.opened
+        if len(link.idle) < self.idle and not (channel.relayed and age > RELAYED_SECONDS):
             link.idle.append(channel)
         else:
             channel.close()

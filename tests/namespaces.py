@@ -6,13 +6,14 @@ import sys
 import pytest
 from swarm_peer.errors import EmulationError
 from swarm_peer.simulations.namespace import enter_namespace
+from swarm_peer.simulations.nat import Nat
 
 
-def _may() -> bool:
+def _may(nat: Nat | None = None) -> bool:
     pid = os.fork()
     if not pid:
         try:
-            enter_namespace("11.77.9.9", 1500)
+            enter_namespace("11.77.9.9", 1500, nat=nat)
         except EmulationError:
             os._exit(1)
         os._exit(0)
@@ -21,4 +22,8 @@ def _may() -> bool:
 
 needs_namespaces = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not _may(), reason="no network namespaces here"
+)
+
+needs_iptables = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not _may("cone"), reason="no routers by iptables here"
 )
