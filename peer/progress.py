@@ -87,10 +87,11 @@ class Progress:
             self._status = "training"
             return f"held-out loss at version {event['version']}: {event['loss']:.4f}"
         if kind == "stepped":
-            self._steps.append(event)
+            rate = _rate(event, self._steps[-1] if self._steps else None)
+            self._steps.append({**event, "rate": rate})
             self._bar.update(self._task, completed=event["step"] + 1)
             return (
-                f"step {event['step']:3d}  loss {event['loss']:.4f}  {_rate(event):6.0f} tokens/s  "
+                f"step {event['step']:3d}  loss {event['loss']:.4f}  {rate:6.0f} tokens/s  "
                 f"peers {' '.join(str(count) for count in event['replicas'])}"
             )
         if kind == "lost":
@@ -112,7 +113,7 @@ class Progress:
                 str(step["step"]),
                 f"{step['loss']:.4f}",
                 f"{step['grad_norm']:.3f}",
-                f"{_rate(step):.0f}",
+                f"{step['rate']:.0f}",
                 f"{step['seconds']:.1f}",
             )
         stages = range(self._settings.model.stages)
@@ -161,5 +162,7 @@ def _short(peer: str) -> str:
     return peer[-6:]
 
 
-def _rate(step: dict[str, Any]) -> float:
-    return float(step["tokens"] / step["seconds"]) if step["seconds"] else 0.0
+def _rate(step: dict[str, Any], before: dict[str, Any] | None) -> float:
+    """Tokens a second since the step before was done, as steps overlap; of the first one, since it began."""
+    seconds = step["seconds"] if before is None else step["at"] - before["at"]
+    return float(step["tokens"] / seconds) if seconds > 0 else 0.0
