@@ -14,28 +14,12 @@ from swarm_peer.simulations.namespace import enter_namespace
 from swarm_peer.simulations.router import MOST_BUSY, check_router
 
 from tests.namespaces import needs_namespaces
+from tests.small_swarm import small_run
 
-TEXT = """
+TEXT = f"""
 title = "A small swarm"
 minutes = 4
-
-[run.model]
-name = "smollm2-135m"
-stages = 2
-
-[run.train]
-steps = 8
-batch = 8
-lora_rank = 1
-lora_targets = ["q_proj"]
-
-[run.data]
-sequence_length = 128
-
-[run.pipeline]
-min_replicas = 2
-rebalance = 0
-
+{small_run(8)}
 [[peers]]
 name = "home"
 count = 3
@@ -49,7 +33,7 @@ latency = 20
 name = "brief"
 forward = 0.1
 backward = 0.2
-sessions = [{ machine = 0, begin = 0, end = 9 }, { machine = 0, begin = 11 }]
+sessions = [{{ machine = 0, begin = 0, end = 9 }}, {{ machine = 0, begin = 11 }}]
 
 [[events]]
 kind = "slow"

@@ -18,6 +18,7 @@ from swarm_peer.simulations.scenario import parse_scenario
 from swarm_peer.simulations.study import Study
 
 from tests.namespaces import needs_iptables
+from tests.small_swarm import small_run
 
 PEER = """
 forward = 0.1
@@ -30,24 +31,7 @@ latency = 20
 TEXT = f"""
 title = "Behind routers"
 minutes = 3
-
-[run.model]
-name = "smollm2-135m"
-stages = 2
-
-[run.train]
-steps = 4
-batch = 8
-lora_rank = 1
-lora_targets = ["q_proj"]
-
-[run.data]
-sequence_length = 128
-
-[run.pipeline]
-min_replicas = 2
-rebalance = 0
-
+{small_run(4)}
 [[peers]]
 name = "open"
 stage = 0

@@ -2,6 +2,8 @@
 broken node would say."""
 
 import asyncio
+import socket
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -149,9 +151,9 @@ def test_what_is_no_question_and_no_answer_is_refused() -> None:
     run_virtual(body())
 
 
-async def _reports(work: "asyncio.Future[None] | object", heard: "asyncio.Future[None]") -> None:
+async def _reports(work: Awaitable[None], heard: asyncio.Future[None]) -> None:
     try:
-        await work  # type: ignore[misc]
+        await work
     except WireError as error:
         heard.set_exception(error)
 
@@ -177,18 +179,20 @@ def test_who_never_asks_is_not_waited_for() -> None:
 
 
 def _answered(content: bytes) -> bool:
+    near, far = socket.socketpair()
+
     async def body() -> bool:
-        reader = asyncio.StreamReader()
-        reader.feed_data(content)
-        reader.feed_eof()
-        return await relays(reader, _Writer())  # type: ignore[arg-type]
+        reader, writer = await asyncio.open_connection(sock=near)
+        answer = await relays(reader, writer)
+        writer.close()
+        return answer
 
-    return asyncio.run(body())
-
-
-class _Writer:
-    def write(self, data: bytes) -> None:
-        assert data == b"\x02\x08\x00"
+    with far:
+        far.sendall(content)
+        far.shutdown(socket.SHUT_WR)
+        answer = asyncio.run(body())
+        assert far.recv(100) == b"\x02\x08\x00"  # RESERVE
+    return answer
 
 
 def _framed(answer: pb.RelayAnswer) -> bytes:
