@@ -191,7 +191,7 @@ class P2PTransport:
         return any(told) if told else None
 
     async def _is_reached_by(self, peer: str, port: int) -> bool | None:
-        with contextlib.suppress(UnreachableError, WireError, TimeoutError):
+        with contextlib.suppress(UnreachableError, WireError):
             return await ask(await self._open(peer, REACH_PROTOCOL), port)
         return None
 
@@ -275,7 +275,7 @@ class P2PTransport:
         self._incoming[peer] += 1
         try:
             await handler(stream)
-        except (SwarmError, TimeoutError) as error:
+        except SwarmError as error:
             # How the other side behaved is its affair; any other exception is ours, and asyncio reports it.
             logger.debug("the stream from %s ended: %s", peer, error)
         except asyncio.CancelledError:

@@ -10,7 +10,8 @@ order. `GOMAXPROCS=1` at its start has them come in the right one (12 of 12 star
 
 Addresses of private networks are not asked about: whoever sees one is in the same network, and no relay takes it.
 
-Errors: those of the stream; `WireError` for what is no question or no answer.
+Errors: those of the stream, `UnreachableError` also for one that is silent; `WireError` for what is no question or no
+answer.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import re
 
 from google.protobuf.message import DecodeError
 
-from ..errors import WireError
+from ..errors import UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .transport import Stream
 
@@ -58,6 +59,8 @@ async def ask(stream: Stream, port: int) -> bool | None:
             answer = pb.CalledBack.FromString(await stream.receive())
     except DecodeError as error:
         raise WireError(f"{stream.peer} answers what is no answer") from error
+    except TimeoutError as error:
+        raise UnreachableError(f"{stream.peer} does not answer within {ANSWER_SECONDS:.0f} s") from error
     finally:
         stream.close()
     return answer.reached if _is_public(answer.host) else None
@@ -65,14 +68,16 @@ async def ask(stream: Stream, port: int) -> bool | None:
 
 async def call_back(stream: Stream, seen: str) -> None:
     """Answers one question; `seen`: the multiaddr from which it comes."""
-    async with asyncio.timeout(ANSWER_SECONDS):
-        try:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
             question = pb.CallBack.FromString(await stream.receive())
-        except DecodeError as error:
-            raise WireError(f"{stream.peer} asks what is no question") from error
-        host = host_in(seen)
-        reached = 0 < question.port < 1 << 16 and _is_public(host) and await listens(host, question.port)
-        await stream.send(pb.CalledBack(reached=reached, host=host).SerializeToString())
+            host = host_in(seen)
+            reached = 0 < question.port < 1 << 16 and _is_public(host) and await listens(host, question.port)
+            await stream.send(pb.CalledBack(reached=reached, host=host).SerializeToString())
+    except DecodeError as error:
+        raise WireError(f"{stream.peer} asks what is no question") from error
+    except TimeoutError as error:
+        raise UnreachableError(f"{stream.peer} asks nothing, or takes no answer") from error
 
 
 async def relays(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

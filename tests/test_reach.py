@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from hivemind.utils.multiaddr import Multiaddr
-from swarm_peer.errors import UnreachableError, WireError
+from swarm_peer.errors import SwarmError, UnreachableError, WireError
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.simulations.network import MemoryNetwork, MemoryTransport
+from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.simulations.virtual_time import run as run_virtual
 from swarm_peer.swarm import p2p_transport, reach
 from swarm_peer.swarm.addresses import any_port, dialable, is_relayed
@@ -154,26 +154,22 @@ def test_what_is_no_question_and_no_answer_is_refused() -> None:
 async def _reports(work: Awaitable[None], heard: asyncio.Future[None]) -> None:
     try:
         await work
-    except WireError as error:
+    except SwarmError as error:
         heard.set_exception(error)
 
 
-def test_who_never_asks_is_not_waited_for() -> None:
+def test_who_says_nothing_is_not_waited_for() -> None:
     async def body() -> None:
         network = MemoryNetwork()
-        near: MemoryTransport = network.transport("near")
-        far = network.transport("far")
+        near, far = network.transport("near"), network.transport("far")
         heard = asyncio.get_running_loop().create_future()
-
-        async def answer(stream: Stream) -> None:
-            try:
-                await call_back(stream, "/ip4/8.8.4.4/tcp/1")
-            except TimeoutError:
-                heard.set_result(None)
-
-        await far.serve(answer)
+        await far.serve(lambda stream: _reports(call_back(stream, ""), heard))
         await near.open("far")
-        await heard
+        with pytest.raises(UnreachableError, match="asks nothing"):
+            await heard
+        await far.serve(lambda stream: asyncio.sleep(60))
+        with pytest.raises(UnreachableError, match="does not answer"):
+            await ask(await near.open("far"), 4001)
 
     run_virtual(body())
 
