@@ -1,7 +1,9 @@
 """What a person sees of a demo: a live panel on a terminal, plain lines elsewhere, and a summary at the end."""
 
 import sys
+import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +21,9 @@ OTHER_LINES = 13  # of the panel: the heading, the dashboard, the stages, the ta
 class Progress:
     """Follows a run's events. A context manager; `see` takes events as they come, `tick` keeps the clock moving."""
 
-    def __init__(self, settings: Settings, replicas: int) -> None:
+    def __init__(self, settings: Settings, replicas: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stepped: float | None = None
         self._settings = settings
         self._expected = settings.model.stages * replicas
         self._console = Console()
@@ -87,7 +91,11 @@ class Progress:
             self._status = "training"
             return f"held-out loss at version {event['version']}: {event['loss']:.4f}"
         if kind == "stepped":
-            rate = _rate(event, self._steps[-1] if self._steps else None)
+            now = self._clock()
+            # Since the step before was done, as steps overlap.
+            seconds = event["seconds"] if self._stepped is None else now - self._stepped
+            rate = event["tokens"] / seconds if seconds > 0 else 0.0
+            self._stepped = now
             self._steps.append({**event, "rate": rate})
             self._bar.update(self._task, completed=event["step"] + 1)
             return (
@@ -160,9 +168,3 @@ def summary(report: dict[str, Any], settings: Settings) -> None:
 
 def _short(peer: str) -> str:
     return peer[-6:]
-
-
-def _rate(step: dict[str, Any], before: dict[str, Any] | None) -> float:
-    """Tokens a second since the step before was done, as steps overlap; of the first one, since it began."""
-    seconds = step["seconds"] if before is None else step["at"] - before["at"]
-    return float(step["tokens"] / seconds) if seconds > 0 else 0.0
