@@ -65,8 +65,11 @@ static void fetch(const float* from, size_t count) {
     for (size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i);
 }
 
-static size_t linear_encode(const float* x, int8_t* codes, uint16_t* scales, const Part& part) {
-    // Some blocks at a time, as many as stay in the first cache: their divisions are done side by side.
+// Codes block after block: `scale_of(largest magnitude's bits)` is a block's scale, and `one(at, length, largest, scale,
+// 1 / scale)` codes it. Some blocks at a time, as many as stay in the first cache: their divisions are done side by side.
+// How many values are not finite; blocks that have such are left out.
+template <typename Scale, typename One>
+static size_t encode_blocks(const float* x, const Part& part, Scale scale_of, One one) {
     constexpr size_t GROUP = 16, GROUP_ELEMENTS = 2048;
     const size_t group = std::max<size_t>(1, std::min(GROUP, GROUP_ELEMENTS / part.block));
     size_t bad = 0;
@@ -75,24 +78,43 @@ static size_t linear_encode(const float* x, int8_t* codes, uint16_t* scales, con
         int32_t most[GROUP] = {};
         float scale[GROUP], reciprocal[GROUP];
         for (size_t k = 0; k < count; ++k) most[k] = absmax(x + (first + k) * part.block, part.length(first + k));
-        for (size_t k = 0; k < GROUP; ++k) {  // rounded up to bfloat16, so that nothing clips
-            const int32_t rounded = (bits_of(float_of(most[k]) / 127.0f) + 0xFFFF) & ~0xFFFF;
-            scale[k] = float_of(rounded);
+        for (size_t k = 0; k < GROUP; ++k) {
+            scale[k] = scale_of(most[k]);
             reciprocal[k] = 1.0f / scale[k];
         }
         for (size_t k = 0; k < count; ++k) {
             const size_t at = first + k, length = part.length(at);
-            const float* in = x + at * part.block;
             if (most[k] >= INFINITE) {
-                bad += count_non_finite(in, length);
+                bad += count_non_finite(x + at * part.block, length);
                 continue;
             }
-            scales[at] = static_cast<uint16_t>(static_cast<uint32_t>(bits_of(scale[k])) >> 16);
-            fetch(in + group * part.block, at + group < part.last ? part.length(at + group) : 0);
-            linear_block(in, codes + at * part.block, length, scale[k], reciprocal[k]);
+            fetch(x + (at + group) * part.block, at + group < part.last ? part.length(at + group) : 0);
+            one(at, length, scale[k], reciprocal[k]);
         }
     }
     return bad;
+}
+
+static size_t linear_encode(const float* x, int8_t* codes, uint16_t* scales, const Part& part) {
+    const auto rounded_up = [](int32_t most) {  // to bfloat16, so that nothing clips
+        return float_of((bits_of(float_of(most) / 127.0f) + 0xFFFF) & ~0xFFFF);
+    };
+    return encode_blocks(x, part, rounded_up, [&](size_t at, size_t length, float scale, float reciprocal) {
+        scales[at] = static_cast<uint16_t>(static_cast<uint32_t>(bits_of(scale)) >> 16);
+        linear_block(x + at * part.block, codes + at * part.block, length, scale, reciprocal);
+    });
+}
+
+static void linear_values(const int8_t* in, float* to, size_t length, float scale) {
+    size_t i = 0;
+#if LANES == 512
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (; i + 16 <= length; i += 16) {
+        const __m512i codes = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+        _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_cvtepi32_ps(codes), factor));
+    }
+#endif
+    for (; i < length; ++i) to[i] = static_cast<float>(in[i]) * scale;
 }
 
 static size_t linear_decode(const int8_t* codes, const uint16_t* scales, float* out, const Part& part) {
@@ -101,8 +123,7 @@ static size_t linear_decode(const int8_t* codes, const uint16_t* scales, float* 
         float* to = out + at * part.block;
         const size_t length = part.length(at);
         const float scale = from_bfloat16(scales[at]);
-        const int8_t* in = codes + at * part.block;
-        for (size_t i = 0; i < length; ++i) to[i] = static_cast<float>(in[i]) * scale;
+        linear_values(codes + at * part.block, to, length, scale);
         if ((bits_of(scale * 128.0f) & MAGNITUDE) >= INFINITE) bad += count_non_finite(to, length);
     }
     return bad;
@@ -128,45 +149,49 @@ static inline int32_t guess(float y, bool& unsure) {
     return (entry >> KEY_SHIFT) + (low > middle);
 }
 
-static void dynamic_codes(const float* in, uint8_t* out, size_t length, float most) {
+static void dynamic_codes(const float* in, uint8_t* out, size_t length, float most, float reciprocal) {
     size_t i = 0;
-    const float reciprocal = 1.0f / most;
 #if LANES == 512
-    // The index is linear in the quotient within a decade; the octave says which decade, but for one threshold inside.
-    const __m512 factor = _mm512_set1_ps(reciprocal);
-    const __m512i none = _mm512_setzero_si512(), zero = _mm512_set1_epi32(ZERO);
-    const __m512 low_a = _mm512_loadu_ps(dynamic.octave_low), low_b = _mm512_loadu_ps(dynamic.octave_low + 16);
-    const __m512 high_a = _mm512_loadu_ps(dynamic.octave_high), high_b = _mm512_loadu_ps(dynamic.octave_high + 16);
-    const __m512i decade_a = _mm512_loadu_si512(dynamic.octave_decade);
-    const __m512i decade_b = _mm512_loadu_si512(dynamic.octave_decade + 16);
-    const __m512 slopes = _mm512_loadu_ps(dynamic.slope), offsets = _mm512_loadu_ps(dynamic.offset);
-    const __m512 tops = _mm512_loadu_ps(dynamic.top);
-    const __m512 margin = _mm512_set1_ps(EDGE), beyond = _mm512_set1_ps(1.0f - EDGE);
-    for (; i + 16 <= length; i += 16) {
-        const __m512 x = _mm512_loadu_ps(in + i);
-        const __m512 y = _mm512_mul_ps(_mm512_abs_ps(x), factor);
-        const __m512i octave = _mm512_max_epi32(
-            _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(y), 23), _mm512_set1_epi32(FIRST_OCTAVE)), none);
-        const __m512 low = _mm512_permutex2var_ps(low_a, octave, low_b);
-        const __m512 high = _mm512_permutex2var_ps(high_a, octave, high_b);
-        const __mmask16 above = _mm512_cmp_ps_mask(y, low, _CMP_GT_OQ), past = _mm512_cmp_ps_mask(y, high, _CMP_GT_OQ);
-        __m512i decade = _mm512_permutex2var_epi32(decade_a, octave, decade_b);
-        decade = _mm512_mask_add_epi32(decade, above, decade, _mm512_set1_epi32(1));
-        const __m512 place = _mm512_min_ps(
-            _mm512_fmadd_ps(y, _mm512_permutexvar_ps(decade, slopes), _mm512_permutexvar_ps(decade, offsets)),
-            _mm512_permutexvar_ps(decade, tops));
-        const __m512i index = _mm512_cvttps_epi32(place);
-        const __m512 rest = _mm512_sub_ps(place, _mm512_cvtepi32_ps(index));
-        const __mmask16 unsure = (above ^ past) | _mm512_cmp_ps_mask(rest, margin, _CMP_LT_OQ) |
-                                 _mm512_cmp_ps_mask(rest, beyond, _CMP_GT_OQ);
-        const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(x));
-        const __m512i below = _mm512_sub_epi32(zero, _mm512_min_epi32(index, _mm512_set1_epi32(TOP - 1)));
-        const __m512i code = _mm512_mask_mov_epi32(_mm512_add_epi32(zero, index), negative, below);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(code));
-        for (uint32_t left = unsure; left; left &= left - 1) {
-            const int lane = __builtin_ctz(left);
-            out[i + lane] = exact_code(in[i + lane], most, std::abs(out[i + lane] - ZERO));
+    // The index is linear in the quotient within a decade; the octave says which decade, but for one threshold inside. The
+    // lines are laid such that they pass a half exactly where the index changes (`set_decades`), also from decade to decade:
+    // a quotient whose index roundings could have changed lies near a half.
+    const __m512 factor = _mm512_set1_ps(reciprocal), least = _mm512_set1_ps(LEAST), sign = _mm512_set1_ps(-0.0f);
+    const __m512 near_half = _mm512_set1_ps(0.5f - EDGE);
+    const __m512 next_a = _mm512_loadu_ps(dynamic.next), next_b = _mm512_loadu_ps(dynamic.next + 16);
+    const __m512 slope_a = _mm512_loadu_ps(dynamic.slope), slope_b = _mm512_loadu_ps(dynamic.slope + 16);
+    const __m512 offset_a = _mm512_loadu_ps(dynamic.offset), offset_b = _mm512_loadu_ps(dynamic.offset + 16);
+    const __m512 last_a = _mm512_loadu_ps(dynamic.last), last_b = _mm512_loadu_ps(dynamic.last + 16);
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i one = _mm512_set1_epi32(1);
+    // The indices are made negative where x is not, which bytes hold down to -128, as the top's is; 127 less that is the code.
+    const __m512i turned = _mm512_set1_epi8(0x7F);
+    constexpr int MAX_MAGNITUDE = 0b1011;
+    for (; i + 64 <= length; i += 64) {
+        __m512i whole[4];
+        __m512 rest[4];
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            const __m512 quotient = _mm512_mul_ps(_mm512_loadu_ps(in + i + 16 * quarter), factor);
+            const __m512 y = _mm512_range_ps(quotient, least, MAX_MAGNITUDE);
+            __m512i octave = _mm512_srli_epi32(_mm512_castps_si512(y), 23);  // of which the tables take the low five bits
+            const __mmask16 above = _mm512_cmp_ps_mask(y, _mm512_permutex2var_ps(next_a, octave, next_b), _CMP_GT_OQ);
+            octave = _mm512_mask_add_epi32(octave, above, octave, one);
+            const __m512 place = _mm512_fmadd_ps(y, _mm512_permutex2var_ps(slope_a, octave, slope_b),
+                                                 _mm512_permutex2var_ps(offset_a, octave, offset_b));
+            rest[quarter] = _mm512_reduce_ps(place, _MM_FROUND_TO_NEAREST_INT);
+            const __m512 index = _mm512_min_ps(place, _mm512_permutex2var_ps(last_a, octave, last_b));
+            whole[quarter] = _mm512_cvtps_epi32(_mm512_or_ps(index, _mm512_andnot_ps(quotient, sign)));
         }
+        const __m512i bytes = _mm512_packs_epi16(
+            _mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3]));
+        _mm512_storeu_si512(out + i, _mm512_xor_si512(_mm512_permutexvar_epi32(in_order, bytes), turned));
+        const __m512 furthest = _mm512_range_ps(_mm512_range_ps(rest[0], rest[1], MAX_MAGNITUDE),
+                                                _mm512_range_ps(rest[2], rest[3], MAX_MAGNITUDE), MAX_MAGNITUDE);
+        if (_mm512_cmp_ps_mask(furthest, near_half, _CMP_GT_OQ) == 0) continue;
+        for (int quarter = 0; quarter < 4; ++quarter)
+            for (uint32_t left = _mm512_cmp_ps_mask(_mm512_abs_ps(rest[quarter]), near_half, _CMP_GT_OQ); left; left &= left - 1) {
+                const size_t lane = i + 16 * quarter + __builtin_ctz(left);
+                out[lane] = exact_code(in[lane], most, std::abs(out[lane] - ZERO));
+            }
     }
 #elif LANES == 2
     const __m256 factor = _mm256_set1_ps(reciprocal), sign = _mm256_set1_ps(-0.0f);
@@ -209,26 +234,18 @@ static void dynamic_codes(const float* in, uint8_t* out, size_t length, float mo
 }
 
 static size_t dynamic_encode(const float* x, uint8_t* codes, float* scales, const Part& part) {
-    size_t bad = 0;
-    for (size_t at = part.first; at < part.last; ++at) {
+    return encode_blocks(x, part, float_of, [&](size_t at, size_t length, float most, float reciprocal) {
         const float* in = x + at * part.block;
         uint8_t* out = codes + at * part.block;
-        const size_t length = part.length(at);
-        const int32_t bits = absmax(in, length);
-        if (bits >= INFINITE) {
-            bad += count_non_finite(in, length);
-            continue;
-        }
-        const float most = scales[at] = float_of(bits);
+        scales[at] = most;
         if (most == 0.0f) {
             std::memset(out, ZERO, length);
         } else if (most < SMALL || most > 1.0f / SMALL) {  // where a reciprocal or a quotient could lose digits
             for (size_t i = 0; i < length; ++i) out[i] = exact_code(in[i], most, 0);
         } else {
-            dynamic_codes(in, out, length, most);
+            dynamic_codes(in, out, length, most, reciprocal);
         }
-    }
-    return bad;
+    });
 }
 
 __attribute__((noinline)) static void dynamic_values(const uint8_t* in, float* to, size_t length, float scale) {

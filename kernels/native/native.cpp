@@ -30,8 +30,8 @@ constexpr float SMALL = 0x1p-100f, UP = 0x1p64f;
 constexpr int32_t KEY_SHIFT = 17, LOW_BITS = (1 << KEY_SHIFT) - 1, FIRST_KEY = (127 - 22) << 6, KEYS = (22 << 6) + 1;
 constexpr int32_t NEAR = 8;  // units in the last place by which a rounded quotient may be off, and more
 constexpr int32_t ZERO = 127, TOP = 128;  // the code of zero; the index of 1.0 among the magnitudes
-constexpr int32_t FIRST_OCTAVE = 127 - 22;
-constexpr float EDGE = 0x1p-13f;  // how near an index before rounding down may be to a whole number and be trusted
+constexpr float EDGE = 0x1p-13f;  // how near a half an index before rounding may be and be trusted
+constexpr float LEAST = 1.5f * 0x1p-31f;  // stands for all quotients below it, zero included
 
 inline int32_t bits_of(float value) {
     int32_t bits;
@@ -59,11 +59,9 @@ struct Dynamic {
     double middles[TOP];   // between the magnitudes i and i + 1
     int32_t buckets[KEYS];  // by key: the lowest index << KEY_SHIFT | the low bits of the midpoint inside, all ones if none
 
-    // By octave from 2^-22 on: the decade of its lower end (0: zero; 1 to 7: the decades of 10^-6 to 1; 8: one), and the
-    // midpoint to the next decade if that lies inside, a little lowered and raised, else infinite.
-    int32_t octave_decade[32];
-    float octave_low[32], octave_high[32];
-    float slope[16], offset[16], top[16];  // by decade: index = floor(min(slope * quotient + offset, top))
+    // By octave from 2^-31 on, for the decade of its lower end: the index is round(min(slope * quotient + offset, last)) up
+    // to the quotient `next`, and that of the next octave's decade from there on.
+    float next[32], slope[32], offset[32], last[32];
 } dynamic;
 
 constexpr int NF4 = 16;  // levels
@@ -83,29 +81,37 @@ void set_nf4_levels(const float* levels) {
     for (int i = 0; i + 1 < NF4; ++i) nf4.middles[i] = (levels[i] + levels[i + 1]) / 2;
 }
 
+// The decades of the code: 0 is zero alone, 1 to 7 have 1 to 64 levels at equal distances, 8 is one alone. A line through a
+// decade's levels is a half beyond its last index where the next decade begins, and so are the lines chosen for zero and
+// one; `next` lies on the side of the line that is.
 void set_decades() {
-    const double powers[] = {1e6, 1e5, 1e4, 1e3, 1e2, 1e1, 1e0};
-    for (int decade = 0; decade < 16; ++decade) {
-        const bool is_linear = decade >= 1 && decade <= 7;
-        const int32_t first = is_linear ? 1 << (decade - 1) : decade == 0 ? 0 : TOP;  // of its levels
-        const int32_t last = is_linear ? 2 * first - 1 : first;
-        dynamic.slope[decade] = is_linear ? static_cast<float>(first * powers[decade - 1] / 0.9) : 0.0f;
-        dynamic.offset[decade] = is_linear ? static_cast<float>(first * 0.8 / 0.9) : static_cast<float>(first + 0.5);
-        dynamic.top[decade] = static_cast<float>(last + 0.5);
-    }
     for (int octave = 0; octave < 32; ++octave) {
-        const double start = std::ldexp(1.0, octave - 22), end = 2 * start;
+        const double start = std::ldexp(1.0, octave - 31), end = 2 * start;
         int decade = 0;
-        dynamic.octave_low[octave] = dynamic.octave_high[octave] = HUGE_VALF;
+        dynamic.next[octave] = HUGE_VALF;
         for (int32_t first = 1; first <= TOP; first *= 2) {  // the index at which a decade begins
             const double middle = dynamic.middles[first - 1];
             decade += middle < start;
-            if (middle >= start && middle < end) {
-                dynamic.octave_low[octave] = static_cast<float>(middle * (1 - 0x1p-20));
-                dynamic.octave_high[octave] = static_cast<float>(middle * (1 + 0x1p-20));
-            }
+            if (middle >= start && middle < end)
+                dynamic.next[octave] = static_cast<float>(middle * (first == TOP ? 1 - 0x1p-21 : 1 + 0x1p-21));
         }
-        dynamic.octave_decade[octave] = decade;
+        double slope, offset, last = 0;
+        if (decade == 0) {
+            slope = 0.5 / dynamic.middles[0];
+            offset = 0;
+        } else if (decade == 8) {
+            slope = 0.5 / (1 - dynamic.middles[TOP - 1]);
+            offset = TOP - slope;
+            last = TOP;
+        } else {
+            const int32_t first = 1 << (decade - 1);
+            slope = first * std::pow(10.0, 7 - decade) / 0.9;
+            offset = first * 0.8 / 0.9 - 0.5;
+            last = 2 * first - 1;
+        }
+        dynamic.slope[octave] = static_cast<float>(slope);
+        dynamic.offset[octave] = static_cast<float>(offset);
+        dynamic.last[octave] = static_cast<float>(last);
     }
 }
 
