@@ -58,8 +58,10 @@ def relative_error(back: torch.Tensor, values: torch.Tensor) -> float:
     return ((back - values).norm() / values.norm()).item()
 
 
-def with_outliers(rows: int = 1024, columns: int = 4096) -> torch.Tensor:
+def with_outliers(
+    rows: int = 1024, columns: int = 4096, features: tuple[int, ...] = (0, 1024, 2048, 3072)
+) -> torch.Tensor:
     """N(0, 1), one feature in a thousand twenty times as large."""
     values = normal(rows, columns)
-    values[:, :: columns // 4] *= 20
+    values[:, list(features)] *= 20
     return values

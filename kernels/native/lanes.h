@@ -65,6 +65,11 @@ static void fetch(const float* from, size_t count) {
     for (size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i);
 }
 
+// The same for what is written next.
+static void fetch_to_write(float* to, size_t count) {
+    for (size_t i = 0; i < count; i += 16) __builtin_prefetch(to + AHEAD + i, 1);
+}
+
 // Codes block after block: `scale_of(largest magnitude's bits)` is a block's scale, and `one(at, length, largest, scale,
 // 1 / scale)` codes it. Some blocks at a time, as many as stay in the first cache: their divisions are done side by side.
 // How many values are not finite; blocks that have such are left out.
@@ -123,6 +128,7 @@ static size_t linear_decode(const int8_t* codes, const uint16_t* scales, float* 
         float* to = out + at * part.block;
         const size_t length = part.length(at);
         const float scale = from_bfloat16(scales[at]);
+        fetch_to_write(to, length);
         linear_values(codes + at * part.block, to, length, scale);
         if ((bits_of(scale * 128.0f) & MAGNITUDE) >= INFINITE) bad += count_non_finite(to, length);
     }
@@ -286,6 +292,7 @@ static size_t dynamic_decode(const uint8_t* codes, const float* scales, float* o
         float* to = out + at * part.block;
         const size_t length = part.length(at);
         const float scale = scales[at];
+        fetch_to_write(to, length);
         dynamic_values(in, to, length, scale);
         if ((bits_of(scale) & MAGNITUDE) >= INFINITE) bad += length;
     }
@@ -361,6 +368,7 @@ static size_t nf4_decode(const uint8_t* codes, const float* scales, float* out, 
     size_t bad = 0;
     for (size_t at = part.first; at < part.last; ++at) {
         const size_t length = part.length(at);
+        fetch_to_write(out + at * part.block, length);
         nf4_values(codes + at * part.block / 2, out + at * part.block, length, scales[at]);
         if ((bits_of(scales[at]) & MAGNITUDE) >= INFINITE) bad += length;
     }

@@ -70,6 +70,8 @@ struct NormalFloat {
     float levels[NF4], middles[NF4 - 1];
 } nf4;
 
+constexpr size_t AHEAD = 512;  // elements: how far before its writing memory is asked for
+
 constexpr size_t MATMUL_ROWS = 8, MATMUL_STEP = 64;  // the most rows of one call; what blocks and rows are multiples of
 
 struct Matmul {
@@ -147,7 +149,7 @@ namespace avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prfchw,prefer-vector-width=512")
 namespace avx512 {
 #define LANES 512
 #include "lanes.h"
