@@ -781,7 +781,7 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "founders", "codec_microseconds", "below", "waits_for", "links", "busy", "refused", "knows")
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "founders", "codec_microseconds", "below", "waits_for", "links", "busy", "refused", "knows", "short", "credits")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -795,6 +795,8 @@ class Heartbeat(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     KNOWS_FIELD_NUMBER: _ClassVar[int]
+    SHORT_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
@@ -808,7 +810,21 @@ class Heartbeat(_message.Message):
     busy: int
     refused: _containers.RepeatedCompositeFieldContainer[Refusals]
     knows: int
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ...) -> None: ...
+    short: bool
+    credits: _containers.RepeatedCompositeFieldContainer[Credits]
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ..., short: bool = ..., credits: _Optional[_Iterable[_Union[Credits, _Mapping]]] = ...) -> None: ...
+
+class Credits(_message.Message):
+    __slots__ = ("epoch", "step", "own", "others")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    own: _containers.RepeatedScalarFieldContainer[int]
+    others: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., own: _Optional[_Iterable[int]] = ..., others: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LinkReport(_message.Message):
     __slots__ = ("peer", "round_trip_us", "rate")

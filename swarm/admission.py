@@ -22,6 +22,7 @@ from .epochs import Lineage, read_lineage
 from .errands import Errands
 from .exchange import Channel, Incoming, Meter, serve_exchanges, serve_watch
 from .keys import ProvenTerms, public_key_of
+from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, check_crew, check_indices, check_past
 from .roster import Member, Roster
@@ -103,6 +104,7 @@ class Admission:
     signature: bytes
     term: pb.Term
     roster: Roster
+    ledger: Ledger
     meter: Meter
     listener: Listener
     joined: Callable[[Member], None]
@@ -307,8 +309,21 @@ class Admission:
                 await asyncio.sleep(self._pace.heartbeat)
                 founders = self.listener.founders
                 await channel.send(
-                    pb.Heartbeat(founders=() if member.beat.knows >= len(founders) else sorted(founders))
+                    pb.Heartbeat(
+                        founders=() if member.beat.knows >= len(founders) else sorted(founders),
+                        credits=self._credits(member) if member.beat.short else (),
+                    )
                 )
+
+    def _credits(self, member: Member) -> list[pb.Credits]:
+        epoch, told = self.listener.beginning.epoch, []
+        for step in self.ledger.open_steps:
+            others = [
+                index for index, by in sorted(self.ledger.credits(step, member.stage).items()) if by != member.number
+            ]
+            own = self.ledger.indices(step, member.stage, member.number)
+            told.append(pb.Credits(epoch=epoch, step=step, own=own, others=others))
+        return told
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)

@@ -1,8 +1,10 @@
 """What a stage has learned from each microbatch and not yet given to an update.
 
 Gradients are kept apart per microbatch, within a memory budget; beyond it they are summed, and taking one back drops
-the sum. Accepting a Reduce freezes the contribution to exactly the set that the trainer credits: what is held beyond
-it is taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
+the sum. So those are summed first that the trainer has credited, and those are dropped first with which it has credited
+another replica, that was asked as well and was faster: a member whose budget runs short is told which those are.
+Accepting a Reduce freezes the contribution to exactly the set that the trainer credits: what is held beyond it is
+taken back, what is lacking is named. Knows no tensor, socket or clock; one per stage of a peer.
 """
 
 from collections.abc import Collection, Sequence, Set
@@ -25,6 +27,8 @@ class _Step:
     apart: dict[int, Gradient] = field(default_factory=dict)
     summed: Gradient | None = None
     summed_indices: tuple[int, ...] = ()
+    own: frozenset[int] = frozenset()
+    others: frozenset[int] = frozenset()
     taken_back: int = 0
 
 
@@ -51,14 +55,39 @@ class GradientStore:
         """Adds the gradient of one microbatch; one that is held already stays as it is."""
         if self.holds(epoch, step, index):
             return
-        entry = self._steps.setdefault((epoch, step), _Step())
-        held = sum(len(other.apart) + (other.summed is not None) for other in self._steps.values())
-        if (held + 1) * self._backend.gradient_bytes <= self._budget:
-            entry.apart[index] = gradient
-            return
-        addends = [gradient] if entry.summed is None else [entry.summed, gradient]
-        entry.summed = self._backend.add(addends)
+        self._steps.setdefault((epoch, step), _Step()).apart[index] = gradient
+        while self._held() * self._backend.gradient_bytes > self._budget and self._make_room():
+            pass
+
+    @property
+    def short(self) -> bool:
+        """Whether half of the budget is used."""
+        return 2 * self._held() * self._backend.gradient_bytes > self._budget
+
+    def credit(self, epoch: int, step: int, own: Collection[int], others: Collection[int]) -> None:
+        """The trainer has credited this member, and other replicas, with these microbatches."""
+        entry = self._steps.get((epoch, step))
+        if entry is not None:
+            entry.own, entry.others = frozenset(own), frozenset(others)
+
+    def _held(self) -> int:
+        return sum(len(entry.apart) + (entry.summed is not None) for entry in self._steps.values())
+
+    def _make_room(self) -> bool:
+        """Drops one that does not count, or sums one more; False if nothing is apart."""
+        apart = [(entry, index) for entry in self._steps.values() for index in entry.apart]
+        if not apart:
+            return False
+        for entry, index in apart:
+            if index in entry.others:
+                del entry.apart[index]
+                entry.taken_back += 1
+                return True
+        entry, index = next(((entry, index) for entry, index in apart if index in entry.own), apart[0])
+        gradient = entry.apart.pop(index)
+        entry.summed = self._backend.add([gradient] if entry.summed is None else [entry.summed, gradient])
         entry.summed_indices = (*entry.summed_indices, index)
+        return True
 
     def freeze(self, epoch: int, step: int, credited: Sequence[int]) -> Frozen:
         """Takes back everything beyond `credited` and sums the rest in ascending index.

@@ -8,7 +8,7 @@ the stream ends or nothing comes for the silence limit, with `RefusedError` when
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from .exchange import Channel, Meter
 from .host import Moment, StageHost
 from .keys import ProvenTerms, check_signed_manifest, check_term, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_crew, from_scalar
+from .messages import Body, check_crew, check_indices, from_scalar
 from .reduction import Reducer
 
 JOIN_SECONDS = 30.0
@@ -198,11 +198,18 @@ class Membership:
                 self._lead(body.term, body.closed)
             elif isinstance(body, pb.Heartbeat):
                 check_crew(body.founders, self.channel.peer)
+                self._take_credits(body.credits)
                 if len(body.founders) > len(self.authority.founders):
                     self.authority.founders = tuple(body.founders)
                     await self._say(self._heartbeat())
             else:
                 raise ProtocolError(f"the trainer sent {body.DESCRIPTOR.name} on the control stream")
+
+    def _take_credits(self, told: Iterable[pb.Credits]) -> None:
+        for credits in told:
+            for indices in (credits.own, credits.others):
+                check_indices(tuple(indices), self.host.manifest.microbatches, self.channel.peer)
+            self.host.gradients.credit(credits.epoch, credits.step, credits.own, credits.others)
 
     def _lead(self, term: pb.Term, closed: int) -> None:
         """Checks that the message is the trainer's own, and follows its closed marker."""
@@ -291,6 +298,7 @@ class Membership:
             reduce_bytes=self.meter.reduce,
             knows=len(self.authority.founders),
             codec_microseconds=int(1e6 * self.host.backend.codec_seconds),
+            short=self.host.gradients.short,
         )
 
     async def _say(self, body: Body) -> None:

@@ -124,7 +124,7 @@ class Trainer:
             manifest, self.samples, lambda version: self.driver.evaluate(version, self._window), self.signal.notify
         )
         self.admission = Admission(
-            manifest, self.signature, self.term, self.roster, self.meter, self, self._joined, self.errands
+            manifest, self.signature, self.term, self.roster, self.ledger, self.meter, self, self._joined, self.errands
         )
         self.driver = Driver(
             manifest=manifest,

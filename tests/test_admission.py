@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import MemoryNetwork
@@ -14,7 +15,8 @@ from swarm_peer.swarm.epochs import Lineage
 from swarm_peer.swarm.errands import Errands
 from swarm_peer.swarm.exchange import Meter
 from swarm_peer.swarm.keys import delegate, sign_manifest, sign_term
-from swarm_peer.swarm.manifest import PROTOCOL_VERSION
+from swarm_peer.swarm.ledger import Ledger
+from swarm_peer.swarm.manifest import PROTOCOL_VERSION, Manifest
 from swarm_peer.swarm.messages import pack, unpack
 from swarm_peer.swarm.roster import Member, Roster
 
@@ -27,7 +29,10 @@ class Quiet:
     founders = ()
     began = True
 
-    beginning = SimpleNamespace(lineage=Lineage(), donors=lambda stage, closed: [])
+    beginning = SimpleNamespace(lineage=Lineage(), donors=lambda stage, closed: [], epoch=0)
+
+    def beaten(self, member: Member) -> None:
+        pass
 
     def closed_marker(self) -> int:
         return 0
@@ -46,24 +51,33 @@ async def no_evaluation(version: int) -> None:
     raise AssertionError("nobody has asked")
 
 
+def door(joined: list[Member], ledger: Ledger) -> Admission:
+    manifest = exact_manifest()
+    delegation = delegate(ORGANIZER, manifest.run_id, TRAINER.public_hex)
+    return Admission(
+        manifest=manifest,
+        signature=sign_manifest(ORGANIZER, manifest).signature,
+        term=from_term(sign_term(TRAINER, manifest.run_id, 1, delegation)),
+        roster=Roster(manifest.run_id, manifest.stages),
+        ledger=ledger,
+        meter=Meter(),
+        listener=cast(Listener, Quiet()),
+        joined=joined.append,
+        errands=Errands(manifest, ExactSamples(), no_evaluation),
+    )
+
+
+def ledger_of(manifest: Manifest) -> Ledger:
+    return Ledger(manifest.stages, manifest.microbatches)
+
+
 def hello(*, close_first: bool) -> tuple[Any, list[Member]]:
     """What a Hello is answered with, and who was taken in; `close_first`: the trainer is fenced while it waits."""
 
     async def main() -> tuple[Any, list[Member]]:
         manifest = exact_manifest()
-        delegation = delegate(ORGANIZER, manifest.run_id, TRAINER.public_hex)
-        term = from_term(sign_term(TRAINER, manifest.run_id, 1, delegation))
         joined: list[Member] = []
-        admission = Admission(
-            manifest=manifest,
-            signature=sign_manifest(ORGANIZER, manifest).signature,
-            term=term,
-            roster=Roster(manifest.run_id, manifest.stages),
-            meter=Meter(),
-            listener=cast(Listener, Quiet()),
-            joined=joined.append,
-            errands=Errands(manifest, ExactSamples(), no_evaluation),
-        )
+        admission = door(joined, ledger_of(manifest))
         network = MemoryNetwork(seed=1)
         await network.transport("trainer").serve(admission.serve)
         stream = await network.transport("newcomer").open("trainer")
@@ -89,3 +103,27 @@ def test_who_says_hello_while_its_trainer_is_fenced_looks_for_another() -> None:
     reply, joined = hello(close_first=True)
     assert isinstance(reply, UnreachableError)
     assert not joined
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_who_runs_short_of_memory_is_told_what_it_is_credited_with(short: bool) -> None:
+    async def main() -> pb.Heartbeat:
+        manifest = exact_manifest()
+        joined: list[Member] = []
+        ledger = ledger_of(manifest)
+        network = MemoryNetwork(seed=1)
+        await network.transport("trainer").serve(door(joined, ledger).serve)
+        stream = await network.transport("newcomer").open("trainer")
+        await stream.send(pack(pb.Hello(run=manifest.run_id, protocol=PROTOCOL_VERSION)))
+        assert isinstance(unpack(await stream.receive(), "trainer"), pb.Welcome)
+        ledger.open(0)
+        (member,) = joined
+        for index, holder in ((3, member.number), (1, member.number), (2, member.number + 1)):
+            ledger.credit(0, member.stage, index, holder)
+        await stream.send(pack(pb.Heartbeat(short=short)))
+        beat = unpack(await stream.receive(), "trainer")
+        assert isinstance(beat, pb.Heartbeat)
+        return beat
+
+    beat = run(main(), limit=60.0)
+    assert list(beat.credits) == ([pb.Credits(step=0, own=[1, 3], others=[2])] if short else [])

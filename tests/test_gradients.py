@@ -1,5 +1,6 @@
 """The gradient store: kept apart within a budget, frozen to exactly the credited set."""
 
+import pytest
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend
 from swarm_peer.swarm.gradients import GradientStore
 
@@ -40,12 +41,43 @@ def test_beyond_the_budget_gradients_are_summed() -> None:
 
 
 def test_taking_one_back_from_a_sum_drops_the_sum_and_has_it_re_run() -> None:
-    made = store(2)
-    frozen = made.freeze(0, 5, (0, 1, 2))
-    assert frozen.lacking == (2,)
+    made = store(2)  # 3 is apart
+    frozen = made.freeze(0, 5, (1, 2, 3))
+    assert frozen.lacking == (1, 2)
+    assert made.taken_back(0, 5) == 3
+    for index in (1, 2):
+        made.add(0, 5, index, [10**index] * WIDTH)
+    assert made.freeze(0, 5, (1, 2, 3)).gradient == [1110] * WIDTH
+
+
+def test_what_is_credited_is_summed_before_what_may_be_taken_back() -> None:
+    made = store(4)
+    made.credit(0, 5, own=(1, 2, 3), others=())
+    for index in (4, 5):
+        made.add(0, 5, index, [10**index] * WIDTH)
+    assert made.freeze(0, 5, (1, 2, 3, 4)).gradient == [11110] * WIDTH
     assert made.taken_back(0, 5) == 2
-    made.add(0, 5, 2, [100] * WIDTH)
-    assert made.freeze(0, 5, (0, 1, 2)).gradient == [111] * WIDTH
+
+
+def test_what_another_replica_is_credited_with_makes_room_first() -> None:
+    made = store(4)
+    made.credit(0, 5, own=(0, 1), others=(2,))
+    made.add(0, 5, 4, [10**4] * WIDTH)
+    assert [index for index in range(5) if made.holds(0, 5, index)] == [0, 1, 3, 4]
+    assert made.taken_back(0, 5) == 1
+    assert made.freeze(0, 5, (1, 3)).gradient == [1010] * WIDTH  # nothing was summed yet
+
+
+def test_credits_of_a_step_that_is_closed_say_nothing() -> None:
+    made = store(4)
+    made.close(0, closed=6)
+    made.credit(0, 5, own=(0,), others=(1,))
+    assert made.held() == {}
+
+
+@pytest.mark.parametrize(("budget", "short"), [(7, True), (8, False)])
+def test_a_store_is_short_from_half_of_its_budget_on(budget: int, short: bool) -> None:
+    assert store(budget).short is short
 
 
 def test_nothing_held_is_an_empty_contribution() -> None:

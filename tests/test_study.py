@@ -252,3 +252,46 @@ def test_senders_of_garbage_cost_time_and_no_microbatch() -> None:
     assert broken.finished
     assert flaky.reissued > honest.reissued
     assert broken.reissued > honest.reissued
+
+
+def test_hedged_visits_cost_little_where_adapters_are_larger_than_what_may_be_kept_apart() -> None:
+    """Replicas that were asked second sum what is credited first: one that must be taken back is still apart. When they
+    summed in the order of coming, 574 stage-visits were done again here, and 54 % of the devices were kept."""
+    text = """
+title = "Large adapters"
+minutes = 120
+
+[run.model]
+name = "llama-65b"
+stages = 4
+
+[run.train]
+steps = 3
+batch = 128
+lora_rank = 8
+
+[run.data]
+sequence_length = 2048
+
+[run.pipeline]
+min_replicas = 2
+slots = 48
+rebalance = 0
+
+[coordinator]
+latency = 50
+up = 200
+down = 200
+
+[[peers]]
+name = "equal"
+count = 8
+forward = 0.67
+backward = 1.34
+up = 200
+down = 200
+latency = 50
+"""
+    outcome = simulated(text=text)
+    assert outcome.reissued < 100
+    assert outcome.kept > 0.85
