@@ -16,14 +16,14 @@ Not modelled: packet loss and what it does to TCP's window, queues that overflow
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy
 
 from .nat import Nat, meet
 from .network import MemoryNetwork, MemoryStream
-from .tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow
+from .tcp import DIAL_PAUSES, DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow, sent_again
 from .virtual_time import NOBODY
 
 ROUNDING_BYTES = 1e-3
@@ -224,10 +224,16 @@ class Internet(MemoryNetwork):
     """By sender and receiver."""
 
     _credits: dict[MemoryStream, StreamWindow] = field(default_factory=dict)
+    dial_pauses: Sequence[float] = DIAL_PAUSES
+    _unacknowledged: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By direction that is cut: since when something is held that was sent there."""
 
     def forget(self, name: str) -> None:
         for other in self._connections.pop(name, {}):
             self._connections.get(other, {}).pop(name, None)
+            for direction in ((name, other), (other, name)):
+                self.stalled.pop(direction, None)
+                self._unacknowledged.pop(direction, None)
 
     def dialling(self, caller: str, peer: str) -> float:
         known = peer in self._connections.get(caller, {})
@@ -438,6 +444,16 @@ class Internet(MemoryNetwork):
         through = max(passed, self.stalled.get((frame.sender, frame.stream.peer), 0.0))
         frame.stream.arrive_after(through - now, frame.content)
 
+    def heal(self, one: str, other: str) -> None:
+        """Connections have stayed, and nothing comes over one before TCP sends again what it has sent in vain."""
+        now = asyncio.get_running_loop().time()
+        for direction in ((one, other), (other, one)):
+            since = self._unacknowledged.pop(direction, None)
+            if since is not None:
+                round_trip = self._round_trip(*direction)
+                self.stalled[direction] = sent_again(since, now, round_trip) + round_trip / 2
+        super().heal(one, other)
+
     def release(self, sender: str, stream: MemoryStream, frame: bytes | None) -> None:
         """After what has left before it, and is still on its way."""
         if frame is None:
@@ -447,7 +463,9 @@ class Internet(MemoryNetwork):
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """What is held while a direction is cut, and the end of a stream: they take no room on a link."""
-        if (sender, stream.peer) in self.held:
+        direction = (sender, stream.peer)
+        if direction in self.held:
+            self._unacknowledged.setdefault(direction, asyncio.get_running_loop().time())
             return super().carry(sender, stream, frame)
         loop = asyncio.get_running_loop()
         loop.call_at(self._comes(sender, stream), stream.arrive_after, 0.0, frame, context=NOBODY)

@@ -23,7 +23,8 @@ from ..errors import UnreachableError, WireError
 from ..swarm.transport import MAX_FRAME_BYTES, Heard, Hearing, StreamHandler
 from .virtual_time import NOBODY, OWNER, VirtualTimeLoop
 
-DIAL_SECONDS, DIALS = 5.0, 10
+DIAL_PAUSES = (0.5,) * 10
+"""Seconds between the attempts to reach somebody who does not answer."""
 
 
 class MemoryStream:
@@ -123,6 +124,7 @@ class MemoryNetwork:
     """What has been sent in directions that are cut."""
 
     stalled: dict[tuple[str, str], float] = field(default_factory=dict)
+    dial_pauses: Sequence[float] = DIAL_PAUSES
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -240,10 +242,10 @@ class MemoryTransport:
 
     async def open(self, peer: str, addresses: Sequence[str] = ()) -> MemoryStream:
         await asyncio.sleep(self._network.dialling(self.peer_id, peer))
-        for _ in range(DIALS):
+        for pause in self._network.dial_pauses:
             if self._network.answers(self.peer_id, peer):
                 break
-            await asyncio.sleep(DIAL_SECONDS / DIALS)
+            await asyncio.sleep(pause)
         other = self._network.nodes.get(peer)
         gone = other is None or other.killed or other._handler is None or self.killed
         if other is None or gone or self._network.is_cut(self.peer_id, peer):

@@ -34,6 +34,20 @@ DIAL_ROUND_TRIPS = 4
 """Until a first stream is open: TCP's handshake, the choice of a protocol, Noise's handshake, the choice of yamux. A
 stream more takes none."""
 
+DIAL_PAUSES = (1.0, 2.0, 2.0)
+"""Seconds after which a first packet that nobody answers is sent again (RFC 6298), until libp2p gives up."""
+
+
+def sent_again(since: float, now: float, round_trip: float) -> float:
+    """When a connection sends again what it sent at `since` and has had no acknowledgement of until `now`: after a
+    timeout, and then twice as long each time (RFC 6298)."""
+    timeout = round_trip + LEAST_TIMEOUT_SECONDS
+    at = since + timeout
+    while at < now:
+        timeout *= 2
+        at += timeout
+    return at
+
 
 @dataclass(slots=True, eq=False)
 class Turn:

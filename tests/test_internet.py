@@ -8,7 +8,16 @@ import pytest
 from swarm_peer.errors import UnreachableError
 from swarm_peer.simulations.internet import Access, Downlink, Internet, Uplink
 from swarm_peer.simulations.network import MemoryStream
-from swarm_peer.simulations.tcp import DIAL_ROUND_TRIPS, FIRST_BYTES, MOST_BYTES, Connection, StreamWindow, Turn
+from swarm_peer.simulations.tcp import (
+    DIAL_ROUND_TRIPS,
+    FIRST_BYTES,
+    LEAST_TIMEOUT_SECONDS,
+    MOST_BYTES,
+    Connection,
+    StreamWindow,
+    Turn,
+    sent_again,
+)
 from swarm_peer.simulations.virtual_time import run
 
 MEGABYTE = b"x" * 1_000_000
@@ -136,16 +145,51 @@ def test_who_gives_up_sending_gives_its_turn_to_others() -> None:
     assert at - OPENING == pytest.approx(1.1 + WAY, abs=0.1)
 
 
-def test_what_is_cut_is_held_and_comes_after() -> None:
+def test_what_is_cut_is_held_and_comes_when_it_is_sent_again() -> None:
     async def send(network: Internet) -> None:
         stream = await opened(network)
         network.cut("near", "far")
         await stream.send(b"held")
         await asyncio.sleep(5.0)
         network.heal("near", "far")
+        await stream.send(b"after it")
 
-    ((at, _, size),) = carried(send)
-    assert (size, at) == (4, pytest.approx(5.0 + OPENING + WAY))
+    (first, _, held), (second, _, after) = carried(send)
+    timeout = 2 * WAY + LEAST_TIMEOUT_SECONDS
+    assert (held, first) == (4, pytest.approx(OPENING + WAY + 31 * timeout))  # after 1, 2, 4, 8 and 16 of them
+    assert (after, second) == (8, pytest.approx(first))
+
+
+def test_a_cut_in_which_nothing_was_sent_delays_nothing() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        network.cut("near", "far")
+        await asyncio.sleep(5.0)
+        network.heal("near", "far")
+        await stream.send(b"after")
+
+    ((at, _, _),) = carried(send)
+    assert at == pytest.approx(5.0 + OPENING + WAY)
+
+
+def test_what_was_sent_in_vain_is_sent_again_after_a_timeout_that_doubles() -> None:
+    assert [sent_again(10.0, 10.0 + cut, 0.1) for cut in (0.0, 0.29, 0.31, 1.0, 7.0)] == pytest.approx(
+        [10.3, 10.3, 10.9, 12.1, 19.3]
+    )
+
+
+def test_who_comes_again_has_new_connections() -> None:
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        network.cut("near", "far")
+        await stream.send(b"held")
+        await asyncio.sleep(5.0)
+        network.nodes["near"].kill()
+        network.heal("near", "far")
+        await network.transport("near").serve(answer)
+        await (await opened(network)).send(b"new")
+
+    assert max(at for at, _, size in carried(send) if size == 3) < 5.1
 
 
 def test_regions_are_apart() -> None:
