@@ -223,11 +223,12 @@ def run_validation(options: argparse.Namespace) -> int:
     from .publications import gpipe, rebalancing, utilization
     from .replayed_loss import replay
     from .validation import closed_forms, compare_all
-    from .validation_page import Findings, write_page
+    from .validation_page import Findings, figures_beside, write_page
 
     console = _console()
     if options.out is not None:
         check_plots()
+        figures_beside(options.out)
     forms = []
     for form in closed_forms():
         forms.append(form)

@@ -244,5 +244,7 @@ def compare_all(names: Sequence[str], emulations: int, tell: Callable[[str], Non
             continue
         found.append(compared)
         simulated, emulated = compared.rates
-        tell(f"{case.name}: {simulated:,.0f} tokens/s simulated, {emulated:,.0f} emulated")
+        rates = f"{simulated:,.0f} tokens/s simulated, {emulated:,.0f} emulated"
+        times = compared.recoveries
+        tell(f"{case.name}: {rates}" + (f"; recovery {times[0]:.2f} and {times[1]:.2f} s" if times else ""))
     return found

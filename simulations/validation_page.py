@@ -107,13 +107,19 @@ class Findings:
     replayed: Sequence[Replayed] = ()
 
 
-def write_page(file: Path, found: Findings) -> None:
-    """The page, and the figures that it shows in a folder beside it."""
+def figures_beside(file: Path) -> Path:
+    """The folder of a page's figures, which is made if need be."""
     figures = file.parent / FIGURES
     try:
-        figures.mkdir(exist_ok=True)
+        figures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{figures} cannot be made: {error}") from error
+    return figures
+
+
+def write_page(file: Path, found: Findings) -> None:
+    """The page, and the figures that it shows in a folder beside it."""
+    figures = figures_beside(file)
     parts = [HEAD, *_section(FORMS, _form_line, found.forms)]
     if found.compared:
         plot_agreement(found.compared, figures / "emulation.svg")
