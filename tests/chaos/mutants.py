@@ -44,9 +44,8 @@ from tests.chaos.written import LIMIT, away_before_the_trainer_was, more_come_th
 @dataclass(frozen=True)
 class Mutant:
     """`rule`: what it breaks, in the words of the protocol; `patches`: (class, attribute, replacement). `costs`: what
-    the rule saves, where the promises are kept without it, only dearer. `on_torch`: the rule is the torch backend's, so
-    that schedules are run on the tiny model. `draw`: which schedules; one has stuck that takes longer than `limit`
-    virtual seconds."""
+    the rule saves, where the promises are kept without it, only dearer. `on_torch`: the rule is the torch backend's:
+    schedules are run on the tiny model. `draw`: which schedules; after `limit` virtual seconds one has stuck."""
 
     rule: str
     patches: tuple[tuple[type, str, Any], ...]
@@ -379,6 +378,7 @@ MUTANTS: dict[str, Mutant] = {
     "answer-from-the-result": Mutant(
         "'result kept' and 'gradient held' are two flags: a Run adds a gradient again that was taken back",
         ((StageHost, "_known", answer_from_the_result),),
+        limit=LIMIT,
     ),
     "answer-what-is-gone": Mutant(
         "a visit of which what is needed was evicted runs again", ((StageHost, "_attachable", answer_what_is_gone),)
