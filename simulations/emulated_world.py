@@ -102,6 +102,7 @@ class EmulatedWorld:
         self._terms: dict[int, int] = {}
         self._by_name: dict[str, Node] = {}
         self._count = 0
+        self._timers: list[asyncio.TimerHandle] = []
         self._news = asyncio.Event()
         self._greeted: dict[socket.socket, Node] = {}
         self._asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -111,7 +112,7 @@ class EmulatedWorld:
         return time.monotonic() - self._began
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        asyncio.get_running_loop().call_later(seconds, call)
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, call))
 
     async def begin(self) -> None:
         """Everybody is there and waits; the first coordinator leads; from now on time counts. Raises
@@ -340,7 +341,9 @@ class EmulatedWorld:
             self.report.set_exception(error)
 
     def close(self) -> None:
-        """Ends every process, and the router."""
+        """Ends every process, and the router. Nothing happens to machines any more."""
+        for timer in self._timers:
+            timer.cancel()
         for node in self._by_name.values():
             self._gone(node)
         for node in self._by_name.values():
