@@ -32,8 +32,8 @@ ELEMENTS = 1 << 12
 
 _VALUE = struct.Struct("<Q")
 _STATE = struct.Struct("<QQ")
-_TENSOR = _VALUE.pack(1)
-"""How one begins."""
+OUTPUT, GRADIENT = b"output of a stage", b"gradient of one"
+"""How a tensor begins, and all that is sent of it where a few bytes stand for it."""
 
 GARBAGE = b"garbage"
 _CHUNK_TAG = b"\x92\x01"
@@ -80,15 +80,15 @@ class SizedBackend:
         self._padding = bytes(max(0, round(state_bytes(manifest, stage) / scale) - _STATE.size))
         moved = traffic(manifest, range(stage, stage + 1))
         tokens = TOKEN_BYTES * visit_tokens(manifest)
-        self._output = _tensor(moved.output - tokens if whole else 0)
-        self._gradient = _tensor(moved.input_gradient if whole else 0)
+        self._output = OUTPUT.ljust(moved.output - tokens if whole else 0, b"\0")
+        self._gradient = GRADIENT.ljust(moved.input_gradient if whole else 0, b"\0")
 
     def initial_state(self) -> SizedState:
         return SizedState(0, 0)
 
     def forward(self, state: SizedState, visit: StageInput, *, train: bool) -> ForwardResult:
         if not self._first:
-            _check_tensor(visit.data)
+            _check_tensor(visit.data, OUTPUT)
         context = number_of(visit.step, visit.index, self._microbatches) if train else None
         return (
             ForwardResult(None, 1.0, context) if self._last else ForwardResult(self._sent(self._output), None, context)
@@ -96,7 +96,7 @@ class SizedBackend:
 
     def backward(self, state: SizedState, context: Context, output_gradient: bytes | None) -> BackwardResult:
         if not self._last:
-            _check_tensor(output_gradient or b"")
+            _check_tensor(output_gradient or b"", GRADIENT)
         return BackwardResult(None if self._first else self._sent(self._gradient), context)
 
     def _sent(self, tensor: bytes) -> bytes:
@@ -149,13 +149,9 @@ def tied_share(manifest: Manifest, stage: int) -> float:
     return manifest.shape.vocab_size * manifest.shape.hidden_size / trained_elements(manifest, stage)
 
 
-def _tensor(size: int) -> bytes:
-    return _TENSOR.ljust(size, b"\0")
-
-
-def _check_tensor(data: bytes) -> None:
-    if not data.startswith(_TENSOR):
-        raise WireError(f"what came is no tensor: {data[:16]!r}")
+def _check_tensor(data: bytes, begins: bytes) -> None:
+    if not data.startswith(begins):
+        raise WireError(f"what came is no {begins.decode()}: {data[:16]!r}")
 
 
 def _first_value(part: bytes) -> int:
@@ -211,10 +207,11 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
     """For each direction of a stream, what tells of its frames how many bytes they stand for."""
     inner = traffic(manifest, range(1, 2)) if manifest.stages > 1 else traffic(manifest, range(1))
     first = traffic(manifest, range(1)).input
+    tensors = {OUTPUT: inner.input, GRADIENT: inner.input_gradient}
     state_scale = scale_of(manifest)
 
     def stands_for(envelope: pb.Envelope) -> float:
-        """Of a message, the bytes of its payload."""
+        """Of a message, the bytes of its payload, unless that says itself what it is."""
         kind = envelope.WhichOneof("body")
         if kind == "run":
             return inner.input if envelope.run.first else first
@@ -230,7 +227,9 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
         def weigh(frame: bytes) -> int:
             nonlocal payload
             if frame.startswith(_CHUNK_TAG):
-                return round(payload * WIRE)
+                # What a visit has sent is fetched, too, as parts of a state are.
+                told = [size for begins, size in tensors.items() if frame.endswith(begins)]
+                return round((told[0] if told else payload) * WIRE)
             envelope = pb.Envelope()
             envelope.ParseFromString(frame)
             payload = stands_for(envelope)
