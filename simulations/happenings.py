@@ -7,7 +7,7 @@ from functools import partial
 
 from .fleet import Fleet
 from .internet import Access
-from .machines import Machine
+from .machines import Machine, draw
 from .scenario import Happening
 from .world import Undo
 
@@ -27,7 +27,7 @@ class Happenings:
     def _happen(self, happening: Happening) -> None:
         world = self.fleet.world
         if happening.every is not None:
-            world.later(happening.every, partial(self._happen, happening))
+            world.later(draw(happening.every, self.chance), partial(self._happen, happening))
         if happening.kind == "stop":
             again = world.stop_coordinator()
             undo = [] if again is None else [again]

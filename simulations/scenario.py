@@ -131,7 +131,8 @@ class Group(_Frozen):
 
 class Happening(_Frozen):
     """Something that befalls `peers` (a group's name), of which `share` is hit; or a `region`, a `stage`, the
-    `coordinator`. It lasts `seconds`; without them, for good.
+    `coordinator`. It lasts `seconds`; without them, for good. `every`: seconds until it happens again, or two numbers
+    between which they are drawn anew each time.
 
     kill, freeze, leave: processes. off: machines are switched off, which nobody is told. isolate: no way to anybody.
     part: `region` is cut off from the rest. degrade: rates are `factor` times as high, latency `latency` more. slow:
@@ -141,7 +142,7 @@ class Happening(_Frozen):
     kind: Literal["kill", "off", "freeze", "leave", "isolate", "part", "degrade", "slow", "lose", "stop"]
     at: NotNegative
     seconds: Positive | None = None
-    every: Positive | None = None
+    every: Positive | tuple[Positive, Positive] | None = None
     peers: Name | None = None
     region: Name | None = None
     stage: Annotated[int, Field(ge=0)] | None = None
@@ -158,6 +159,8 @@ class Happening(_Frozen):
             raise ValueError(f"{self.kind} needs peers or a region")
         if self.kind in ("freeze", "isolate", "part", "lose", "stop") and self.seconds is None:
             raise ValueError(f"{self.kind} needs seconds")
+        if self.every is not None:
+            _in_order(self.every)
         return self
 
 
