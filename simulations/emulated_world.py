@@ -90,6 +90,7 @@ class EmulatedWorld:
     zygote: Zygote
     log: IO[bytes]
     listener: socket.socket
+    starting: float = 0.0
 
     def __post_init__(self) -> None:
         self.router = Router(self.cast.distances, self.cast.seed)

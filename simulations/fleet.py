@@ -70,7 +70,8 @@ class Fleet:
         if machine.up:
             return
         machine.up, machine.since = True, self.world.now
-        self.world.later(draw(machine.group.loads, machine.chance), partial(self._begin, machine, machine.since))
+        takes = self.world.starting + draw(machine.group.loads, machine.chance)
+        self.world.later(takes, partial(self._begin, machine, machine.since))
         if machine.group.stays is not None:
             lasts = draw_lifetime(machine.group.stays, machine.chance)
             self.world.later(lasts, partial(self._session_ends, machine, machine.since))

@@ -28,6 +28,7 @@ class Happenings:
         world = self.fleet.world
         if happening.every is not None:
             world.later(draw(happening.every, self.chance), partial(self._happen, happening))
+        seconds = None if happening.seconds is None else draw(happening.seconds, self.chance)
         if happening.kind == "stop":
             again = world.stop_coordinator()
             undo = [] if again is None else [again]
@@ -36,11 +37,11 @@ class Happenings:
                 return
         else:
             machines = self._hit(happening)
-            hit, undo = len(machines), self._strike(happening, machines)
+            hit, undo = len(machines), self._strike(happening, machines, seconds)
         self.told(happening, hit)
-        if happening.seconds is not None:
+        if seconds is not None:
             for call in undo:
-                world.later(happening.seconds, call)
+                world.later(seconds, call)
 
     def _hit(self, happening: Happening) -> list[Machine]:
         """Those whom it hits, of the machines that are there."""
@@ -57,25 +58,25 @@ class Happenings:
         count = round(happening.share * len(there))
         return sorted(self.chance.sample(there, count), key=lambda machine: machine.number)
 
-    def _strike(self, happening: Happening, machines: Sequence[Machine]) -> list[Undo]:
-        """Does it; what undoes it."""
+    def _strike(self, happening: Happening, machines: Sequence[Machine], seconds: float | None) -> list[Undo]:
+        """Does it; what undoes it after `seconds`, unless machines that are gone come again by themselves."""
         world = self.fleet.world
         if happening.kind == "isolate":
             return [world.isolate(machines)]
         if happening.kind == "part":
             assert happening.region is not None
             return [world.part(happening.region)]
-        return [undo for machine in machines for undo in self._strike_one(happening, machine)]
+        return [undo for machine in machines for undo in self._strike_one(happening, machine, seconds)]
 
-    def _strike_one(self, happening: Happening, machine: Machine) -> list[Undo]:
+    def _strike_one(self, happening: Happening, machine: Machine, seconds: float | None) -> list[Undo]:
         if happening.kind in ("kill", "lose"):
-            self.fleet.kill(machine, happening.seconds)
+            self.fleet.kill(machine, seconds)
             return []
         if happening.kind == "off":
-            self.fleet.switch_off(machine, happening.seconds)
+            self.fleet.switch_off(machine, seconds)
             return []
         if happening.kind == "leave":
-            self.fleet.leave(machine, happening.seconds)
+            self.fleet.leave(machine, seconds)
             return []
         if happening.kind == "freeze":
             return [self.fleet.world.freeze(machine)]

@@ -17,6 +17,7 @@ from ..swarm import events
 from ..swarm.event_log import read_log
 from ..swarm.machine import MBIT
 from .outcome import MINUTE
+from .world import START_SECONDS
 
 DEFAULT_LATENCY = 10.0
 LEAST_SESSION = 0.001
@@ -117,7 +118,7 @@ def _run(opened: events.Opened) -> list[str]:
 
 def _group(number: int, stay: _Stay, typical: tuple[float, float], latency: float) -> dict[str, Any]:
     forward, backward = (median(stay.forward), median(stay.backward)) if stay.forward else typical
-    session: dict[str, Any] = {"machine": 0, "begin": round(stay.began, 3), "stage": stay.stage}
+    session: dict[str, Any] = {"machine": 0, "begin": round(max(0.0, stay.began - START_SECONDS), 3), "stage": stay.stage}
     if stay.ended is not None:
         session |= {"end": round(max(stay.ended, stay.began + LEAST_SESSION), 3), "leaves": stay.politely}
     return {

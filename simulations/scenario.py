@@ -73,15 +73,14 @@ class Group(_Frozen):
     visit; each takes up to the share `noise` longer or shorter. `latency`: from the peer to the middle of the internet,
     one way; `jitter`: at most so much more, drawn for each burst. `loss`: the share of its packets that never come, and
     `buffer`: milliseconds of its link's rate that wait before more are dropped; both of emulated links only
-    (`router.py`). `joins`: when it is started; `loads`: how long from its start until it asks for a place. `stays`: how
-    long until it is gone without a word, as a machine that is switched off (`leaves` politely instead); `away`: how
-    long until it comes again, without it for good. `shared`: all peers of the group are behind one link. `garbage`: the
-    share of the tensors that it sends which nobody can decode. `relay`: the group of peers, or `coordinator`, through
-    one of which each of them is reached and reaches others, as nobody can dial it. `nat`: each is behind a router that
-    translates addresses (`nat.py`): nobody calls it, but two connect directly if one is public or both their
-    routers are `cone`; else the coordinator relays. `sessions`: when each machine was
-    there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table
-    (`traces.py`)."""
+    (`router.py`). `joins`: when it is started; `loads`: how long from its start until it asks for a place, beside what
+    every process takes. `stays`: how long until it is gone without a word, as a machine that is switched off (`leaves`
+    politely instead); `away`: how long until it comes again, without it for good. `shared`: all peers of the group are
+    behind one link. `garbage`: the share of the tensors that it sends which nobody can decode. `relay`: the group of
+    peers, or `coordinator`, through one of which each of them is reached and reaches others, as nobody can dial it.
+    `nat`: each is behind a router that translates addresses (`nat.py`): nobody calls it, but two connect directly if one
+    is public or both their routers are `cone`; else the coordinator relays. `sessions`: when each machine was there, in
+    place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table (`traces.py`)."""
 
     name: Name
     count: Annotated[int, Field(gt=0, le=100_000)] = 1
@@ -131,8 +130,8 @@ class Group(_Frozen):
 
 class Happening(_Frozen):
     """Something that befalls `peers` (a group's name), of which `share` is hit; or a `region`, a `stage`, the
-    `coordinator`. It lasts `seconds`; without them, for good. `every`: seconds until it happens again, or two numbers
-    between which they are drawn anew each time.
+    `coordinator`. It lasts `seconds`; without them, for good. `every`: seconds until it happens again. Both may be two
+    numbers, between which it is drawn anew each time.
 
     kill, freeze, leave: processes. off: machines are switched off, which nobody is told. isolate: no way to anybody.
     part: `region` is cut off from the rest. degrade: rates are `factor` times as high, latency `latency` more. slow:
@@ -141,7 +140,7 @@ class Happening(_Frozen):
 
     kind: Literal["kill", "off", "freeze", "leave", "isolate", "part", "degrade", "slow", "lose", "stop"]
     at: NotNegative
-    seconds: Positive | None = None
+    seconds: Positive | tuple[Positive, Positive] | None = None
     every: Positive | tuple[Positive, Positive] | None = None
     peers: Name | None = None
     region: Name | None = None
@@ -159,8 +158,9 @@ class Happening(_Frozen):
             raise ValueError(f"{self.kind} needs peers or a region")
         if self.kind in ("freeze", "isolate", "part", "lose", "stop") and self.seconds is None:
             raise ValueError(f"{self.kind} needs seconds")
-        if self.every is not None:
-            _in_order(self.every)
+        for spread in (self.seconds, self.every):
+            if spread is not None:
+                _in_order(spread)
         return self
 
 

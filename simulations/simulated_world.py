@@ -12,7 +12,7 @@ from .internet import Access
 from .machines import Machine
 from .sized import SizedBackend
 from .swarm import SimulatedSwarm
-from .world import Undo
+from .world import START_SECONDS, Undo
 
 
 @dataclass(eq=False)
@@ -31,6 +31,7 @@ class SimulatedWorld:
     machines: Sequence[Machine]
     accesses: dict[str, Access]
     books: Books
+    starting: float = START_SECONDS
     _stays: dict[str, Callable[[], None]] = field(default_factory=dict)
     """By peer: says that it is at its stage no more."""
 

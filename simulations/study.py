@@ -45,11 +45,12 @@ LONG, LONG_STEPS = 120.0, 5
 @dataclass
 class Study:
     """One run of a scenario; `seed` is the scenario's, if no other is given. `log`: a folder for its events, as a
-    coordinator keeps them."""
+    coordinator keeps them. `befalls`: the seed of what befalls the machines, if it is not that of the run."""
 
     scenario: Scenario
     seed: int | None = None
     log: Path | None = None
+    befalls: int | None = None
     callbacks: int = field(default=0, init=False)
     """Of its loop, until the run was over."""
 
@@ -74,7 +75,8 @@ class Study:
         world = SimulatedWorld(swarm, cast.machines, accesses, books)
         books.look, fleet = world.look, Fleet(world, cast.machines, books.note)
         fleet.start()
-        Happenings(fleet, random.Random(f"{cast.seed}/events"), books.tell).start(self.scenario.events)
+        befalls = cast.seed if self.befalls is None else self.befalls
+        Happenings(fleet, random.Random(f"{befalls}/events"), books.tell).start(self.scenario.events)
         self._fleet = fleet
         running = asyncio.ensure_future(swarm.run())
         hopeless = asyncio.ensure_future(self._lose_hope())

@@ -223,8 +223,9 @@ def cases() -> list[Case]:
 
 
 def compare(case: Case, emulations: int = 1) -> Compared:
-    """Simulates with several seeds, emulates with the first ones of them."""
-    simulated = tuple(Study(case.scenario, seed).run() for seed in range(max(SIMULATIONS, emulations)))
+    """Emulates with several seeds, and simulates with more; the same befalls the machines at the same times in both."""
+    seeds = range(max(SIMULATIONS, emulations))
+    simulated = tuple(Study(case.scenario, seed, befalls=seed % emulations).run() for seed in seeds)
     emulated = tuple(Emulation(case.scenario, seed).run() for seed in range(emulations))
     return Compared(case, simulated, emulated)
 

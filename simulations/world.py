@@ -9,7 +9,15 @@ from .machines import Machine
 Undo = Callable[[], None]
 
 
+START_SECONDS = 1.2
+"""From the start of a process until it asks for a place, as was seen of emulated ones: libp2p's daemon, and the first
+questions to the directory."""
+
+
 class World(Protocol):
+    starting: float
+    """`START_SECONDS`, where programs do not take them by themselves."""
+
     @property
     def now(self) -> float:
         """Seconds since the scenario began."""

@@ -44,7 +44,7 @@ sessions = [{ machine = 0, begin = 0, end = 12 }]
 name = "late"
 forward = 0.2
 backward = 0.3
-sessions = [{ machine = 0, begin = 7.1, end = 16, leaves = true }]
+sessions = [{ machine = 0, begin = 6.5, end = 16, leaves = true }]
 """
 
 

@@ -54,6 +54,7 @@ def test_a_scenario_is_read() -> None:
         ("count = 3", 'count = "many"', "bad.toml:10: peers.0.count: Input should be a valid integer"),
         ("forward = 0.1\n", "", "bad.toml:8: peers.0: forward and backward are given together"),
         ("at = 5", "at = -5", "bad.toml:16: events.0.at: Input should be greater than or equal to 0"),
+        ("at = 5", "at = 5\nevery = [9, 3]", "bad.toml:14: events.0: [9.0, 3.0]: the lower number comes first"),
         ('kind = "kill"', 'kind = "explode"', "bad.toml:15: events.0.kind: Input should be"),
         ('peers = "some"', 'peers = "others"', "which is no group of peers: some"),
         ('peers = "some"', "", "bad.toml:14: events.0: kill needs peers or a region"),

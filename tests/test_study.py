@@ -1,15 +1,21 @@
 """Scenarios simulated: conservation, determinism, and what comes of churn."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from swarm_peer.errors import ConservationError, ScenarioError
+from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.cast import manifest_of
 from swarm_peer.simulations.outcome import Outcome
 from swarm_peer.simulations.scenario import Scenario, parse_scenario
-from swarm_peer.simulations.sized import SizedState, number_of, whole_sum
+from swarm_peer.simulations.sized import ELEMENTS, GRADIENT, OUTPUT, SizedState, number_of, weigher, whole_sum
 from swarm_peer.simulations.study import Study
+from swarm_peer.simulations.tcp import WIRE
 from swarm_peer.simulations.validation import EQUAL, VISIT
 from swarm_peer.swarm.events import Event
+from swarm_peer.swarm.messages import pack
+from swarm_peer.swarm.sizes import reduced_bytes, traffic
 
 
 def simulated(*changes: str, text: str = EQUAL, seed: int | None = None) -> Outcome:
@@ -107,6 +113,31 @@ stage = 1
     assert outcome.lost >= 2
 
 
+def test_what_happens_again_and_again_may_do_so_at_drawn_times() -> None:
+    event = 'events=[{ kind = "slow", at = 5, every = [2, 9], seconds = 1, peers = "equal", factor = 0.9 }]'
+    first, again, other = (simulated(event, "run.train.steps=20", seed=seed) for seed in (1, 1, 2))
+    times = [at for at, _, _ in first.happened]
+    between = [later - earlier for earlier, later in pairwise(times)]
+    assert times[0] == 5
+    assert len(between) > 5
+    assert 2 <= min(between) < max(between) - 2 <= 7
+    assert first.happened == again.happened != other.happened
+
+
+def test_what_a_visit_has_sent_takes_as_long_when_it_is_fetched() -> None:
+    """Who does a visit again for a peer that was lost fetches its input and gradient from the neighbours."""
+    manifest = manifest_of(scenario("run.data.sequence_length=512", 'run.model.name="llama-7b"'), 0)
+    inner = traffic(manifest, range(1, 2))
+    for sent, size in ((OUTPUT, inner.input), (GRADIENT, inner.input_gradient)):
+        weigh = weigher(manifest)()
+        header = pack(pb.Fetched(payload=len(sent)))
+        assert weigh(header) == len(header)
+        assert weigh(pack(pb.Chunk(data=sent))) == pytest.approx(WIRE * size, abs=1)
+    weigh = weigher(manifest)()
+    weigh(pack(pb.Fetched(payload=ELEMENTS)))
+    assert weigh(pack(pb.Chunk(data=bytes(ELEMENTS)))) == pytest.approx(WIRE * reduced_bytes(manifest, 1), rel=0.01)
+
+
 def test_who_comes_into_a_region_that_is_cut_off_is_cut_off_too() -> None:
     text = EQUAL.replace("[coordinator]", '[coordinator]\nregion = "here"').replace(
         "latency = 0\nnoise", 'region = "here"\nnoise'
@@ -118,7 +149,7 @@ count = 2
 forward = 0.1
 backward = 0.2
 region = "there"
-joins = [12, 14]
+joins = [10.8, 12.8]
 
 [[events]]
 kind = "part"
