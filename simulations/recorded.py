@@ -118,7 +118,11 @@ def _run(opened: events.Opened) -> list[str]:
 
 def _group(number: int, stay: _Stay, typical: tuple[float, float], latency: float) -> dict[str, Any]:
     forward, backward = (median(stay.forward), median(stay.backward)) if stay.forward else typical
-    session: dict[str, Any] = {"machine": 0, "begin": round(max(0.0, stay.began - START_SECONDS), 3), "stage": stay.stage}
+    session: dict[str, Any] = {
+        "machine": 0,
+        "begin": round(max(0.0, stay.began - START_SECONDS), 3),
+        "stage": stay.stage,
+    }
     if stay.ended is not None:
         session |= {"end": round(max(stay.ended, stay.began + LEAST_SESSION), 3), "leaves": stay.politely}
     return {
