@@ -84,7 +84,8 @@ class Hosting:
 
     def backend(self, manifest: Manifest, stage: int) -> StageBackend:
         """One stage more. Raises `FittingError`, and what reading its weights raises."""
-        recompute = self._check(manifest, stage)
+        found = self._check(manifest, stage)
+        recompute = found.recompute
 
         def read() -> Iterator[tuple[str, Tensor]]:
             checkpoint = self._open(manifest)
@@ -95,7 +96,7 @@ class Hosting:
 
         try:
             held = HeldStore(cache_folder() / "stages").get_or_make(manifest, stage, torch.device(self.device), read)
-            made = TorchBackend(manifest, stage, held, self.device, recompute=recompute)
+            made = TorchBackend(manifest, stage, held, self.device, recompute=recompute, slots=found.slots)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -121,15 +122,18 @@ class Hosting:
             )
         return Checkpoint(self._reach(manifest))
 
-    def _check(self, manifest: Manifest, stage: int) -> bool:
-        """Tells the budget of all stages with this one; whether graphs must be computed again."""
+    def _check(self, manifest: Manifest, stage: int) -> Budget:
+        """Tells the budget of all stages with this one. The first may have fewer slots than the run wants if there is
+        no memory for more; a further one must have as many as those that are there."""
         # Only the device that was chosen stands here, so what was said of devices is done.
         machine = overridden(standing(self.device, cache_folder()), replace(self.said, device=None))
         span = span_like([*self._made, stage], manifest.stages)
-        found, lines = checked(manifest, span, machine, machine.devices[0])
+        fixed = [made.slots for made in self._made.values() if made.slots is not None]
+        slots = range(min(fixed), min(fixed) + 1) if fixed else None
+        found, lines = checked(manifest, span, machine, machine.devices[0], slots)
         for line in [*lines, *(self._expected(manifest, span, machine, found) if self.measures else [])]:
             self.tell(line)
-        return found.recompute
+        return found
 
     def _expected(self, manifest: Manifest, span: range, machine: Machine, found: Budget) -> list[str]:
         """How long a visit keeps this machine, by one real layer and the link that was told of."""

@@ -488,14 +488,16 @@ class Welcome(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., term: _Optional[_Union[Term, _Mapping]] = ..., member: _Optional[int] = ..., stage: _Optional[int] = ..., closed: _Optional[int] = ..., donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., epochs: _Optional[_Iterable[_Union[Epoch, _Mapping]]] = ..., began: bool = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("digest", "version", "kernels")
+    __slots__ = ("digest", "version", "kernels", "slots")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     version: int
     kernels: str
-    def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ..., kernels: _Optional[str] = ...) -> None: ...
+    slots: int
+    def __init__(self, digest: _Optional[bytes] = ..., version: _Optional[int] = ..., kernels: _Optional[str] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Held(_message.Message):
     __slots__ = ("closed", "steps", "commits", "kept", "founders", "past")
@@ -781,7 +783,7 @@ class Finish(_message.Message):
     def __init__(self, detail: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "founders", "codec_microseconds", "below", "waits_for", "links", "busy", "refused", "knows", "short", "credits")
+    __slots__ = ("open_visits", "activation_bytes", "gradient_bytes", "reduce_bytes", "load", "founders", "codec_microseconds", "below", "waits_for", "links", "busy", "refused", "knows", "short", "credits", "slots")
     OPEN_VISITS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -797,6 +799,7 @@ class Heartbeat(_message.Message):
     KNOWS_FIELD_NUMBER: _ClassVar[int]
     SHORT_FIELD_NUMBER: _ClassVar[int]
     CREDITS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     open_visits: int
     activation_bytes: int
     gradient_bytes: int
@@ -812,7 +815,8 @@ class Heartbeat(_message.Message):
     knows: int
     short: bool
     credits: _containers.RepeatedCompositeFieldContainer[Credits]
-    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ..., short: bool = ..., credits: _Optional[_Iterable[_Union[Credits, _Mapping]]] = ...) -> None: ...
+    slots: int
+    def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ..., short: bool = ..., credits: _Optional[_Iterable[_Union[Credits, _Mapping]]] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Credits(_message.Message):
     __slots__ = ("epoch", "step", "own", "others")

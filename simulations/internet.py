@@ -18,6 +18,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy
 
@@ -210,6 +211,22 @@ class Access:
         return distances.get((min(self.region, other.region), max(self.region, other.region)), 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From one node to another. `distance`: seconds between regions, one after the other if a relay lies between."""
+
+    near: Access
+    far: Access
+    relay: Access | None
+    distance: float
+
+    @property
+    def seconds(self) -> float:
+        """One way, without jitter."""
+        through = 0.0 if self.relay is None else 2 * self.relay.latency
+        return self.near.latency + through + self.far.latency + self.distance
+
+
 @dataclass
 class Internet(MemoryNetwork):
     """`accesses`: of every node, by name; `distances`: seconds between two regions, by both their names in order."""
@@ -223,12 +240,16 @@ class Internet(MemoryNetwork):
     _connections: dict[str, dict[str, Connection]] = field(default_factory=dict)
     """By sender and receiver."""
 
+    _ways: dict[str, dict[str, _Way]] = field(default_factory=dict)
     _credits: dict[MemoryStream, StreamWindow] = field(default_factory=dict)
     dial_pauses: Sequence[float] = DIAL_PAUSES
     _unacknowledged: dict[tuple[str, str], float] = field(default_factory=dict)
     """By direction that is cut: since when something is held that was sent there."""
 
     def forget(self, name: str) -> None:
+        self._ways.pop(name, None)
+        for ways in self._ways.values():
+            ways.pop(name, None)
         for other in self._connections.pop(name, {}):
             self._connections.get(other, {}).pop(name, None)
             for direction in ((name, other), (other, name)):
@@ -250,39 +271,47 @@ class Internet(MemoryNetwork):
             found = of_sender[receiver] = Connection()
         return found
 
+    def _way(self, sender: str, receiver: str) -> _Way:
+        of_sender = self._ways.setdefault(sender, {})
+        found = of_sender.get(receiver)
+        if found is None:
+            near, far = self.accesses[sender], self.accesses[receiver]
+            relay = near.between(far)
+            legs = (near, far) if relay is None else (near, relay, far)
+            distance = sum(one.distance_to(next_, self.distances) for one, next_ in pairwise(legs))
+            found = of_sender[receiver] = _Way(near, far, relay, distance)
+        return found
+
     def _round_trip(self, sender: str, receiver: str) -> float:
         """Seconds, without jitter."""
-        near, far = self.accesses[sender], self.accesses[receiver]
-        relay = near.between(far)
-        way = near.way_to(far, self.distances)
-        if relay is not None:
-            way = near.way_to(relay, self.distances) + relay.way_to(far, self.distances)
-        return 2 * way
+        return 2 * self._way(sender, receiver).seconds
 
     def draw(self, sender: str, receiver: str) -> float:
-        near, far = self.accesses[sender], self.accesses[receiver]
-        relay = near.between(far)
-        if relay is None:
-            return self._draw(near, far)
-        return self._draw(near, relay) + self._draw(relay, far)
+        way = self._way(sender, receiver)
+        if way.relay is None:
+            return way.seconds + self._jitter(way.near, way.far)
+        return way.seconds + self._jitter(way.near, way.relay) + self._jitter(way.relay, way.far)
 
     def _draw(self, near: Access, far: Access) -> float:
-        way, jitter = near.way_to(far, self.distances), near.jitter + far.jitter
-        return way + self.random.uniform(0.0, jitter) if jitter else way
+        return near.way_to(far, self.distances) + self._jitter(near, far)
+
+    def _jitter(self, near: Access, far: Access) -> float:
+        jitter = near.jitter + far.jitter
+        return self.random.uniform(0.0, jitter) if jitter else 0.0
 
     async def transmit(self, sender: str, stream: MemoryStream, frame: bytes) -> None:
         if (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
-        near, far = self.accesses[sender], self.accesses[stream.peer]
-        loop, uplink, size = asyncio.get_running_loop(), near.up, stream.weigh(frame)
+        loop, size = asyncio.get_running_loop(), stream.weigh(frame)
         waiting = self._sending.get(stream)
         if size <= PACKET_BYTES and not stream.coming and waiting is None:
-            uplink.carried += size
-            far.down.carried += size
+            way = self._way(sender, stream.peer)
+            way.near.up.carried += size
+            way.far.down.carried += size
             connection = self._connection(sender, stream.peer)
             if connection.window > FIRST_BYTES:
-                connection.note(loop.time(), self._round_trip(sender, stream.peer))
+                connection.note(loop.time(), 2 * way.seconds)
             comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return

@@ -78,9 +78,10 @@ class Group(_Frozen):
     politely instead); `away`: how long until it comes again, without it for good. `shared`: all peers of the group are
     behind one link. `garbage`: the share of the tensors that it sends which nobody can decode. `relay`: the group of
     peers, or `coordinator`, through one of which each of them is reached and reaches others, as nobody can dial it.
-    `nat`: each is behind a router that translates addresses (`nat.py`): nobody calls it, but two connect directly if one
-    is public or both their routers are `cone`; else the coordinator relays. `sessions`: when each machine was there, in
-    place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table (`traces.py`)."""
+    `nat`: each is behind a router that translates addresses (`nat.py`): nobody calls it, but two connect directly if
+    one is public or both their routers are `cone`; else the coordinator relays. `sessions`: when each machine was
+    there, in place of `joins`, `stays` and `away`; in a file `trace = "FILE.csv"` reads them from a table
+    (`traces.py`)."""
 
     name: Name
     count: Annotated[int, Field(gt=0, le=100_000)] = 1

@@ -15,6 +15,7 @@ from ..protos import swarm_pb2 as pb
 from ..swarm.backend import BackwardResult, Context, ForwardResult, Gradient, Scalar, StageInput, Update
 from ..swarm.driving import Microbatch
 from ..swarm.manifest import Manifest
+from ..swarm.messages import TAGS, Body, payload_length, unpack
 from ..swarm.sizes import (
     TOKEN_BYTES,
     gradient_bytes,
@@ -36,8 +37,8 @@ OUTPUT, GRADIENT = b"output of a stage", b"gradient of one"
 """How a tensor begins, and all that is sent of it where a few bytes stand for it."""
 
 GARBAGE = b"garbage"
-_CHUNK_TAG = b"\x92\x01"
-"""How a frame with a chunk begins: protobuf's tag of a message that is field 18."""
+_CARRIERS = tuple(TAGS[name] for name in ("Run", "Done", "Part", "PartResult", "Fetched"))
+"""How the frames begin after which chunks may come."""
 
 
 def number_of(step: int, index: int, microbatches: int) -> int:
@@ -62,6 +63,7 @@ class SizedBackend:
     every byte of them; `garbles`: asked of each tensor that it sends whether that is none."""
 
     codec_seconds = 0.0
+    slots = None
     kernels = ""
 
     def __init__(
@@ -210,29 +212,25 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
     tensors = {OUTPUT: inner.input, GRADIENT: inner.input_gradient}
     state_scale = scale_of(manifest)
 
-    def stands_for(envelope: pb.Envelope) -> float:
-        """Of a message, the bytes of its payload, unless that says itself what it is."""
-        kind = envelope.WhichOneof("body")
-        if kind == "run":
-            return inner.input if envelope.run.first else first
-        if kind == "done":
+    def stands_for(body: Body) -> float:
+        """The bytes of a message's payload, unless that says itself what it is."""
+        if isinstance(body, pb.Run):
+            return inner.input if body.first else first
+        if isinstance(body, pb.Done):
             return inner.input_gradient
-        if kind in ("part", "part_result", "fetched"):
-            return float(getattr(envelope, kind).payload * state_scale)
-        return 0.0
+        return payload_length(body) * state_scale
 
     def of_a_direction() -> Callable[[bytes], int]:
         payload = 0.0
 
         def weigh(frame: bytes) -> int:
             nonlocal payload
-            if frame.startswith(_CHUNK_TAG):
+            if frame.startswith(TAGS["Chunk"]):
                 # What a visit has sent is fetched, too, as parts of a state are.
                 told = [size for begins, size in tensors.items() if frame.endswith(begins)]
                 return round((told[0] if told else payload) * WIRE)
-            envelope = pb.Envelope()
-            envelope.ParseFromString(frame)
-            payload = stands_for(envelope)
+            if frame.startswith(_CARRIERS):
+                payload = stands_for(unpack(frame, "somebody"))
             return len(frame)
 
         return weigh

@@ -75,12 +75,17 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self.ran = 0
         """Callbacks so far."""
 
+        self._is_told_to_stop = False
         self._timers = itertools.count()
         self.numbers = itertools.count()
         self.set_task_factory(lambda loop, coroutine, **options: _Task(coroutine, loop=loop, **options))
 
     def time(self) -> float:
         return self._now
+
+    def stop(self) -> None:
+        self._is_told_to_stop = True
+        super().stop()
 
     def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None) -> Any:
         handle = _Handle((copy_context() if context is None else context, callback, args))
@@ -100,26 +105,30 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def _run_once(self) -> None:
-        """One turn of the loop, as `BaseEventLoop.run_forever` asks for it."""
-        soon, due = self._soon, self._due
-        if not soon:
-            while due and not due[0][2]:
-                heapq.heappop(due)
-            if not due:
-                raise StuckError(f"at virtual time {self._now:.6f} every task waits and no timer is pending")
-            self._now = max(self._now, due[0][0])
-            if self._now > self._limit:
-                raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
-        while due and due[0][0] <= self._now:
-            soon.append(heapq.heappop(due)[2])
-        frozen, pop = self.frozen, soon.popleft
-        self.ran += len(soon)
-        for _ in range(len(soon)):
-            handle = pop()
-            if not handle or (frozen and self._set_aside(handle)):
-                continue
-            context, callback, args = handle
-            context.run(callback, *args)  # tasks keep their errors; any other callback's ends the run
+        """Turns of the loop until it is told to stop; `BaseEventLoop.run_forever` asks for one at the least."""
+        soon, due, frozen = self._soon, self._due, self.frozen
+        ready, pop = heapq.heappop, soon.popleft
+        while True:
+            if not soon:
+                while due and not due[0][2]:
+                    ready(due)
+                if not due:
+                    raise StuckError(f"at virtual time {self._now:.6f} every task waits and no timer is pending")
+                self._now = max(self._now, due[0][0])
+                if self._now > self._limit:
+                    raise StuckError(f"virtual time {self._now:.1f} s is beyond the limit of {self._limit:.1f} s")
+            while due and due[0][0] <= self._now:
+                soon.append(ready(due)[2])
+            self.ran += len(soon)
+            for _ in range(len(soon)):
+                handle = pop()
+                if not handle or (frozen and self._set_aside(handle)):
+                    continue
+                context, callback, args = handle
+                context.run(callback, *args)  # tasks keep their errors; any other callback's ends the run
+            if self._is_told_to_stop:
+                self._is_told_to_stop = False
+                return
 
     def _set_aside(self, handle: _Handle) -> bool:
         """Whether a callback's owner is frozen: then it waits for the thaw."""

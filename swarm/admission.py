@@ -382,6 +382,7 @@ class Admission:
                 self.listener.held(member, body)
             elif isinstance(body, pb.Ready):
                 member.kernels = re.sub(r"[^\w ().-]", "", body.kernels[:MAX_NAME_LENGTH])  # people's terminals show it
+                member.beat = pb.Heartbeat(slots=body.slots)
                 self.listener.ready(member, body.version, body.digest)
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)

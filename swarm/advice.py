@@ -1,7 +1,7 @@
 """What to say to a machine that is too small for what it is to host, and the check that says it. Pure.
 
 Errors: `FittingError` with what is needed, what there is and what would fit. A volunteer can lend more memory or host
-less; the base format, the slots and the number of stages are the organizer's to choose.
+less; the base format and the number of stages are the organizer's to choose.
 """
 
 from ..errors import FittingError
@@ -13,14 +13,21 @@ LEAST_SLOTS = 2
 """One visit that computes and one that waits below: with fewer, a peer idles whenever it waits."""
 
 
-def checked(manifest: Manifest, span: range, machine: Machine, device: Device) -> tuple[Budget, list[str]]:
+def checked(
+    manifest: Manifest, span: range, machine: Machine, device: Device, slots: range | None = None
+) -> tuple[Budget, list[str]]:
     """The budget of stages that this machine is to host, and its lines for people: graphs are kept if they fit, else
-    computed again. Raises `FittingError` if that does not fit either."""
-    slots = manifest.settings.pipeline.slots
-    for recompute in (False, True):
-        found = budget(manifest, span, slots=slots, recompute=recompute)
+    computed again, with as many of `slots` as fit (by default, from `LEAST_SLOTS` to all of the run). Raises
+    `FittingError` if the fewest do not fit either."""
+    wanted = manifest.settings.pipeline.slots
+    slots = slots or range(min(LEAST_SLOTS, wanted), wanted + 1)
+    ways = [(slots[-1], False), *((count, True) for count in reversed(slots))]
+    for count, recompute in ways:
+        found = budget(manifest, span, slots=count, recompute=recompute)
         if found.fits(machine, device):
-            return found, budget_lines(found, machine, device)
+            fewer = [f"there is no memory for the {wanted} slots of the run"] if count < wanted else []
+            return found, budget_lines(found, machine, device, fewer)
+    found = budget(manifest, span, slots=slots[-1], recompute=True)
     table = "\n".join(budget_lines(found, machine, device, advice(manifest, found, machine, device)))
     what = stages_text(span)
     raise FittingError(f"{what} {'does' if len(span) == 1 else 'do'} not fit this machine.\n{table}")
@@ -42,7 +49,7 @@ def advice(manifest: Manifest, found: Budget, machine: Machine, device: Device) 
         consider("graphs computed again", budget(manifest, span, slots=slots, recompute=True))
     if slots > LEAST_SLOTS:
         least = budget(manifest, span, slots=LEAST_SLOTS, recompute=found.recompute)
-        consider(f"with pipeline.slots = {LEAST_SLOTS} (the organizer's choice)", least)
+        consider(f"with {LEAST_SLOTS} slots", least)
     for what, other in _smaller(manifest):
         stage = min(span.start, other.stages - 1)
         consider(

@@ -89,6 +89,11 @@ class StageBackend(Protocol):
         ...
 
     @property
+    def slots(self) -> int | None:
+        """The most visits that may be open at once, as more do not fit into memory; None: as many as the run wants."""
+        ...
+
+    @property
     def kernels(self) -> str:
         """What computes the codecs, for people; empty if there are none."""
         ...

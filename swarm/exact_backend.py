@@ -55,6 +55,7 @@ class ExactBackend:
     lengths: Mapping[str, int] = {"stage": WIDTH}
     gradient_bytes = 8 * WIDTH
     codec_seconds = 0.0
+    slots = None
     kernels = ""
 
     def __init__(self, seed: int, stage: int, stages: int) -> None:

@@ -82,7 +82,7 @@ class StageHost:
 
     def __post_init__(self) -> None:
         settings = self.manifest.settings
-        self.visits = VisitTable(settings.pipeline.slots)
+        self.visits = VisitTable(min(settings.pipeline.slots, self.backend.slots or settings.pipeline.slots))
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
         self.kept = KeptStore(settings.limits.visit_bytes, settings.limits.spill_bytes, self.spill)
         self.versions = VersionStore()
@@ -121,7 +121,7 @@ class StageHost:
 
     def drop_state(self) -> None:
         """Forgets what it holds of the model: it is wrong, or too old to be brought up to date."""
-        self.visits = VisitTable(self.manifest.settings.pipeline.slots)
+        self.visits = VisitTable(self.visits.slots)
         self.gradients = GradientStore(self.backend, self.manifest.settings.limits.gradient_bytes)
         self.kept.clear()
         self.versions = VersionStore()

@@ -125,8 +125,7 @@ class Membership:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._apply_commits()), tasks.create_task(self._beat())]
                 await self._say(self.host.held((key.step, key.term, key.attempt) for key in self.reducer.kept))
-                digest = self.host.versions.digest(latest)
-                await self._say(pb.Ready(version=latest, digest=digest, kernels=self.host.backend.kernels))
+                await self._say(self._ready(latest))
                 if self.leaving:
                     await self._say(pb.Leave(why=self.leaving))
                 try:
@@ -283,6 +282,10 @@ class Membership:
             await asyncio.sleep(self.host.manifest.settings.pipeline.heartbeat)
             await self._say(self._heartbeat())
 
+    def _ready(self, latest: int) -> pb.Ready:
+        digest, slots = self.host.versions.digest(latest), self.host.visits.slots
+        return pb.Ready(version=latest, digest=digest, kernels=self.host.backend.kernels, slots=slots)
+
     def _heartbeat(self) -> pb.Heartbeat:
         below, waits_for = self.host.visits.waiting_below()
         return pb.Heartbeat(
@@ -299,6 +302,7 @@ class Membership:
             knows=len(self.authority.founders),
             codec_microseconds=int(1e6 * self.host.backend.codec_seconds),
             short=self.host.gradients.short,
+            slots=self.host.visits.slots,
         )
 
     async def _say(self, body: Body) -> None:

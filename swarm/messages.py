@@ -62,7 +62,7 @@ def _varint(number: int) -> bytes:
     return bytes((*digits, number))
 
 
-_TAGS = {
+TAGS = {
     field.message_type.name: _varint(field.number << 3 | 2)
     for field in pb.Envelope.DESCRIPTOR.fields
     if field.message_type is not None
@@ -78,7 +78,7 @@ MAX_CREW = 1 << 14
 def pack(body: Body) -> bytes:
     """One frame: an `Envelope` as protobuf would write it, but a tensor is not copied into one first."""
     content: bytes = body.SerializeToString(deterministic=True)
-    return b"".join((_TAGS[body.DESCRIPTOR.name], _varint(len(content)), content))
+    return b"".join((TAGS[body.DESCRIPTOR.name], _varint(len(content)), content))
 
 
 def unpack(frame: bytes, sender: str) -> Body:

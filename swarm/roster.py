@@ -168,9 +168,12 @@ class Roster:
         """Whether every ready replica has a version."""
         return all(member.version >= version for stage in range(self.stages) for member in self.ready(stage))
 
-    def narrowest(self) -> int:
-        """The number of replicas of the stage that has fewest."""
-        return min(len(self.serving(stage)) for stage in range(self.stages))
+    def narrowest(self, wanted: int) -> int:
+        """The slots of the stage that has fewest; who has said nothing has as many as `wanted`, and nobody has more."""
+        return min(
+            sum(min(member.beat.slots or wanted, wanted) for member in self.serving(stage))
+            for stage in range(self.stages)
+        )
 
     def dissenters(self, stage: int, version: int) -> list[Member]:
         """Live replicas whose digest of `version` is not the one that most replicas have, once all have said theirs.

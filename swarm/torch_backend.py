@@ -57,7 +57,7 @@ class StageContext:
 class TorchBackend:
     """One stage of a run. `base`: the stage's base tensors with their names (`model.weights.stage_base`), each put into
     the manifest's base format as it comes; or the whole base as it is held (`model.held`). `recompute`: a visit that
-    waits keeps only what entered each layer."""
+    waits keeps only what entered each layer. `slots`: see `StageBackend`."""
 
     def __init__(
         self,
@@ -67,12 +67,14 @@ class TorchBackend:
         device: str = "cpu",
         *,
         recompute: bool = False,
+        slots: int | None = None,
     ) -> None:
         settings = manifest.settings
         self._manifest = manifest
         self._stage = stage
         self._device = torch.device(device)
         self.recompute = recompute
+        self.slots = slots
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
         self._dtype = DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank

@@ -427,8 +427,8 @@ class Trainer:
         return max(0, step - self.manifest.settings.pipeline.staleness)
 
     def _window(self) -> int:
-        slots = self.manifest.settings.pipeline.slots * max(1, self.roster.narrowest())
-        return max(1, int(WINDOW_SHARE * slots))
+        slots = self.manifest.settings.pipeline.slots
+        return max(1, int(WINDOW_SHARE * (self.roster.narrowest(slots) or slots)))
 
     def _drive(self, step: int, index: int) -> None:
         if self.driver.begin(step, index):

@@ -239,7 +239,13 @@ def test_the_stage_that_came_is_checked() -> None:
     assert again.recompute
     assert "graphs computed again" in lines[0]
     with pytest.raises(FittingError, match="stages 3 to 5 do not fit"):
-        checked(run, range(3, 6), machine(30 * GB), CPU)
+        checked(run, range(3, 6), machine(30 * GB), CPU, range(8, 9))
+    fewer, lines = checked(run, range(3, 6), machine(30 * GB), CPU)
+    assert LEAST_SLOTS <= fewer.slots < 8
+    assert not budget(run, range(3, 6), slots=fewer.slots + 1, recompute=True).fits(machine(30 * GB), CPU)
+    assert lines[-1].strip() == "there is no memory for the 8 slots of the run"
+    with pytest.raises(FittingError, match="stages 3 to 9 do not fit"):
+        checked(run, range(3, 10), machine(30 * GB), CPU)
 
 
 def test_sizes_as_people_write_them() -> None:

@@ -1,5 +1,6 @@
 """What a trainer knows of its members."""
 
+from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.roster import Member, Roster
 
 STAGE = 1
@@ -27,3 +28,18 @@ def test_nobody_is_overtaken_by_other_stages_the_lost_or_those_who_load() -> Non
     member(roster, version=9, ready=True).live = False
     member(roster, version=-1, ready=False)
     assert not roster.is_overtaken(alone)
+
+
+def test_the_narrowest_stage_is_the_one_with_the_fewest_slots() -> None:
+    """Who has not said how many it has is taken to have all; nobody has more than the run wants."""
+    roster = Roster("run", stages=2)
+    assert roster.narrowest(8) == 0
+    for version in range(2):
+        member(roster, version=version, ready=True, stage=0)
+    three = [member(roster, version=version, ready=True, stage=1) for version in range(3)]
+    assert roster.narrowest(8) == 16
+    for replica, slots in zip(three, (2, 3, 100), strict=True):
+        replica.beat = pb.Heartbeat(slots=slots)
+    assert roster.narrowest(8) == 13
+    three[2].live = False
+    assert roster.narrowest(8) == 5

@@ -9,11 +9,22 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.cast import manifest_of
 from swarm_peer.simulations.outcome import Outcome
 from swarm_peer.simulations.scenario import Scenario, parse_scenario
-from swarm_peer.simulations.sized import ELEMENTS, GRADIENT, OUTPUT, SizedState, number_of, weigher, whole_sum
+from swarm_peer.simulations.sized import (
+    ELEMENTS,
+    GRADIENT,
+    OUTPUT,
+    SizedBackend,
+    SizedState,
+    number_of,
+    weigher,
+    whole_sum,
+)
 from swarm_peer.simulations.study import Study
+from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.simulations.tcp import WIRE
 from swarm_peer.simulations.validation import EQUAL, VISIT
 from swarm_peer.swarm.events import Event
+from swarm_peer.swarm.host import Moment, StageHost
 from swarm_peer.swarm.messages import pack
 from swarm_peer.swarm.sizes import reduced_bytes, traffic
 
@@ -270,6 +281,29 @@ def test_what_is_not_trained_has_its_causes() -> None:
     assert sum(parts) == pytest.approx(1.0)
     assert all(part >= -0.01 for part in parts)
     assert losses.uneven > 0.05  # nine peers at four stages
+
+
+def test_no_more_is_in_flight_than_peers_have_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where peers keep fewer visits open than the run wants, the trainer issues fewer microbatches at once: one that
+    finds no slot has come in vain."""
+    hosts: dict[str, StageHost] = {}
+
+    class Watched(Study):
+        def _watch(self, swarm: SimulatedSwarm, peer: str, moment: Moment) -> None:
+            super()._watch(swarm, peer, moment)
+            host = swarm.peers[peer].host
+            assert host is not None
+            hosts[peer] = host
+            assert host.visits.open <= host.visits.slots == 5
+
+    monkeypatch.setattr(SizedBackend, "slots", 5)
+    changes = ("run.pipeline.slots=16", "run.train.batch=24", "run.train.steps=10", "run.pipeline.staleness=1")
+    outcome = Watched(scenario(*changes)).run()
+    assert outcome.finished
+    assert len(hosts) == 4
+    busy = sum(host.busy for host in hosts.values())
+    assert busy == 0
+    assert outcome.kept > 0.9
 
 
 def test_senders_of_garbage_cost_time_and_no_microbatch() -> None:
