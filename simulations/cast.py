@@ -10,7 +10,7 @@ from ..swarm.checkpoint import MemoryCheckpoints
 from ..swarm.keys import Identity
 from ..swarm.manifest import Manifest
 from ..swarm.plan_command import shape_of, sketched
-from .internet import Access, Downlink, Uplink
+from .links import Access, Downlink, Uplink
 from .machines import Machine, make_machines, rate_of
 from .scenario import Scenario
 from .sized import SizedBackend

@@ -19,7 +19,7 @@ from ..peer.zygote import ForkedProcess, Zygote
 from .books import Books, Look
 from .cast import COORDINATORS, Cast
 from .emulated_node import MESSAGE_BYTES, PORT, Channel, Order
-from .internet import Access
+from .links import Access
 from .machines import Machine
 from .router import Port, Router
 from .world import Undo

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from .fleet import Fleet
-from .internet import Access
+from .links import Access
 from .machines import Machine, draw
 from .scenario import Happening
 from .world import Undo

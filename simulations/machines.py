@@ -16,7 +16,7 @@ from ..swarm.machine import MBIT
 from ..swarm.manifest import Manifest
 from ..swarm.sizes import state_bytes
 from ..swarm.work import backward_flops, forward_flops
-from .internet import Access, Downlink, Uplink
+from .links import Access, Downlink, Uplink
 from .scenario import Group, Lifetime, Scenario, Session, Spread
 
 MEMORY_BYTES_PER_SECOND = 2e9

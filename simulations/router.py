@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import EmulationError
-from .internet import Access, Downlink, Uplink
+from .links import Access, Downlink, Uplink
 
 MOST_BUSY = 0.7
 WINDOW_SECONDS = 5.0

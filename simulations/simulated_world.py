@@ -8,7 +8,7 @@ from itertools import combinations
 from ..swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from ..swarm.peer import Peer
 from .books import Books, Look
-from .internet import Access
+from .links import Access
 from .machines import Machine
 from .sized import SizedBackend
 from .swarm import SimulatedSwarm

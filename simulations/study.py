@@ -27,7 +27,8 @@ from .cast import COORDINATORS, ORGANIZER, Cast, checkpoints_of
 from .conservation import Conservation
 from .fleet import Fleet
 from .happenings import Happenings
-from .internet import Access, Internet
+from .internet import Internet
+from .links import Access
 from .outcome import MINUTE, Outcome
 from .scenario import Scenario
 from .simulated_world import SimulatedWorld

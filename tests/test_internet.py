@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from swarm_peer.errors import UnreachableError
-from swarm_peer.simulations.internet import Access, Downlink, Internet, Uplink
+from swarm_peer.simulations.internet import Internet
+from swarm_peer.simulations.links import Access, Downlink, Uplink
 from swarm_peer.simulations.network import MemoryStream
 from swarm_peer.simulations.tcp import (
     DIAL_ROUND_TRIPS,

@@ -11,7 +11,7 @@ import pytest
 from swarm_peer.errors import EmulationError, ScenarioError
 from swarm_peer.simulations import namespace
 from swarm_peer.simulations.cli import main
-from swarm_peer.simulations.internet import Access
+from swarm_peer.simulations.links import Access
 from swarm_peer.simulations.nat import Nat, meet
 from swarm_peer.simulations.router import Port, Router
 from swarm_peer.simulations.scenario import parse_scenario

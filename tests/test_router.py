@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from swarm_peer.simulations.internet import Access, Downlink, Uplink
+from swarm_peer.simulations.links import Access, Downlink, Uplink
 from swarm_peer.simulations.router import Port, Router
 
 from tests.namespaces import needs_namespaces
