@@ -66,6 +66,9 @@ RETRY_SECONDS, RETRIES = 0.5, 60
 """How often, and how many times, a fault that may hit nobody now is tried again."""
 
 
+MOVES = "it moves to stage"
+"""Why a member leaves whose machine does not."""
+
 LEARNING_RATE = 3e-3
 
 
@@ -131,6 +134,7 @@ class RealChaos:
         self._watching = Watching()
         self._down: set[str] = set()
         self._fallen: set[int] = set()
+        self._departed: set[int] = set()
         self._look_at = self._began
         self._followers: dict[str, float] = {}
         self._first: dict[str, Any] = {}
@@ -251,7 +255,7 @@ class RealChaos:
             self._followers.clear()
             self.happened["term"] += 1
         elif kind in ("moved", "went-back", "left") and leads and not event.get("error"):
-            self.happened[kind] += 1
+            self.happened[kind] += kind != "left" or self._is_departure(event)
             told = {key: event[key] for key in ("stage", "target", "step") if key in event}
             self.tell(f"{self._time():6.1f} s  {kind} {told}")
         elif kind == "follows":
@@ -263,6 +267,15 @@ class RealChaos:
             self.tell(f"{self._time():6.1f} s  step {event['step']}: loss {event['loss']:.4f}")
             if not self._started:
                 self._start_faults()
+
+    def _is_departure(self, left: dict[str, Any]) -> bool:
+        """Whether a machine leaves, and is not counted yet: one that moves stays, and as long as it moves it has two
+        members, both of which leave with it."""
+        process = self.swarm.child_of(left["peer"]).process.pid
+        if MOVES in left["why"] or process in self._departed:
+            return False
+        self._departed.add(process)
+        return True
 
     def _start_faults(self) -> None:
         """The schedule's time begins with the first step; so does that by which the run must be at its end."""
