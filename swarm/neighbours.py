@@ -2,10 +2,16 @@
 
 Reads come from the directory (peers) or from the roster (trainer); when one fails the last snapshot stands. What is
 known and who may be chosen is the pure `routing.py`; whom to choose is one of `POLICIES`, named by the manifest.
+
+Of a large stage a peer goes by some replicas only, drawn by lot: connections and their heartbeats would grow with the
+square of the swarm otherwise. The least loaded of a few is nearly as good as that of all (Mitzenmacher 2001, "The power
+of two choices in randomized load balancing").
 """
 
 import asyncio
+import heapq
 import random
+import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +23,9 @@ from .exchange import Pool
 from .least_work import Forecast, forecasts, least_work
 from .round_robin import round_robin
 from .routing import PLACES, Place, Policy, Wiring
+
+VIEW = 16
+"""Replicas of a stage by which a peer goes, if there are so many that are not banned. The trainer goes by all."""
 
 REFRESH_SECONDS = 0.25
 """The directory is not read more often than this, a stage."""
@@ -81,13 +90,17 @@ class Call:
 
 
 class Neighbours:
-    """Snapshots and wirings by stage. `draw` breaks ties."""
+    """Snapshots and wirings by stage. `draw` breaks ties; `view`: replicas of a stage to go by, at the most."""
 
-    def __init__(self, read: ReadStage, pool: Pool, draw: random.Random, policy: Policy) -> None:
+    def __init__(
+        self, read: ReadStage, pool: Pool, draw: random.Random, policy: Policy, view: int = sys.maxsize
+    ) -> None:
         self._read = read
         self.pool = pool
         self._draw = draw
         self._policy = policy
+        self._view = view
+        self._lots: dict[int, dict[str, float]] = {}
         self._wirings: dict[int, Wiring] = {}
         self._read_at: dict[int, float] = {}
         self._below: dict[int, float] = {}
@@ -110,8 +123,19 @@ class Neighbours:
         if not records:
             return
         now = asyncio.get_running_loop().time()
-        self._wirings[stage] = routing.observe(self._wirings.get(stage, Wiring()), records, now)
+        viewed = records if len(records) <= self._view else self._viewed(stage, records, now)
+        self._wirings[stage] = routing.observe(self._wirings.get(stage, Wiring()), viewed, now)
         self.pool.addresses.update((record.peer, record.addresses) for record in records)
+
+    def _viewed(self, stage: int, records: Sequence[Record], now: float) -> list[Record]:
+        """The first by lot of those that are not banned; and those that are, as what is held against them stands."""
+        before = self._lots.get(stage, {})
+        lots = {peer: before[peer] if peer in before else self._draw.random() for peer in [one.peer for one in records]}
+        self._lots[stage] = lots
+        banned = {replica.peer for replica in self._replicas(stage) if replica.ban.holds(now)}
+        well = [record for record in records if record.peer not in banned]
+        chosen = heapq.nsmallest(self._view, well, key=lambda record: lots[record.peer])
+        return [*chosen, *(record for record in records if record.peer in banned)]
 
     async def choose(self, stage: int, excluded: Collection[str]) -> str | None:
         """The peer for the next visit: one that is `excluded` or banned only if there is nobody else."""

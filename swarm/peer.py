@@ -39,7 +39,7 @@ from .messages import Body
 from .milestones import Milestones, in_words
 from .model.file_serving import serve_file
 from .model.files import Files
-from .neighbours import POLICIES, Neighbours
+from .neighbours import POLICIES, VIEW, Neighbours
 from .reduction import Reducer
 from .sizes import state_bytes
 from .survey import Survey
@@ -369,7 +369,8 @@ class Peer:
         run_id = manifest.run_id
         seed = int.from_bytes(hashlib.sha256(f"{manifest.settings.seed}/{welcome.member}".encode()).digest()[:8])
         policy = POLICIES[manifest.settings.pipeline.routing]
-        neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, random.Random(seed), policy)
+        draw = random.Random(seed)
+        neighbours = Neighbours(lambda at: self.directory.read(run_id, at), self.pool, draw, policy, VIEW)
         host = StageHost(
             manifest=manifest,
             authority=authority,

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,7 +44,11 @@ def failed(reason: Any, *, stage: int = STAGE, after: float = 0.0) -> Script:
 
 
 def outcome(
-    scripts: dict[str, Script], *, absent: tuple[str, ...] = (), patience: float = PATIENCE
+    scripts: dict[str, Script],
+    *,
+    absent: tuple[str, ...] = (),
+    patience: float = PATIENCE,
+    view: int = sys.maxsize,
 ) -> tuple[Any, float]:
     """What a call of these callees ends with, an answer or an error, and after how many virtual seconds; `absent` ones
     are in the directory and cannot be reached."""
@@ -69,7 +74,7 @@ def outcome(
 
         caller = network.transport("caller")
         pool = Pool(caller, Meter(), silence=SILENCE)
-        hop = Hop(pool, Neighbours(read, pool, random.Random(1), least_work), max_payload=0)
+        hop = Hop(pool, Neighbours(read, pool, random.Random(1), least_work, view), max_payload=0)
         request = pb.Run(first=STAGE, last=STAGE)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -117,6 +122,12 @@ def test_a_call_fails_as_cut_off_when_patience_is_over_with_nobody_reached() -> 
     ended, seconds = outcome({}, absent=("a", "b"))
     assert reason_of(ended) == (STAGE, "CUT_OFF")
     assert PATIENCE < seconds < 2 * PATIENCE
+
+
+def test_the_only_one_that_can_be_reached_is_found_beyond_those_that_a_caller_goes_by() -> None:
+    done, seconds = outcome({"z": DONE}, absent=tuple(f"absent {number}" for number in range(30)), view=4)
+    assert isinstance(done, pb.Done)
+    assert seconds < 2 * PATIENCE
 
 
 def test_patience_begins_anew_with_every_answer() -> None:
