@@ -15,6 +15,9 @@ from .scenario import Happening, Scenario
 LEAST_TIMED = 3
 """With more steps than this, the last one of a finished run is not timed."""
 
+NOTED_SHARE = 1000
+"""Where more machines than that come and go, not each changes what all could do by anything to speak of."""
+
 SEEN = frozenset({"stepped", "lost", "left", "moved", "went-back"})
 """The kinds of events that count."""
 
@@ -67,8 +70,14 @@ class Books:
     """Tokens of steps that were committed and are not any more."""
 
     _capacities: list[Capacity] = field(default_factory=list)
+    _unnoted: int = 0
+    """Machines that have come or gone since the last look at what all could do."""
+
     _happened: list[tuple[float, str, int]] = field(default_factory=list)
     _stays: list[Stay] = field(default_factory=list)
+    _here: dict[int, Stay] = field(default_factory=dict)
+    """Those that have not ended, by their place among all."""
+
     _looks: list[tuple[float, Look]] = field(default_factory=list)
 
     def see(self, event: dict[str, Any]) -> None:
@@ -92,19 +101,27 @@ class Books:
 
     def begin_stay(self, machine: Machine, stage: int, worked: Callable[[], float]) -> Callable[[], None]:
         """A peer is at a stage; the answer says that it is gone."""
-        stay = Stay(machine, stage, self.now(), worked)
+        stay, number = Stay(machine, stage, self.now(), worked), len(self._stays)
         self._stays.append(stay)
+        self._here[number] = stay
         self.note()
 
         def end() -> None:
             stay.ended = self.now()
+            del self._here[number]
             self.note()
 
         return end
 
     def note(self) -> None:
-        """Machines have come, gone, or are as fast as they were no more."""
-        here = [stay for stay in self._stays if stay.ended is None]
+        """A machine has come or gone; of many, all are looked at no sooner than for a thousandth of them."""
+        self._unnoted += 1
+        if self._unnoted * NOTED_SHARE >= len(self._here):
+            self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        self._unnoted = 0
+        here = self._here.values()
         hosting = {stay.machine.number: stay.machine for stay in here}
         stages = [0.0] * self.manifest.stages
         for stay in here:
@@ -133,6 +150,8 @@ class Books:
     ) -> Outcome:
         """`report`: of the coordinator that led at the end."""
         now = self.now()
+        if self._unnoted:
+            self._look_at_all()
         # Devices work at the next step while one is closed: at the first one's that counts, so the last does not.
         timed = self.steps[:-1] if finished and len(self.steps) > LEAST_TIMED else self.steps
         first, last = (timed[0][0], timed[-1][0]) if timed else (0.0, 0.0)

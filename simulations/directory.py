@@ -4,6 +4,7 @@ old. Implements the seam `swarm.directory.Directory`."""
 import asyncio
 import random
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ..swarm.directory import Record
 
@@ -35,13 +36,14 @@ class MemoryDirectory:
     async def read(self, run: str, stage: int) -> tuple[Record, ...]:
         await self._take_time()
         now = asyncio.get_running_loop().time()
-        at = now - (self._random.uniform(0, self.stale) if self.stale else 0.0)
-        found = []
-        for kept in self._records.get((run, stage), {}).values():
-            seen = next((entry for entry in reversed(kept) if entry[0] <= at), None)
-            if seen is not None and seen[1] > now:
-                found.append(seen[2])
-        return tuple(sorted(found, key=lambda record: record.peer))
+        everyone = self._records.get((run, stage), {})
+        if not self.stale:
+            found = [kept[-1][2] for kept in everyone.values() if kept[-1][1] > now]
+        else:
+            at = now - self._random.uniform(0, self.stale)
+            seen = [next((entry for entry in reversed(kept) if entry[0] <= at), None) for kept in everyone.values()]
+            found = [entry[2] for entry in seen if entry is not None and entry[1] > now]
+        return tuple(sorted(found, key=attrgetter("peer")))
 
     async def list_run(self, record: Record, lifetime: float) -> None:
         await self._take_time()

@@ -235,6 +235,9 @@ class MemoryTransport:
 
         self._handler: StreamHandler | None = None
         self._streams: list[MemoryStream] = []
+        self._most_streams = MAX_KEPT_ENDED
+        """As soon as there are more, those that have ended are let go."""
+
         self._tasks: dict[asyncio.Task[Any], None] = {}
 
     async def serve(self, handler: StreamHandler) -> None:
@@ -260,8 +263,9 @@ class MemoryTransport:
         return near
 
     def _keep(self, stream: MemoryStream) -> None:
-        if len(self._streams) > 2 * MAX_KEPT_ENDED:
+        if len(self._streams) > self._most_streams:
             self._streams = [kept for kept in self._streams if not kept.ended]
+            self._most_streams = max(MAX_KEPT_ENDED, 2 * len(self._streams))
         self._streams.append(stream)
 
     async def _serve(self, stream: MemoryStream) -> None:
