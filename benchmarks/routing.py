@@ -1,11 +1,14 @@
 """Routing policies side by side, on virtual time with the real trainer and peers (`tests/closed_loop.py`).
 
     python benchmarks/routing.py [--only NAME...] [--seconds S]
+    python benchmarks/routing.py --views [--seconds S]
 
 Throughput is given as a share of what the devices could do at most, beside the 99th percentile of a microbatch's
 seconds. Two columns live here only. `SWARM's rule` is its round-robin with its way with a slow peer: a deadline of
 30 s, after which another is asked, and which is not held against anybody; the second column is that round-robin with
 our hedging and bans. `all-knowing` sees every queue at once, also what others have just sent there.
+
+`--views`: by how many replicas of a large stage a peer should go.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.simulations.devices import SimulatedDevice
+from swarm_peer.swarm import peer
 from swarm_peer.swarm.compute import BACKWARD, FORWARD
 from swarm_peer.swarm.hedging import Budget, OwnTimes
 from swarm_peer.swarm.host import Moment
@@ -126,6 +130,10 @@ SCENARIOS = (
 )
 
 
+LARGE = Scenario("three stages of 48", UNEVEN * 6, (400,), stages=3)
+VIEWS = (4, 8, 16, 48)
+
+
 def swarm_served(scenario: Scenario, in_flight: int, seconds: float) -> Served:
     with (
         patch.object(OwnTimes, "limit", SWARM_DEADLINE_SECONDS),
@@ -165,11 +173,24 @@ POLICIES: dict[str, Callable[[Scenario, int, float], Served]] = {
 }
 
 
+def views(seconds: float) -> None:
+    print(f"| {LARGE.name}, {LARGE.in_flight[0]} in flight: a peer goes by | share | p99 s |")
+    print("|---|---|---|")
+    for view in VIEWS:
+        with patch.object(peer, "VIEW", view):
+            served = least_work_served(LARGE, LARGE.in_flight[0], seconds)
+        print(f"| {view} | {served.rate / sum(LARGE.rates):.3f} | {served.p99:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[scenario.name for scenario in SCENARIOS])
     parser.add_argument("--seconds", type=float, default=120.0, help="virtual seconds that are measured")
+    parser.add_argument("--views", action="store_true", help="by how many replicas of a large stage a peer should go")
     options = parser.parse_args()
+    if options.views:
+        views(options.seconds)
+        return
     print(f"| swarm | in flight | {' | '.join(f'{name}: share | p99 s' for name in POLICIES)} |")
     print("|---|---|" + "---|---|" * len(POLICIES))
     for scenario in SCENARIOS:

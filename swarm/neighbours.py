@@ -24,7 +24,7 @@ from .least_work import Forecast, forecasts, least_work
 from .round_robin import round_robin
 from .routing import PLACES, Place, Policy, Wiring
 
-VIEW = 16
+VIEW = 8
 """Replicas of a stage by which a peer goes, if there are so many that are not banned. The trainer goes by all."""
 
 REFRESH_SECONDS = 0.25
