@@ -375,14 +375,14 @@ class Admission:
             body = await channel.receive_while_heard(self._pace.silence if member.version >= 0 else LOADING_SECONDS)
             member.heard = asyncio.get_running_loop().time()
             if isinstance(body, pb.Heartbeat):
-                member.beat = body
+                member.beat, member.slots = body, body.slots
                 self.listener.beaten(member)
             elif isinstance(body, pb.Held):
                 self._check_held(channel, body)
                 self.listener.held(member, body)
             elif isinstance(body, pb.Ready):
                 member.kernels = re.sub(r"[^\w ().-]", "", body.kernels[:MAX_NAME_LENGTH])  # people's terminals show it
-                member.beat = pb.Heartbeat(slots=body.slots)
+                member.slots = body.slots
                 self.listener.ready(member, body.version, body.digest)
             elif isinstance(body, pb.Reduced | pb.ReduceFailed):
                 check_indices(tuple(body.indices), self.manifest.microbatches, channel.peer)

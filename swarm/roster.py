@@ -62,6 +62,9 @@ class Member:
     heard: float = 0.0
     """When it was last heard, by the loop's clock."""
 
+    slots: int = 0
+    """Visits that it may have open; 0 before it has said so."""
+
     digests: dict[int, bytes] = field(default_factory=dict)
     beat: pb.Heartbeat = field(default_factory=pb.Heartbeat)
     kept: set[tuple[int, int, int]] = field(default_factory=set)
@@ -169,11 +172,16 @@ class Roster:
         return all(member.version >= version for stage in range(self.stages) for member in self.ready(stage))
 
     def narrowest(self, wanted: int) -> int:
-        """The slots of the stage that has fewest; who has said nothing has as many as `wanted`, and nobody has more."""
-        return min(
-            sum(min(member.beat.slots or wanted, wanted) for member in self.serving(stage))
-            for stage in range(self.stages)
-        )
+        """The slots of the stage that has fewest; who has said nothing has as many as `wanted`, and nobody has more.
+
+        Asked before every microbatch: of a large swarm it is the dearest question there is.
+        """
+
+        def slots_of(members: list[Member]) -> int:
+            here = [one.slots for one in members if one.ready and one.live and not one.draining]
+            return sum([min(slots or wanted, wanted) for slots in here])
+
+        return min([slots_of(members) for members in self._of_stage])
 
     def dissenters(self, stage: int, version: int) -> list[Member]:
         """Live replicas whose digest of `version` is not the one that most replicas have, once all have said theirs.

@@ -1,6 +1,5 @@
 """What a trainer knows of its members."""
 
-from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.roster import Member, Roster
 
 STAGE = 1
@@ -39,7 +38,7 @@ def test_the_narrowest_stage_is_the_one_with_the_fewest_slots() -> None:
     three = [member(roster, version=version, ready=True, stage=1) for version in range(3)]
     assert roster.narrowest(8) == 16
     for replica, slots in zip(three, (2, 3, 100), strict=True):
-        replica.beat = pb.Heartbeat(slots=slots)
+        replica.slots = slots
     assert roster.narrowest(8) == 13
     three[2].live = False
     assert roster.narrowest(8) == 5
