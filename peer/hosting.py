@@ -1,8 +1,8 @@
 """The stages that this machine computes: each is measured against the memory there is before anything of it is loaded,
 read from wherever its weights lie, and kept on disk as it is held.
 
-Graphs are kept where they fit and computed again where they do not, for all stages alike. Memory that runs out after
-all, as a stage is loaded, is as if it had not fitted.
+Graphs are kept where they fit and computed again where they do not, for all stages of a device alike. Memory that runs
+out after all, as a stage is loaded, is as if it had not fitted. Devices share the machine's RAM and its link.
 
 Errors: `FittingError` with the budget; those of the weights' source.
 """
@@ -12,6 +12,7 @@ import concurrent.futures
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,11 +22,11 @@ from ..errors import FittingError, ModelError, SwarmError
 from ..swarm.advice import checked
 from ..swarm.arithmetic import RealArithmetic
 from ..swarm.backend import StageBackend
-from ..swarm.budget import Budget
+from ..swarm.budget import PROCESS_BYTES, Budget, budget
 from ..swarm.directory import Directory
 from ..swarm.exchange import Pool
 from ..swarm.link import Measured, measure_link
-from ..swarm.machine import AS_IT_IS, Link, Machine, Overrides, overridden
+from ..swarm.machine import AS_IT_IS, Device, Link, Machine, Overrides, overridden
 from ..swarm.manifest import Manifest
 from ..swarm.model.checkpoint import Checkpoint, Progress
 from ..swarm.model.files import Files, FolderFiles
@@ -44,27 +45,29 @@ LINK_SECONDS = 20.0
 
 @dataclass
 class Hosting:
-    """The stages of one process on one device. `model`: where their weights are, None to ask the peers of the run;
+    """The stages of one process on its devices. `model`: where their weights are, None to ask the peers of the run;
     `said`: what its owner lends; `tell` takes lines for people, `progress` hears of weights that are read."""
 
     model: str | None
-    device: str
     said: Overrides = AS_IT_IS
     tell: Callable[[str], None] = field(default=lambda line: None)
     progress: Progress | None = None
     measures: bool = False
     """Whether it also tells how long a visit will take: that costs some seconds of computing."""
 
-    _made: dict[int, TorchBackend] = field(default_factory=dict)
+    _made: dict[str, dict[int, TorchBackend]] = field(default_factory=dict)
+    """By device and stage."""
+
     _reach: Callable[[Manifest], Files] | None = None
     _sources: list[Files] = field(default_factory=list)
-    _flops: float = 0.0
+    _flops: dict[str, float] = field(default_factory=dict)
     _measured: Callable[[Manifest], Measured] | None = None
 
-    def parts(self) -> Parts:
+    def parts_on(self, device: str) -> Parts:
+        """What a peer needs that computes on this device."""
         source = None if self.model is None else model_source(self.model)
         files = FolderFiles(source) if isinstance(source, Path) else None
-        return Parts(backend=self.backend, arithmetic=RealArithmetic, files=files)
+        return Parts(backend=partial(self.backend, device=device), arithmetic=RealArithmetic, files=files)
 
     def meet(self, pool: Pool, directory: Directory) -> None:
         """How to reach the peers of the run. Called on the event loop that these live on."""
@@ -82,9 +85,9 @@ class Hosting:
         """Bytes of weights that came over the network from where the model is, not from peers."""
         return sum(files.received for files in self._sources)
 
-    def backend(self, manifest: Manifest, stage: int) -> StageBackend:
+    def backend(self, manifest: Manifest, stage: int, *, device: str) -> StageBackend:
         """One stage more. Raises `FittingError`, and what reading its weights raises."""
-        found = self._check(manifest, stage)
+        found = self._check(manifest, stage, device)
         recompute = found.recompute
 
         def read() -> Iterator[tuple[str, Tensor]]:
@@ -95,20 +98,22 @@ class Hosting:
                 yield from stage_base(manifest, stage, checkpoint, self.progress)
 
         try:
-            held = HeldStore(cache_folder() / "stages").get_or_make(manifest, stage, torch.device(self.device), read)
-            made = TorchBackend(manifest, stage, held, self.device, recompute=recompute, slots=found.slots)
+            held = HeldStore(cache_folder() / "stages").get_or_make(manifest, stage, torch.device(device), read)
+            made = TorchBackend(manifest, stage, held, device, recompute=recompute, slots=found.slots)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise FittingError(f"memory ran out while stage {stage} was loaded on {self.device}") from error
-        for other in self._made.values():
+            raise FittingError(f"memory ran out while stage {stage} was loaded on {device}") from error
+        here = self._made.setdefault(device, {})
+        for other in here.values():
             other.recompute = other.recompute or recompute
-        self._made[stage] = made
+        here[stage] = made
         return made
 
     def release(self, stage: int) -> None:
         """A stage is not hosted any more: its memory is free for others."""
-        self._made.pop(stage, None)
+        for made in self._made.values():
+            made.pop(stage, None)
 
     def _open(self, manifest: Manifest) -> Checkpoint | None:
         if manifest.weights is None:
@@ -122,29 +127,48 @@ class Hosting:
             )
         return Checkpoint(self._reach(manifest))
 
-    def _check(self, manifest: Manifest, stage: int) -> Budget:
-        """Tells the budget of all stages with this one. The first may have fewer slots than the run wants if there is
-        no memory for more; a further one must have as many as those that are there."""
+    def _check(self, manifest: Manifest, stage: int, device: str) -> Budget:
+        """Tells the budget of all stages of a device with this one. The first may have fewer slots than the run wants
+        if there is no memory for more; a further one must have as many as those that are there."""
         # Only the device that was chosen stands here, so what was said of devices is done.
-        machine = overridden(standing(self.device, cache_folder()), replace(self.said, device=None))
-        span = span_like([*self._made, stage], manifest.stages)
-        fixed = [made.slots for made in self._made.values() if made.slots is not None]
+        machine = overridden(standing(device, cache_folder()), replace(self.said, device=None))
+        machine = replace(machine, ram=max(0, machine.ram - self._taken_beside(manifest, device)))
+        here = self._made.get(device, {})
+        span = span_like([*here, stage], manifest.stages)
+        fixed = [made.slots for made in here.values() if made.slots is not None]
         slots = range(min(fixed), min(fixed) + 1) if fixed else None
         found, lines = checked(manifest, span, machine, machine.devices[0], slots)
-        for line in [*lines, *(self._expected(manifest, span, machine, found) if self.measures else [])]:
+        for line in [*lines, *(self._expected(manifest, stage, machine, found) if self.measures else [])]:
             self.tell(line)
         return found
 
-    def _expected(self, manifest: Manifest, span: range, machine: Machine, found: Budget) -> list[str]:
-        """How long a visit keeps this machine, by one real layer and the link that was told of."""
-        model = manifest.settings.model
-        if not self._flops:
-            self._flops = measured_flops(manifest.shape, model.base, model.compute_dtype, self.device)
+    def _taken_beside(self, manifest: Manifest, device: str) -> int:
+        """Bytes of RAM that the stages on the other devices take, but for the process itself."""
+        taken = 0
+        for other, made in self._made.items():
+            if other != device and made:
+                backend = next(iter(made.values()))
+                slots = backend.slots or manifest.settings.pipeline.slots
+                span = span_like(list(made), manifest.stages)
+                found = budget(manifest, span, slots=slots, recompute=backend.recompute)
+                taken += found.ram(Device(other, None if other.startswith("cpu") else 0, 1.0)) - PROCESS_BYTES
+        return taken
+
+    def _expected(self, manifest: Manifest, stage: int, machine: Machine, found: Budget) -> list[str]:
+        """How long a visit keeps this machine, by one real layer and the link that was told of. The link is that of all
+        its devices together."""
+        model, device = manifest.settings.model, machine.devices[0].name
+        if device not in self._flops:
+            self._flops[device] = measured_flops(manifest.shape, model.base, model.compute_dtype, device)
+        flops = self._flops[device]
         link, told = self._link(manifest, machine.link)
-        takes = pace(manifest, span, self._flops, link, recompute=found.recompute)
+        hosted = [stage, *(other for made in self._made.values() for other in made)]
+        takes = pace(manifest, found.stages, flops, link, recompute=found.recompute)
+        moves = pace(manifest, span_like(hosted, manifest.stages), flops, link, recompute=found.recompute)
+        together = ", all devices together" if len(hosted) > len(found.stages) else ""
         return [
-            f"a microbatch will take {takes.compute:.2g} s of computing at {self._flops / 1e9:.3g} GFLOP/s, "
-            f"{takes.up:.2g} s up and {takes.down:.2g} s down at "
+            f"a microbatch will take {takes.compute:.2g} s of computing at {flops / 1e9:.3g} GFLOP/s, "
+            f"{moves.up:.2g} s up and {moves.down:.2g} s down{together} at "
             f"{link.up / 1e6:.4g}/{link.down / 1e6:.4g} Mbit/s ({told})",
         ]
 

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .lending import said_by, wishes_of
 from .loading import Loading
 from .owner import rules_of
 from .pausing import Lender, Looking
-from .probe import all_memory, usable_cores
+from .probe import all_memory, devices_of, usable_cores
 from .reporting import Report, keep_showing
 from .span import AS_MANY_AS_FIT, Place, host_stages, nth_address, nth_key
 from .traffic import Traffic
@@ -39,10 +39,6 @@ BEHIND = (
     "nobody reaches this machine from outside: it is reached through the peers it knows, more slowly where routers do "
     "not let two such connect. A port forwarded to it is better: --listen /ip4/0.0.0.0/tcp/PORT"
 )
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 async def join(options: argparse.Namespace, folder: SharedFolder, report: Report, control: Control) -> str:
@@ -127,16 +123,19 @@ async def _take_part(
     """Serves stages until the run ends or this machine leaves it: the trainer's last word."""
     run = _meet_again(options, met)
     key = options.identity or state_folder() / "peer.key"
-    device = _device(options)
-    control.set_threads = lambda count: device.on_both(partial(torch.set_num_threads, count))
-    device.on_both(partial(torch.set_num_threads, control.threads))
+    devices = {name: _device(options) for name in devices_of(options.device)}
+
+    def set_threads(count: int) -> None:
+        for device in devices.values():
+            device.on_both(partial(torch.set_num_threads, count))
+
+    control.set_threads = set_threads
+    set_threads(control.threads)
     loading = Loading(report.loading)
     model = options.model or met.model
-    hosting = Hosting(model, options.device or default_device(), said, tell, loading, sys.stdout.isatty())
+    hosting = Hosting(model, said, tell, loading, sys.stdout.isatty())
     control.fetched = lambda: hosting.received
-    parts = hosting.parts()
     up, down = said.bandwidth or (0.0, 0.0)
-    about = pb.About(name=options.name, version=__version__, device=hosting.device, up=int(up), down=int(down))
 
     async def host(place: Place) -> str:
         """One member: a node of its own, and one stage."""
@@ -154,9 +153,13 @@ async def _take_part(
                 place.tell(f"peer {identity.peer_id} connected")
                 if transport.relayed:
                     place.tell(BEHIND)
-                peer = Peer(transport, directory, device, parts, spill, tell=place.tell)
+                parts = hosting.parts_on(place.device)
+                peer = Peer(transport, directory, devices[place.device], parts, spill, tell=place.tell)
                 hosting.meet(peer.pool, directory)
-                peer.besides, peer.placed, peer.about = place.besides, place.placed, about
+                peer.besides, peer.placed = place.besides, place.placed
+                peer.about = pb.About(
+                    name=options.name, version=__version__, device=place.device, up=int(up), down=int(down)
+                )
                 peer.surveys, peer.organizer, peer.milestones = True, met.organizer, milestones
                 peer.fixed, peer.replaces, peer.serves = options.stage is not None, place.replaces, place.serves.set
                 peer.moves = partial(_move, place, peer)
@@ -167,7 +170,7 @@ async def _take_part(
             if place.hosts is not None:
                 hosting.release(place.hosts)
 
-    return await _hosted(said, host, tell, loading, device)
+    return await _hosted(said, host, tell, loading, devices)
 
 
 def _device(options: argparse.Namespace) -> ThreadDevice:
@@ -191,17 +194,18 @@ async def _hosted(
     host: Callable[[Place], Awaitable[str]],
     tell: Callable[[str], None],
     loading: Loading,
-    device: ThreadDevice,
+    devices: Mapping[str, ThreadDevice],
 ) -> str:
     hangs = False
     try:
-        return await host_stages(said.stages or AS_MANY_AS_FIT, host, tell)
+        return await host_stages(said.stages or AS_MANY_AS_FIT, host, tell, list(devices))
     except DeviceError:
         hangs = True
         raise
     finally:
         loading.cancel()
-        device.close(wait=not hangs)
+        for device in devices.values():
+            device.close(wait=not hangs)
 
 
 def _model_of(invite: Invite) -> str | None:

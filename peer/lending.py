@@ -15,7 +15,7 @@ from .traffic import Cap
 def add_lending_flags(parser: argparse.ArgumentParser) -> None:
     """What of this machine a volunteer lends; shared by `probe` and `join`."""
     parser.add_argument("--threads", type=int, help="compute threads (default: all cores)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, or such as cuda:0,cuda:2 (default: all of CUDA's, else cpu)")
     parser.add_argument("--stages", type=int, metavar="N", help="host so many stages (default: what fits)")
     parser.add_argument("--memory", help="lend so much of it, such as 8GB or 80%% (default: what is free)")
     parser.add_argument("--bandwidth", metavar="MBIT/S", help="of your link, such as 100, or 20/500 up and down")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..compression.linear import quantized
 from ..swarm.initial import base_tensor
-from ..swarm.machine import Device, Link, Machine, Ticks
+from ..swarm.machine import Device, Link, Machine, Overrides, Ticks, overridden
 from ..swarm.manifest import LlamaShape
 from ..swarm.model.block import Parameters, block, linear, rotary_tables
 from ..swarm.model.names import base_shapes, block_linears, lora_shapes
@@ -44,9 +44,9 @@ def probe(shape: LlamaShape, base: str, dtype: str, *, disk: Path, threads: int 
     """This machine, for a model of this shape. `base`, `dtype`: the formats of linear layers and of computing."""
     cores = threads or usable_cores()
     torch.set_num_threads(cores)
-    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     devices = [
-        Device(name, torch.cuda.mem_get_info(name)[0], measured_flops(shape, base, dtype, name)) for name in names
+        Device(name, torch.cuda.mem_get_info(name)[0], measured_flops(shape, base, dtype, name))
+        for name in _cuda_devices()
     ]
     devices.append(Device("cpu", None, measured_flops(shape, base, dtype, "cpu")))
     return Machine(free_memory(), tuple(devices), Link(), cores, free_disk(disk))
@@ -56,6 +56,20 @@ def standing(device: str, disk: Path, threads: int = 0) -> Machine:
     """This machine with one device and without measuring how fast it is (`flops` 1): enough to say what fits."""
     memory = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else None
     return Machine(free_memory(), (Device(device, memory, 1.0),), Link(), threads or usable_cores(), free_disk(disk))
+
+
+def _cuda_devices() -> list[str]:
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def devices_of(said: str | None) -> tuple[str, ...]:
+    """The names of the devices that a peer computes on: those that its owner means, else all of CUDA's, else the CPU.
+    Raises `UsageError`."""
+    cuda = _cuda_devices()
+    if said is None:
+        return tuple(cuda) or ("cpu",)
+    machine = Machine(0, tuple(Device(name, None, 1.0) for name in (*cuda, "cpu")))
+    return tuple(device.name for device in overridden(machine, Overrides(device=said)).devices)
 
 
 # ---- memory, cores, disk

@@ -1,5 +1,5 @@
 """Several stages on one machine: each is a member of the run for itself, with an identity and a node of its own, and
-all share the process, its device and its memory.
+all share the process, its devices and its memory. Of several devices the one with the fewest stages gets the next one.
 
 To the swarm they are peers like any others, so that every rule of the protocol holds of them as it stands; the trainer
 is told which stages a machine has, and gives it none twice. They are started one after the other: when there is no room
@@ -11,12 +11,12 @@ Errors: those of the first member, if none could be started; else those of a mem
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..errors import RefusedError, SwarmError
+from ..errors import FittingError, RefusedError, SwarmError
 from ..swarm.freed_memory import collect_and_give_back
 
 AS_MANY_AS_FIT = 1 << 16
@@ -24,12 +24,13 @@ AS_MANY_AS_FIT = 1 << 16
 
 @dataclass(eq=False)
 class Place:
-    """One member of this machine. `number` counts from 0, `tell` takes lines for people; `stage` and `replaces` (a
-    member's number) are of one that comes in another's place."""
+    """One member of this machine. `number` counts from 0, `tell` takes lines for people, `device` is what it computes
+    on; `stage` and `replaces` (a member's number) are of one that comes in another's place."""
 
     number: int
     tell: Callable[[str], None]
     span: "Span"
+    device: str
     stage: int | None = None
     replaces: int = 0
     hosts: int | None = None
@@ -57,11 +58,16 @@ class Place:
 
 
 class Span:
-    """The members of one machine. `host` runs one; `tell` takes lines for people."""
+    """The members of one machine with these devices. `host` runs one; `tell` takes lines for people."""
 
-    def __init__(self, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None], devices: Sequence[str]
+    ) -> None:
         self._host = host
         self._tell = tell
+        self._open = list(devices)
+        """Devices that may have room for one more."""
+
         self._members: dict[Place, asyncio.Task[str]] = {}
         self._moves: set[asyncio.Task[None]] = set()
         self._ended: dict[Place, asyncio.Task[str]] = {}
@@ -73,9 +79,16 @@ class Span:
     async def run(self, count: int) -> str:
         """Serves `count` stages, or as many as there is room for, until the run ends: the trainer's last word."""
         try:
-            for number in range(count):
-                place = Place(number, self._tell if count == 1 else _numbered(self._tell, number), self)
+            number = 0
+            while number < count:
+                tell = self._tell if count == 1 else _numbered(self._tell, number)
+                place = Place(number, tell, self, self._emptiest())
                 member = await self._start(place)
+                if member.done() and isinstance(member.exception(), FittingError) and len(self._open) > 1:
+                    del self._members[place]
+                    self._open.remove(place.device)
+                    self._tell(f"no {'further ' if number else ''}stage on {place.device}")
+                    continue
                 if number and member.done() and isinstance(member.exception(), SwarmError):
                     del self._members[place]
                     self._tell(f"no further stage: {_reason(member.exception())}; serving {number}")
@@ -83,6 +96,7 @@ class Span:
                 member.add_done_callback(partial(_say_end, place.tell, self._members))
                 if member.done():
                     break
+                number += 1
             while self._members:
                 await asyncio.wait(self._members.values(), return_when=asyncio.FIRST_COMPLETED)
                 for place in [place for place, member in self._members.items() if member.done()]:
@@ -99,6 +113,11 @@ class Span:
         ended = sorted(self._ended, key=lambda place: (place.left, place.number))
         last_words = [self._ended[place].result() for place in ended]
         return last_words[0]
+
+    def _emptiest(self) -> str:
+        """Of the devices that may have room, the one with the fewest stages."""
+        hosting = [place.device for place in self._members]
+        return min(self._open, key=hosting.count)
 
     async def _start(self, place: Place) -> "asyncio.Task[str]":
         """Starts a member: returns when it has its stage, or has ended."""
@@ -117,7 +136,7 @@ class Span:
         """Has another member host `stage` in place of `member`; `leave` is called when that one serves, `stay` if it
         cannot."""
         number = next(number for number in range(AS_MANY_AS_FIT) if number not in [at.number for at in self.places])
-        heir = Place(number, _numbered(self._tell, number), self, stage, member)
+        heir = Place(number, _numbered(self._tell, number), self, place.device, stage, member)
         task = asyncio.ensure_future(self._move(place, heir, leave, stay))
         self._moves.add(task)
         task.add_done_callback(self._moves.discard)
@@ -140,9 +159,11 @@ class Span:
         stay()
 
 
-async def host_stages(count: int, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None]) -> str:
+async def host_stages(
+    count: int, host: Callable[[Place], Awaitable[str]], tell: Callable[[str], None], devices: Sequence[str]
+) -> str:
     """Serves `count` stages, or as many as there is room for, until the run ends: the trainer's last word."""
-    return await Span(host, tell).run(count)
+    return await Span(host, tell, devices).run(count)
 
 
 def _say_end(

@@ -86,7 +86,11 @@ class Budget:
 
     def lost(self, device: Device) -> int:
         """Bytes that the allocator of a device loses beside `SPARE`."""
-        return int(HEAP_LOSS * (self.line(COMPUTING) + self.line(WAITING))) if device.name == "cpu" else 0
+        return int(HEAP_LOSS * (self.line(COMPUTING) + self.line(WAITING))) if device.kind == "cpu" else 0
+
+    def ram(self, device: Device) -> int:
+        """Bytes of the machine's own memory."""
+        return self.total + self.lost(device) if device.memory is None else self.on("host")
 
     def fits(self, machine: Machine, device: Device) -> bool:
         return all(needed <= there for _, needed, there in self.against(machine, device))
@@ -94,10 +98,10 @@ class Budget:
     def against(self, machine: Machine, device: Device) -> list[tuple[str, int, int]]:
         """(memory, bytes needed, bytes there) of each memory that is used."""
         if device.memory is None:
-            return [("RAM", self.total + self.lost(device), machine.ram)]
+            return [("RAM", self.ram(device), machine.ram)]
         return [
             (device.name, self.on("device") + CUDA_BYTES, device.memory),
-            ("RAM", self.on("host"), machine.ram),
+            ("RAM", self.ram(device), machine.ram),
         ]
 
 

@@ -4,6 +4,7 @@ Also how people write sizes and rates: `8GB`, `80%`, `100` or `20/500` Mbit/s. E
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
@@ -24,6 +25,11 @@ class Device:
     name: str
     memory: int | None
     flops: float
+
+    @property
+    def kind(self) -> str:
+        """`cuda` of `cuda:1`."""
+        return self.name.split(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,9 @@ class Ticks:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a volunteer has said; None is for the probe to find out. `memory`: as `parse_memory` reads it. `bandwidth`:
-    bits a second up and down. `stages`: exactly so many."""
+    """What a volunteer has said; None is for the probe to find out. `memory`: as `parse_memory` reads it, of each
+    device that has its own. `device`: `cpu`, `cuda` (all of them), `cuda:0,cuda:2`. `bandwidth`: bits a second up and
+    down. `stages`: exactly so many."""
 
     stages: int | None = None
     memory: str | None = None
@@ -75,11 +82,7 @@ def overridden(machine: Machine, said: Overrides) -> Machine:
     """The machine as its owner lends it. Raises `UsageError` for a device that it has not."""
     devices = machine.devices
     if said.device is not None:
-        devices = tuple(device for device in devices if device.name.split(":")[0] == said.device.split(":")[0])
-        devices = tuple(device for device in devices if ":" not in said.device or device.name == said.device)
-        if not devices:
-            here = ", ".join(device.name for device in machine.devices)
-            raise UsageError(f"--device is {said.device}; this machine has {here}")
+        devices = _meant(machine.devices, said.device)
     ram = machine.ram
     if said.memory is not None:
         ram = parse_memory(said.memory, machine.ram)
@@ -94,6 +97,16 @@ def overridden(machine: Machine, said: Overrides) -> Machine:
         link = replace(link, up=said.bandwidth[0], down=said.bandwidth[1])
     cores = machine.cores if said.threads is None else said.threads
     return replace(machine, ram=ram, devices=devices, link=link, cores=cores)
+
+
+def _meant(devices: Sequence[Device], said: str) -> tuple[Device, ...]:
+    """Those of `cuda:0,cuda:2`, or of `cuda` all of that kind. Raises `UsageError`."""
+    wanted = [one.strip() for one in said.split(",")]
+    for one in wanted:
+        if not any(one in (device.name, device.kind) for device in devices):
+            here = ", ".join(device.name for device in devices)
+            raise UsageError(f"--device is {said}; this machine has {here}")
+    return tuple(device for device in devices if device.name in wanted or device.kind in wanted)
 
 
 def parse_memory(text: str, available: int) -> int:

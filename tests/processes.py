@@ -28,7 +28,11 @@ from swarm_peer.swarm.shared_folder import SharedFolder
 
 from tests.tiny import HELDOUT, TEXT
 
-MODULES = {"swarm-peer": "swarm_peer.peer.cli", "swarm-coordinator": "swarm_peer.swarm.coordinator_cli"}
+MODULES = {
+    "swarm-peer": "swarm_peer.peer.cli",
+    "swarm-coordinator": "swarm_peer.swarm.coordinator_cli",
+    "swarm-peer with two devices": "tests.two_devices",
+}
 
 LIMIT_SECONDS = 300.0
 """Longest a program may take before the test fails; no test depends on how fast it is."""

@@ -65,7 +65,7 @@ def local_weights(folder: Path) -> Weights:
 
 
 def build(model: str, weights: Weights, stage: int) -> TorchBackend:
-    backend = Hosting(model, "cpu").backend(run_of(weights), stage)
+    backend = Hosting(model).backend(run_of(weights), stage, device="cpu")
     assert isinstance(backend, TorchBackend)
     return backend
 
@@ -110,10 +110,10 @@ def test_a_reading_that_ended_goes_on_where_it_was(folder: Path, server: RangeSe
             raise StoppedError("enough")
 
     with pytest.raises(StoppedError):
-        Hosting(url, "cpu", progress=end).backend(run, 0)
+        Hosting(url, progress=end).backend(run, 0, device="cpu")
     half = server.bytes_served
     steps: list[tuple[int, int]] = []
-    Hosting(url, "cpu", progress=lambda done, total: steps.append((done, total))).backend(run, 0)
+    Hosting(url, progress=lambda done, total: steps.append((done, total))).backend(run, 0, device="cpu")
     total = steps[-1][1]
     assert steps[-1] == (total, total)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_peer.errors import FittingError
+from swarm_peer.errors import FittingError, UsageError
 from swarm_peer.peer.cli import main
 from swarm_peer.peer.hosting import Hosting, span_like
 from swarm_peer.peer.probe import (
     all_memory,
+    devices_of,
     free_disk,
     free_memory,
     held_memory,
@@ -21,8 +22,10 @@ from swarm_peer.peer.probe import (
     ticks,
     usable_cores,
 )
-from swarm_peer.swarm.machine import Link, Overrides, Ticks
+from swarm_peer.swarm.budget import PROCESS_BYTES, budget
+from swarm_peer.swarm.machine import Device, Link, Machine, Overrides, Ticks
 from swarm_peer.swarm.model.config import TINY
+from swarm_peer.swarm.work import pace
 
 from tests.shapes import LLAMA_65B
 from tests.tiny import tiny_manifest
@@ -191,12 +194,12 @@ def test_flags_that_cannot_be(
 
 def test_a_budget_is_told_before_a_stage_is_loaded() -> None:
     said: list[str] = []
-    hosting = Hosting("tiny", "cpu", tell=said.append)
-    assert hosting.backend(tiny_manifest(), 1).lengths["stage"] > 0
+    hosting = Hosting("tiny", tell=said.append)
+    assert hosting.backend(tiny_manifest(), 1, device="cpu").lengths["stage"] > 0
     assert said[0].startswith("memory of stage 1 on cpu")
     assert said[-1].endswith("fits")
     said.clear()
-    hosting.backend(tiny_manifest(), 2)
+    hosting.backend(tiny_manifest(), 2, device="cpu")
     assert said[0].startswith("memory of stages 1 to 2 on cpu")
 
 
@@ -204,17 +207,72 @@ def test_how_long_a_visit_takes_is_told_where_it_may_be_measured(monkeypatch: py
     monkeypatch.setattr("swarm_peer.peer.hosting.measured_flops", lambda *_: 1e9)
     said: list[str] = []
     said_by_owner = Overrides(device="cpu", bandwidth=(20e6, 500e6))
-    Hosting("tiny", "cpu", said_by_owner, said.append, measures=True).backend(tiny_manifest(), 1)
+    Hosting("tiny", said_by_owner, said.append, measures=True).backend(tiny_manifest(), 1, device="cpu")
     assert "at 1 GFLOP/s" in said[-1]
     assert said[-1].endswith("down at 20/500 Mbit/s (as you say)")
+
+
+def test_devices_share_the_ram_and_the_link_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that compute in the machine's own memory: what one takes, the other has not."""
+    alone = budget(tiny_manifest(), range(1, 2), slots=2, recompute=True).ram(Device("cpu", None, 1.0))
+    monkeypatch.setattr("swarm_peer.peer.hosting.measured_flops", lambda *_: 1e9)
+    said: list[str] = []
+
+    def hosting(ram: int) -> Hosting:
+        monkeypatch.setattr(
+            "swarm_peer.peer.hosting.standing", lambda name, disk: Machine(ram, (Device(name, None, 1.0),))
+        )
+        found = Hosting("tiny", Overrides(bandwidth=(20e6, 500e6)), said.append, measures=True)
+        found.backend(tiny_manifest(), 1, device="cpu")
+        return found
+
+    hosting(2 * alone).backend(tiny_manifest(), 2, device="cpu:0")
+    both = pace(tiny_manifest(), range(1, 3), 1e9, Link(20e6, 500e6), recompute=False)
+    assert f"{both.up:.2g} s up and {both.down:.2g} s down, all devices together at 20/500 Mbit/s" in said[-1]
+    narrow = hosting(alone + (alone - PROCESS_BYTES) // 2)
+    with pytest.raises(FittingError):
+        narrow.backend(tiny_manifest(), 2, device="cpu:0")
+    narrow.release(1)
+    narrow.backend(tiny_manifest(), 2, device="cpu:0")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (None, ("cuda:0", "cuda:1", "cuda:2")),
+        ("cuda", ("cuda:0", "cuda:1", "cuda:2")),
+        ("cuda:2,cuda:0", ("cuda:0", "cuda:2")),
+        ("cpu", ("cpu",)),
+        ("cuda:1, cpu", ("cuda:1", "cpu")),
+    ],
+)
+def test_a_peer_computes_on_the_devices_that_its_owner_means(
+    said: str | None, meant: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert devices_of(said) == meant
+
+
+@pytest.mark.parametrize("said", ["tpu", "cuda:3", "cuda:0,", "cuda:0,cuda:9"])
+def test_a_device_that_is_not_there_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with pytest.raises(UsageError, match="this machine has cuda:0, cuda:1, cuda:2, cpu"):
+        devices_of(said)
+
+
+def test_without_cuda_a_peer_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert devices_of(None) == ("cpu",)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_peer.peer.hosting.stage_base", lambda *_: pytest.fail("weights were read"))
     said: list[str] = []
-    hosting = Hosting("tiny", "cpu", Overrides(memory="200MB", device="cpu"), said.append)
+    hosting = Hosting("tiny", Overrides(memory="200MB", device="cpu"), said.append)
     with pytest.raises(FittingError, match="200 MB"):
-        hosting.backend(tiny_manifest(), 1)
+        hosting.backend(tiny_manifest(), 1, device="cpu")
     assert not said
 
 
@@ -224,7 +282,7 @@ def test_memory_that_runs_out_while_loading_is_as_if_it_had_not_fitted(monkeypat
 
     monkeypatch.setattr("swarm_peer.peer.hosting.stage_base", runs_out)
     with pytest.raises(FittingError, match="memory ran out while stage 1 was loaded"):
-        Hosting("tiny", "cpu").backend(tiny_manifest(), 1)
+        Hosting("tiny").backend(tiny_manifest(), 1, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm_peer.errors import RefusedError, UnreachableError
+from swarm_peer.errors import FittingError, RefusedError, UnreachableError
 from swarm_peer.peer.span import Place, host_stages, nth_address, nth_key
 from swarm_peer.swarm.roster import Roster
 
 from tests.processes import AT_LEISURE, LIMIT_SECONDS, Home, home
 
+TWO_DEVICES = "swarm-peer with two devices"
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 
 
@@ -30,9 +32,9 @@ def coordinator_of(place: Home, steps: int, replicas: int) -> "subprocess.Popen[
     return coordinator
 
 
-def machine_of(place: Home, name: str, stages: int, *more: str) -> "subprocess.Popen[str]":
+def machine_of(place: Home, name: str, stages: int, *more: str, program: str = "swarm-peer") -> "subprocess.Popen[str]":
     flags = ("--stages", str(stages), *LISTEN, "--identity", str(place.folder / f"{name}.key"), "--threads", "1")
-    return place.start("swarm-peer", "join", "--model", "tiny", *flags, *more)
+    return place.start(program, "join", "--model", "tiny", *flags, *more)
 
 
 def wait_for(process: "subprocess.Popen[str]", start: str) -> None:
@@ -61,15 +63,17 @@ def test_two_machines_host_a_model_of_three_stages_and_one_is_killed() -> None:
 def test_a_run_that_goes_on_is_exported_and_evaluated(tmp_path: Path) -> None:
     with home() as place:
         coordinator = coordinator_of(place, steps=100_000, replicas=1)
-        machine = machine_of(place, "one", 3, *AT_LEISURE)
+        machine = machine_of(place, "one", 3, *AT_LEISURE, program=TWO_DEVICES)
         wait_for(coordinator, "step 1")
         code, said = place.run("swarm-coordinator", "export", str(tmp_path / "adapter"))
         measured = place.run("swarm-coordinator", "evaluate", "--json")
         assert place.run("swarm-peer", "leave", "--now")[0] == 0  # asked politely, the only replica would stay
-        machine.communicate(timeout=LIMIT_SECONDS)
+        machine_said = machine.communicate(timeout=LIMIT_SECONDS)[0]
         coordinator.terminate()
         coordinator.communicate(timeout=LIMIT_SECONDS)
         assert code == 0, said
+        assert "memory of stages 0 to 1 on cpu (" in machine_said
+        assert re.search(r"memory of stage \d on cpu:0 \(", machine_said)
         assert f"written: {tmp_path / 'adapter'}" in said
         assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
         assert measured[0] == 0, measured[1]
@@ -94,7 +98,7 @@ def started(count: int, fails_at: int, error: Exception) -> tuple[list[str], Any
         return f"the end of {place.number}"
 
     async def main() -> str:
-        return await host_stages(count, host, told.append)
+        return await host_stages(count, host, told.append, ["cpu"])
 
     try:
         return told, asyncio.run(main())
@@ -116,6 +120,49 @@ def test_where_there_is_no_room_for_one_more_the_others_go_on() -> None:
 def test_without_a_first_member_there_is_none() -> None:
     error = UnreachableError("nobody there")
     assert started(3, 0, error) == ([], error)
+
+
+def dealt(count: int, room: dict[str, int]) -> tuple[list[str], list[str], Any]:
+    """Where a machine's stages come to lie whose devices have room for so many, what is told, and the outcome."""
+    told: list[str] = []
+    hosting: list[str] = []
+    full = asyncio.Event()
+
+    async def host(place: Place) -> str:
+        if hosting.count(place.device) == room[place.device]:
+            if len(hosting) == sum(room.values()):
+                full.set()
+            raise FittingError(f"{place.device} is full")
+        hosting.append(place.device)
+        place.placed(place.number)
+        if len(hosting) == count:
+            full.set()
+        await full.wait()
+        return "the end"
+
+    try:
+        return hosting, told, asyncio.run(host_stages(count, host, told.append, list(room)))
+    except FittingError as problem:
+        return hosting, told, str(problem)
+
+
+def test_stages_are_dealt_to_all_devices_alike() -> None:
+    assert dealt(4, {"cuda:0": 9, "cuda:1": 9}) == (["cuda:0", "cuda:1", "cuda:0", "cuda:1"], [], "the end")
+
+
+def test_what_has_no_room_on_one_device_goes_to_another() -> None:
+    hosting, told, outcome = dealt(99, {"cuda:0": 1, "cuda:1": 3})
+    assert hosting == ["cuda:0", "cuda:1", "cuda:1", "cuda:1"]
+    assert told == ["no further stage on cuda:0", "no further stage: cuda:1 is full; serving 4"]
+    assert outcome == "the end"
+    assert dealt(99, {"cuda:0": 0, "cuda:1": 1})[:2] == (
+        ["cuda:1"],
+        ["no stage on cuda:0", "no further stage: cuda:1 is full; serving 1"],
+    )
+
+
+def test_where_no_device_has_room_the_machine_hosts_nothing() -> None:
+    assert dealt(2, {"cuda:0": 0, "cuda:1": 0}) == ([], ["no stage on cuda:0"], "cuda:1 is full")
 
 
 @pytest.mark.parametrize(
