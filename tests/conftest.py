@@ -4,6 +4,7 @@ Examples are the same in every run, so that a change is judged by what it change
 `HYPOTHESIS_PROFILE=search` draws new ones. What the user's own files say of flags counts for nothing.
 """
 
+import gc
 import os
 
 from hypothesis import settings
@@ -14,3 +15,9 @@ os.environ["SWARM_PEER_CONFIG"] = ""
 settings.register_profile("same", derandomize=True)
 settings.register_profile("search")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays; the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
