@@ -5,10 +5,11 @@ Errors: `ModelError` for a model that is not here, `UsageError` for flags that c
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from ..errors import FittingError
-from ..swarm.fitting import choose, pace_of
+from ..swarm.fitting import choose_each, pace_of
 from ..swarm.machine import Machine, Overrides, bytes_text, overridden
 from ..swarm.manifest import Manifest, parse_settings
 from ..swarm.model.precision import resolve_compute_dtype
@@ -45,20 +46,26 @@ def run_probe(options: argparse.Namespace) -> int:
 
 def _hosting(manifest: Manifest, machine: Machine, said: Overrides) -> dict[str, Any]:
     try:
-        choice = choose(manifest, machine, [0] * manifest.stages, Overrides(stages=said.stages))
+        choices = choose_each(manifest, _computing(machine, said), [0] * manifest.stages, Overrides(stages=said.stages))
     except FittingError as error:
         return {"of": manifest.stages, "stages": 0, "problem": str(error)}
-    pace = pace_of(manifest, machine, choice)
+    pace = pace_of(manifest, machine, choices)
     return {
         "of": manifest.stages,
         "layers": len(manifest.layers(0)),
-        "stages": len(choice.stages),
-        "device": choice.device.name,
-        "slots": choice.slots,
-        "memory_bytes": choice.budget.total,
+        "stages": sum(len(choice.stages) for choice in choices),
+        "device": ", ".join(choice.device.name for choice in choices),
+        "slots": min(choice.slots for choice in choices),
+        "memory_bytes": sum(choice.budget.total for choice in choices),
         "seconds_a_visit": pace.seconds,
         "limit": pace.limit,
     }
+
+
+def _computing(machine: Machine, said: Overrides) -> Machine:
+    """With the devices that `join` would compute on: all of CUDA's, if nothing else is said and there are any."""
+    cuda = tuple(device for device in machine.devices if device.kind == "cuda")
+    return machine if said.device or not cuda else replace(machine, devices=cuda)
 
 
 def _sentence(entry: dict[str, Any]) -> str:

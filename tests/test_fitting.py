@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from swarm_peer.errors import FittingError, UsageError
 from swarm_peer.swarm.advice import LEAST_SLOTS, checked
 from swarm_peer.swarm.budget import CUDA_BYTES, HEAP_LOSS, PROCESS_BYTES, Budget, budget, budget_lines, open_steps
-from swarm_peer.swarm.fitting import choose
+from swarm_peer.swarm.fitting import choose, choose_each, pace_of
 from swarm_peer.swarm.machine import (
     AS_IT_IS,
     GB,
@@ -209,6 +209,46 @@ def test_what_the_owner_says_goes() -> None:
     least = needed(budget(MANY, range(12), slots=LEAST_SLOTS, recompute=True))
     with pytest.raises(FittingError, match="stages 0 to 11"):
         choose(MANY, machine(least - 1000), [0] * 12, Overrides(stages=12))
+
+
+# ---- several devices
+
+
+def test_stages_are_dealt_to_devices_alike_and_none_twice() -> None:
+    here = machine(64 * GB, gpu(24 * GB), gpu(24 * GB, 1))
+    choices = choose_each(MANY, here, [0] * 12)
+    assert [(choice.device.name, choice.stages) for choice in choices] == [
+        ("cuda:0", range(6)),
+        ("cuda:1", range(6, 12)),
+    ]
+    assert [len(choice.stages) for choice in choose_each(MANY, here, [0] * 12, Overrides(stages=5))] == [3, 2]
+    assert [len(choice.stages) for choice in choose_each(MANY, here, [0] * 12, Overrides(device="cuda:1"))] == [12]
+
+
+def test_a_small_device_takes_what_it_can_and_another_the_rest() -> None:
+    two = budget(MANY, range(1, 3), slots=8, recompute=True).on("device") + CUDA_BYTES + 1
+    here = machine(64 * GB, gpu(two), gpu(24 * GB, 1))
+    assert [len(choice.stages) for choice in choose_each(MANY, here, [0] * 12)] == [2, 10]
+    none = machine(64 * GB, gpu(CUDA_BYTES), gpu(24 * GB, 1))
+    assert [choice.device.name for choice in choose_each(MANY, none, [0] * 12)] == ["cuda:1"]
+    with pytest.raises(FittingError):
+        choose_each(MANY, machine(64 * GB, gpu(CUDA_BYTES)), [0] * 12)
+
+
+def test_devices_share_ram_and_link() -> None:
+    host = budget(MANY, range(12), slots=8, recompute=True).on("host")
+    half = machine(PROCESS_BYTES + (host - PROCESS_BYTES) // 2, gpu(24 * GB), gpu(24 * GB, 1))
+    choices = choose_each(MANY, half, [0] * 12)
+    counts = [len(choice.stages) for choice in choices]
+    assert 4 <= sum(counts) < 8
+    assert abs(counts[0] - counts[1]) <= 1
+    assert sum(choice.budget.ram(choice.device) for choice in choices) <= half.ram + PROCESS_BYTES
+    here = machine(64 * GB, gpu(24 * GB), gpu(24 * GB, 1))
+    both, one = choose_each(MANY, here, [0] * 12), choose_each(MANY, here, [0] * 12, Overrides(device="cuda:0"))
+    assert pace_of(MANY, here, both).up == pace_of(MANY, here, one).up, "nothing crosses the link between them"
+    inner = choose_each(MANY, here, [0] * 12, Overrides(stages=4))
+    first = pace(MANY, range(4), inner[0].device.flops, here.link, recompute=False)
+    assert pace_of(MANY, here, inner).up == pytest.approx(first.up)
 
 
 # ---- too small
