@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.swarm-peer-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 ARGS ?=
-WORKERS ?= 2
+# Three on two cores: many tests wait for processes of their own, and for time to pass.
+WORKERS ?= 3
 # Seconds after which a test that hangs fails.
 LIMIT ?= 400
 # Where the failure itself is swallowed (by an event loop that never yields), the worker goes, and pytest says in what.
