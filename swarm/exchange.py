@@ -13,6 +13,7 @@ anything went wrong is closed, never reused.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ CHUNK_BYTES = 1 << 20
 IDLE_STREAMS = 8
 """Kept a peer, unless more visits may be open there at once: opening one anew costs several round trips."""
 HEARTBEAT_SECONDS = 1.0
+FIRST_CONTACT = 2
+"""How many times the limit on silence a peer may take to be heard for the first time: with four round trips until a
+stream is open, and a relay between two ways of 300 ms, that is 5 s."""
+
 REWATCH_SECONDS = 0.5
 """Pause before a Watch that ended is asked for again."""
 RELAYED_SECONDS = 10.0
@@ -144,10 +149,12 @@ class _Link:
     since: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
 
-    @property
-    def last(self) -> float:
-        """When it was last heard."""
-        return max(self.since, self.heard.at)
+    def ends(self, silence: float) -> float:
+        """When it will have been silent for too long. A first contact takes several round trips before anything can
+        come: it may take twice as long."""
+        if self.heard.at == -math.inf:
+            return self.since + FIRST_CONTACT * silence
+        return max(self.since, self.heard.at) + silence
 
 
 @dataclass
@@ -218,7 +225,7 @@ class Pool:
         try:
             while link.open:
                 try:
-                    async with asyncio.timeout_at(link.last + self.silence):
+                    async with asyncio.timeout_at(link.ends(self.silence)):
                         if channel is None:
                             channel = await self._open(peer)
                             await channel.send(pb.Watch())
@@ -233,7 +240,7 @@ class Pool:
                     await asyncio.sleep(REWATCH_SECONDS)
                 except TimeoutError:
                     pass
-                if link.open and loop.time() >= link.last + self.silence:
+                if link.open and loop.time() >= link.ends(self.silence):
                     for limit in link.open:
                         limit.reschedule(loop.time())
                     link.open.clear()

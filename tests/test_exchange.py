@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from swarm_peer.errors import ProtocolError, UnreachableError
+from swarm_peer.errors import ProtocolError, SilentError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import MemoryNetwork, MemoryStream
 from swarm_peer.simulations.virtual_time import run
@@ -130,3 +130,36 @@ def test_streams_that_are_not_needed_any_more_are_given_up() -> None:
         ]
 
     assert run(main(), limit=3600.0) == [8, 3, 3, 1]
+
+
+def first_contact(seconds: float) -> tuple[str, float]:
+    """How a first question to a peer ends that takes so long to be reached, and when."""
+
+    class FarNetwork(MemoryNetwork):
+        def dialling(self, caller: str, peer: str) -> float:
+            return seconds
+
+    async def main() -> tuple[str, float]:
+        network = FarNetwork(latency=(0.0, 0.0))
+        loop = asyncio.get_running_loop()
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            await incoming.channel.send(pb.Fetched())
+
+        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+        pool = Pool(network.transport("caller"), Meter(), silence=3.0)
+        try:
+            async with pool.exchange("callee") as channel:
+                await channel.send(pb.Fetch())
+                await channel.receive(0)
+            return "answered", loop.time()
+        except SilentError:
+            return "silent", loop.time()
+
+    return run(main(), limit=100.0)
+
+
+def test_a_first_contact_may_take_longer_than_a_silence() -> None:
+    """Over a relay between two long ways it takes 5 s; a limit of 3 s let no such two ever meet."""
+    assert first_contact(4.8) == ("answered", 4.8)
+    assert first_contact(6.5) == ("silent", 6.0)
