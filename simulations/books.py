@@ -15,7 +15,7 @@ from .scenario import Happening, Scenario
 LEAST_TIMED = 3
 """With more steps than this, the last one of a finished run is not timed."""
 
-NOTED_SHARE = 1000
+NOTED_SHARE = 200
 """Where more machines than that come and go, not each changes what all could do by anything to speak of."""
 
 SEEN = frozenset({"stepped", "lost", "left", "moved", "went-back"})
@@ -114,7 +114,7 @@ class Books:
         return end
 
     def note(self) -> None:
-        """A machine has come or gone; of many, all are looked at no sooner than for a thousandth of them."""
+        """A machine has come or gone; of many, all are looked at no sooner than for a two-hundredth of them."""
         self._unnoted += 1
         if self._unnoted * NOTED_SHARE >= len(self._here):
             self._look_at_all()

@@ -404,9 +404,9 @@ class Closing:
 
     def lost_stage(self) -> int | None:
         """The lowest stage that is lost."""
-        present = {member.stage for member in self.roster.live() if member.version >= self.closed}
-        others = [stage for stage in range(self.roster.stages) if stage not in present]
-        return next((stage for stage in others if self.is_lost(stage)), None)
+        stages = range(self.roster.stages)
+        absent = (stage for stage in stages if not self.roster.has_state(stage, self.closed))
+        return next((stage for stage in absent if self.is_lost(stage)), None)
 
     def is_lost(self, stage: int) -> bool:
         """Whether nobody live has the state of a stage, or one that what is held can still bring up to date."""

@@ -78,7 +78,8 @@ class Member:
         return self.version > step or (step, term, attempt) in self.kept
 
     def hosted(self) -> Hosted:
-        seconds = (self.beat.load.forward + self.beat.load.backward) / 1e6
+        load = self.beat.load
+        seconds = (load.forward + load.backward) / 1e6
         return Hosted(
             member=self.number,
             peer=self.machine,
@@ -105,6 +106,9 @@ class Roster:
         self._of_stage: list[list[Member]] = [[] for _ in range(stages)]
         """Whoever was ever placed there, by ascending number."""
 
+        self._of_peer: dict[str, list[Member]] = {}
+        """All incarnations of a peer."""
+
     def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None, besides: Collection[int] = ()) -> Member:
         """A new member: on the wanted stage, else where it raises the run's throughput most (`placement.py`), but not
         `besides`, where there must be other stages."""
@@ -113,6 +117,7 @@ class Roster:
         member.machine, member.besides = peer, tuple(besides)
         self._members[member.number] = member
         self._of_stage[stage].append(member)
+        self._of_peer.setdefault(peer, []).append(member)
         return member
 
     def hosted(self) -> list[list[Hosted]]:
@@ -127,7 +132,7 @@ class Roster:
 
     def by_peer(self, peer: str) -> Member | None:
         """The live member that is this peer."""
-        return next((member for member in self._members.values() if member.live and member.peer == peer), None)
+        return next((member for member in self._of_peer.get(peer, ()) if member.live), None)
 
     def live(self, stage: int | None = None) -> list[Member]:
         """Live members (of a stage), by ascending number."""
@@ -162,6 +167,10 @@ class Roster:
         """Whether what this member does is credited."""
         member = self._members.get(number)
         return member is not None and member.live and member.ready
+
+    def has_state(self, stage: int, version: int) -> bool:
+        """Whether a live replica of a stage has a version, or a later one."""
+        return any(member.live and member.version >= version for member in self._of_stage[stage])
 
     def some_at(self, version: int) -> bool:
         """Whether a ready replica of every stage has a version."""
