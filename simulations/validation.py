@@ -14,7 +14,7 @@ from ..errors import EmulationError, UsageError
 from ..swarm.events import Event, Pulse
 from ..swarm.host import Moment
 from ..swarm.sizes import traffic
-from ..swarm.trainer import WINDOW_SHARE
+from ..swarm.window import WINDOW_SHARE
 from .cast import manifest_of
 from .emulation import Emulation
 from .outcome import Outcome

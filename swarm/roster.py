@@ -109,6 +109,11 @@ class Roster:
         self._of_peer: dict[str, list[Member]] = {}
         """All incarnations of a peer."""
 
+    @property
+    def admitted(self) -> int:
+        """Members so far, live and lost."""
+        return len(self._members)
+
     def place(self, peer: str, addresses: tuple[str, ...], wanted: int | None, besides: Collection[int] = ()) -> Member:
         """A new member: on the wanted stage, else where it raises the run's throughput most (`placement.py`), but not
         `besides`, where there must be other stages."""
@@ -181,10 +186,7 @@ class Roster:
         return all(member.version >= version for stage in range(self.stages) for member in self.ready(stage))
 
     def narrowest(self, wanted: int) -> int:
-        """The slots of the stage that has fewest; who has said nothing has as many as `wanted`, and nobody has more.
-
-        Asked before every microbatch: of a large swarm it is the dearest question there is.
-        """
+        """The slots of the stage that has fewest; who has said nothing has as many as `wanted`, and nobody has more."""
 
         def slots_of(members: list[Member]) -> int:
             here = [one.slots for one in members if one.ready and one.live and not one.draining]

@@ -55,9 +55,7 @@ from .steps import Step
 from .taking_over import TakingOver
 from .transport import Transport
 from .vacancy import watch_stages
-
-WINDOW_SHARE = 0.8
-"""Share of the narrowest stage's slots that microbatches in flight may take."""
+from .window import Window
 
 LINGER_SECONDS = 10.0
 """How long a trainer that finds the run finished goes on telling so: longer than peers take to find it."""
@@ -115,6 +113,7 @@ class Trainer:
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
         self.heldout = self.history.heldout
+        self._most_in_flight = Window(self.roster, manifest.settings.pipeline.slots)
         self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming, last=self.last_crew)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]
@@ -427,8 +426,7 @@ class Trainer:
         return max(0, step - self.manifest.settings.pipeline.staleness)
 
     def _window(self) -> int:
-        slots = self.manifest.settings.pipeline.slots
-        return max(1, int(WINDOW_SHARE * (self.roster.narrowest(slots) or slots)))
+        return self._most_in_flight.size()
 
     def _drive(self, step: int, index: int) -> None:
         if self.driver.begin(step, index):

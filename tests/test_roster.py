@@ -1,6 +1,10 @@
 """What a trainer knows of its members."""
 
+import asyncio
+
+from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.roster import Member, Roster
+from swarm_peer.swarm.window import MOST_SECONDS, Window
 
 STAGE = 1
 
@@ -42,3 +46,19 @@ def test_the_narrowest_stage_is_the_one_with_the_fewest_slots() -> None:
     assert roster.narrowest(8) == 13
     three[2].live = False
     assert roster.narrowest(8) == 5
+
+
+def test_what_may_be_in_flight_is_found_anew_each_time_where_few_take_part() -> None:
+    async def main(members: int) -> tuple[list[int], int]:
+        roster = Roster("run", stages=1)
+        for _ in range(members):
+            member(roster, version=0, ready=True, stage=0)
+        window = Window(roster, slots=10)
+        before = window.size()
+        roster.live(0)[0].slots = 5
+        sizes = [window.size()]
+        await asyncio.sleep(MOST_SECONDS)
+        return [*sizes, window.size()], before
+
+    assert run(main(50)) == ([int(0.8 * 495)] * 2, int(0.8 * 500))
+    assert run(main(300)) == ([int(0.8 * 3000), int(0.8 * 2995)], int(0.8 * 3000)), "of many it holds for a while"
