@@ -29,7 +29,7 @@ IDLE_STREAMS = 8
 """Kept a peer, unless more visits may be open there at once: opening one anew costs several round trips."""
 HEARTBEAT_SECONDS = 1.0
 FIRST_CONTACT = 2
-"""How many times the limit on silence a peer may take to be heard for the first time: with four round trips until a
+"""How many times the limit on silence it may take to reach a peer for the first time: with four round trips until a
 stream is open, and a relay between two ways of 300 ms, that is 5 s."""
 
 REWATCH_SECONDS = 0.5
@@ -148,13 +148,14 @@ class _Link:
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
     since: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
+    reached: float = -math.inf
+    """When the first stream to it was open."""
 
     def ends(self, silence: float) -> float:
         """When it will have been silent for too long. A first contact takes several round trips before anything can
-        come: it may take twice as long."""
-        if self.heard.at == -math.inf:
-            return self.since + FIRST_CONTACT * silence
-        return max(self.since, self.heard.at) + silence
+        come: it may take longer."""
+        last = max(self.heard.at, self.reached)
+        return self.since + FIRST_CONTACT * silence if last == -math.inf else max(self.since, last) + silence
 
 
 @dataclass
@@ -210,7 +211,11 @@ class Pool:
             channel.close()
 
     async def _open(self, peer: str) -> Channel:
-        return Channel(await self.transport.open(peer, self.addresses.get(peer, ())), self.meter)
+        stream = await self.transport.open(peer, self.addresses.get(peer, ()))
+        link = self._links.get(peer)
+        if link is not None and link.reached == -math.inf:
+            link.reached = asyncio.get_running_loop().time()
+        return Channel(stream, self.meter)
 
     def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
         link.open[limit] = None
@@ -225,9 +230,10 @@ class Pool:
         try:
             while link.open:
                 try:
-                    async with asyncio.timeout_at(link.ends(self.silence)):
+                    async with asyncio.timeout_at(link.ends(self.silence)) as patience:
                         if channel is None:
                             channel = await self._open(peer)
+                            patience.reschedule(link.ends(self.silence))
                             await channel.send(pb.Watch())
                         beat, _ = await channel.receive(0)
                         if isinstance(beat, pb.Heartbeat):

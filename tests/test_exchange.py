@@ -132,8 +132,8 @@ def test_streams_that_are_not_needed_any_more_are_given_up() -> None:
     assert run(main(), limit=3600.0) == [8, 3, 3, 1]
 
 
-def first_contact(seconds: float) -> tuple[str, float]:
-    """How a first question to a peer ends that takes so long to be reached, and when."""
+def first_contact(seconds: float, *, frozen: bool = False) -> tuple[str, float]:
+    """How a first question to a peer ends that takes so long to be reached, and when; `frozen`: it says nothing."""
 
     class FarNetwork(MemoryNetwork):
         def dialling(self, caller: str, peer: str) -> float:
@@ -146,7 +146,10 @@ def first_contact(seconds: float) -> tuple[str, float]:
         async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
             await incoming.channel.send(pb.Fetched())
 
-        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+        callee = network.transport("callee")
+        await callee.serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+        if frozen:
+            callee.freeze()
         pool = Pool(network.transport("caller"), Meter(), silence=3.0)
         try:
             async with pool.exchange("callee") as channel:
@@ -163,3 +166,4 @@ def test_a_first_contact_may_take_longer_than_a_silence() -> None:
     """Over a relay between two long ways it takes 5 s; a limit of 3 s let no such two ever meet."""
     assert first_contact(4.8) == ("answered", 4.8)
     assert first_contact(6.5) == ("silent", 6.0)
+    assert first_contact(1.0, frozen=True) == ("silent", 4.0), "once it is reached the limit is the usual one"
