@@ -7,7 +7,6 @@ arXiv 2206.01288), the raw tables beside its code, GPipe.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
 from ..swarm.work import forward_flops
 from .cast import manifest_of
@@ -19,9 +18,6 @@ DEVICE_FLOPS = 3e13
 
 WIDTHS = {576: ("smollm2-135m", 512), 2048: ("tinyllama", 2048), 4096: ("llama-7b", 2048), 8192: ("llama-65b", 2048)}
 """Of a hidden state: a model that has it, and tokens of a microbatch."""
-
-SEEDS = 3
-"""A point is their mean: of one seed, the few steps that are timed are off by up to 4 %."""
 
 ADDED_LATENCIES = (0, 10, 50, 100, 200)
 PUBLISHED_UTILIZATION = {
@@ -86,8 +82,6 @@ class Utilization:
     width: int
     published: bool
     shares: tuple[float, ...]
-    spread: float = 0.0
-    """By how much two seeds of one point differ at most."""
 
 
 def utilization() -> Iterator[Utilization]:
@@ -95,9 +89,7 @@ def utilization() -> Iterator[Utilization]:
     for width, shares in PUBLISHED_UTILIZATION.items():
         yield Utilization(width, True, shares)
     for width in WIDTHS:
-        kept = [[Study(_layer(width, added), seed).run().kept for seed in range(SEEDS)] for added in ADDED_LATENCIES]
-        spread = max(max(shares) - min(shares) for shares in kept)
-        yield Utilization(width, False, tuple(fmean(shares) for shares in kept), spread)
+        yield Utilization(width, False, tuple(Study(_layer(width, added)).run().kept for added in ADDED_LATENCIES))
 
 
 def _layer(width: int, added: float) -> Scenario:

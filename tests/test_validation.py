@@ -1,7 +1,6 @@
 """The simulator against closed forms; and what its page says."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,16 +89,12 @@ def test_a_page_of_closed_forms_alone_has_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wider_layers_and_shorter_ways_keep_more_as_is_published() -> None:
-    """Where two points are nearer to each other than two seeds of one, their order says nothing."""
     found = [each for each in utilization() if not each.published]
     for each in found:
-        assert each.spread < 0.1, each
-        for nearer, farther in pairwise(each.shares):
-            assert farther < nearer + each.spread, each
-        assert each.shares[-1] < 0.5 * each.shares[0], each
-    for narrow, wide in pairwise(found):
-        for one, other in zip(narrow.shares, wide.shares, strict=True):
-            assert one < other + wide.spread, (narrow, wide)
+        assert list(each.shares) == sorted(each.shares, reverse=True), each
+    for latency in range(len(found[0].shares)):
+        shares = [each.shares[latency] for each in found]
+        assert shares == sorted(shares), latency
 
 
 @pytest.mark.slow
