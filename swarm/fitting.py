@@ -97,13 +97,13 @@ def _dealt(manifest: Manifest, lent: Machine, replicas: Sequence[int], counts: M
     choices: list[Choice] = []
     for device, count in counts.items():
         if count:
-            alone = replace(lent, devices=(device,), ram=lent.ram - sum(taken(choice) for choice in choices))
+            alone = replace(lent, devices=(device,), ram=lent.ram - sum(_taken(choice) for choice in choices))
             besides = {stage for choice in choices for stage in choice.stages}
             choices.append(choose(manifest, alone, replicas, Overrides(stages=count), besides))
     return choices
 
 
-def taken(choice: Choice) -> int:
+def _taken(choice: Choice) -> int:
     """Bytes of RAM that one device's stages take beside the process itself."""
     return choice.budget.ram(choice.device) - PROCESS_BYTES
 
