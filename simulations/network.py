@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnreachableError, WireError
-from ..swarm.transport import MAX_FRAME_BYTES, Heard, Hearing, StreamHandler
+from ..swarm.transport import MAX_FRAME_BYTES, Contact, Contacts, StreamHandler
 from .virtual_time import NOBODY, OWNER, VirtualTimeLoop
 
 DIAL_PAUSES = (0.5,) * 10
@@ -30,9 +30,9 @@ DIAL_PAUSES = (0.5,) * 10
 class MemoryStream:
     """One end of an in-memory stream: what `local` sends reaches the end at `peer`."""
 
-    def __init__(self, network: "MemoryNetwork", local: str, peer: str, heard: Heard) -> None:
+    def __init__(self, network: "MemoryNetwork", local: str, peer: str, contact: Contact) -> None:
         self.peer = peer
-        self.heard = heard
+        self.contact = contact
         self.other: MemoryStream
         self.ended = False
         self.relayed = False
@@ -81,7 +81,7 @@ class MemoryStream:
             finally:
                 if self._reader is reader:  # a later one may wait by the time an earlier one has been cancelled
                     self._reader = None
-        self.heard.at = asyncio.get_running_loop().time()
+        self.contact.heard = asyncio.get_running_loop().time()
         return self._frames.popleft()
 
     def _wake(self) -> None:
@@ -227,7 +227,7 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer_id: str) -> None:
         self._network = network
         self.peer_id = peer_id
-        self.hearing = Hearing()
+        self.contacts = Contacts()
         self.addresses: tuple[str, ...] = (f"memory/{peer_id}",)
         self.killed = False
         self.silent = False
@@ -254,8 +254,8 @@ class MemoryTransport:
         if other is None or gone or self._network.is_cut(self.peer_id, peer):
             raise UnreachableError(f"{peer} cannot be reached")
         self._network.connected(self.peer_id, peer)
-        near = MemoryStream(self._network, self.peer_id, peer, self.hearing.of(peer))
-        far = MemoryStream(self._network, peer, self.peer_id, other.hearing.of(self.peer_id))
+        near = MemoryStream(self._network, self.peer_id, peer, self.contacts.of(peer))
+        far = MemoryStream(self._network, peer, self.peer_id, other.contacts.of(self.peer_id))
         near.other, far.other = far, near
         self._keep(near)
         other._keep(far)

@@ -15,14 +15,14 @@ anything went wrong is closed, never reused.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .messages import Body, pack, payload_length, unpack
-from .transport import Heard, Stream, Transport
+from .transport import Contact, Stream, Transport
 
 CHUNK_BYTES = 1 << 20
 IDLE_STREAMS = 8
@@ -72,21 +72,29 @@ class Channel:
         return self._stream.peer
 
     async def send(self, body: Body, payload: bytes | memoryview = b"", *, category: str | None = None) -> None:
-        """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as."""
+        """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as.
+
+        Visits' tensors go to a peer one after the other. Sent at once they share a connection and come late, all of
+        them, and together; and so what follows from them begins together again, while other links are idle.
+        """
         if payload:
             body.payload = len(payload)  # type: ignore[union-attr]
-        frame = pack(body)
-        total = len(frame)
-        await self._stream.send(frame)
+        total = await self._send_one(body)
         view = memoryview(payload)
-        for offset in range(0, len(payload), CHUNK_BYTES):
-            frame = pack(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
-            total += len(frame)
-            await self._stream.send(frame)
+        if payload:
+            async with self._stream.contact.turn if isinstance(body, pb.Run | pb.Done) else nullcontext():
+                for offset in range(0, len(payload), CHUNK_BYTES):
+                    total += await self._send_one(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
         self._meter.sent += total
         category = category or _CATEGORY.get(type(body))
         if category:
             setattr(self._meter, category, getattr(self._meter, category) + total)
+
+    async def _send_one(self, body: Body) -> int:
+        """The bytes of its frame."""
+        frame = pack(body)
+        await self._stream.send(frame)
+        return len(frame)
 
     async def receive(self, max_payload: int) -> tuple[Body, bytes]:
         """The next message and its payload. Raises `WireError` for a payload above `max_payload` bytes."""
@@ -113,11 +121,11 @@ class Channel:
         since = loop.time()
         while True:
             try:
-                async with asyncio.timeout_at(max(since, self._stream.heard.at) + silence):
+                async with asyncio.timeout_at(max(since, self._stream.contact.heard) + silence):
                     body, _ = await self.receive(0)
                     return body
             except TimeoutError as error:
-                if loop.time() >= max(since, self._stream.heard.at) + silence:
+                if loop.time() >= max(since, self._stream.contact.heard) + silence:
                     raise SilentError(f"{self.peer} has been silent for {silence} s") from error
 
     async def _receive_one(self) -> Body:
@@ -142,7 +150,7 @@ class _Link:
     """What is going on with one peer: idle streams, the last used one last, and how many there were at the fewest; the
     limits of the open exchanges, and since when it is watched."""
 
-    heard: Heard
+    contact: Contact
     idle: list[Channel] = field(default_factory=list)
     fewest_idle: int = 0
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
@@ -154,7 +162,7 @@ class _Link:
     def ends(self, silence: float) -> float:
         """When it will have been silent for too long. A first contact takes several round trips before anything can
         come: it may take longer."""
-        last = max(self.heard.at, self.reached)
+        last = max(self.contact.heard, self.reached)
         return self.since + FIRST_CONTACT * silence if last == -math.inf else max(self.since, last) + silence
 
 
@@ -181,7 +189,7 @@ class Pool:
         self._tidy()
         link = self._links.get(peer)
         if link is None:
-            link = self._links[peer] = _Link(self.transport.hearing.of(peer))
+            link = self._links[peer] = _Link(self.transport.contacts.of(peer))
         limit = asyncio.timeout(None)
         try:
             async with limit:

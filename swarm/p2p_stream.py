@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 
 from ..errors import UnreachableError, WireError
-from .transport import MAX_FRAME_BYTES, Heard
+from .transport import MAX_FRAME_BYTES, Contact
 
 CLOSE_SECONDS = 2.0
 """How long a closed stream may go on handing over what was sent before it is cut."""
@@ -22,9 +22,9 @@ class P2PStream:
     """One task may receive at a time; any may send. `relayed`: whether its connection leads through a relay."""
 
     def __init__(
-        self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard, *, relayed: bool
+        self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, contact: Contact, *, relayed: bool
     ) -> None:
-        self.heard = heard
+        self.contact = contact
         self.relayed = relayed
         self._peer = peer
         self._reader = reader
@@ -84,7 +84,7 @@ class P2PStream:
             came = await self._reader.read(size - len(self._came))
             if not came:
                 raise EOFError
-            self.heard.at = asyncio.get_running_loop().time()
+            self.contact.heard = asyncio.get_running_loop().time()
             self._came += came
         read = bytes(self._came)
         self._came.clear()

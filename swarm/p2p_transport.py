@@ -31,7 +31,7 @@ from .addresses import RELAY, announceable, any_port, dialable, is_relayed, peer
 from .keys import Identity
 from .p2p_stream import READ_BUFFER_BYTES, P2PStream
 from .reach import HOP_PROTOCOL, REACH_PROTOCOL, ask, call_back, relays
-from .transport import Hearing, StreamHandler
+from .transport import Contacts, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class P2PTransport:
         self.relayed = relayed
         """Whether it is reached through relays, as nobody reaches it otherwise."""
 
-        self.hearing = Hearing()
+        self.contacts = Contacts()
         self._peer_id = str(p2p.peer_id)
         self._addresses = addresses
         self._handler: StreamHandler | None = None
@@ -264,7 +264,9 @@ class P2PTransport:
     ) -> None:
         """Has an incoming stream handled, to its end."""
         peer = str(info.peer_id)
-        stream = P2PStream(peer, reader, writer, self.hearing.of(peer), relayed=is_relayed(bytes(info.addr.to_bytes())))
+        stream = P2PStream(
+            peer, reader, writer, self.contacts.of(peer), relayed=is_relayed(bytes(info.addr.to_bytes()))
+        )
         if self._closed or handler is None or self._incoming[peer] >= MAX_STREAMS_PER_PEER:
             stream.cut()
             return
@@ -323,7 +325,7 @@ class P2PTransport:
         for ended in [stream for stream in self._streams if stream.closed]:
             self._streams.discard(ended)
         relayed = is_relayed(response.streamInfo.addr)
-        stream = P2PStream(peer, reader, writer, self.hearing.of(peer), relayed=relayed)
+        stream = P2PStream(peer, reader, writer, self.contacts.of(peer), relayed=relayed)
         self._streams.add(stream)
         return stream
 

@@ -8,9 +8,10 @@ Errors: `UnreachableError` when the other side cannot be reached or the stream h
 `MAX_FRAME_BYTES` (the stream is closed then; nothing of that size is ever allocated).
 """
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -19,33 +20,35 @@ MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 
 
 @dataclass(slots=True, weakref_slot=True)
-class Heard:
-    """When anything last came from one peer, on whichever stream, by the loop's clock."""
+class Contact:
+    """What all streams with one peer have in common, as they share a connection. `heard`: when anything last came on
+    any of them, by the loop's clock; `turn`: held by who sends a visit's tensor."""
 
-    at: float = -math.inf
+    heard: float = -math.inf
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Hearing:
-    """When each peer was last heard. What is small and says that a peer lives waits in line with what is large: all of
-    a peer's streams share a connection, and whatever comes of them says that it lives."""
+class Contacts:
+    """With each peer. What is small and says that a peer lives waits in line with what is large: whatever comes of its
+    streams says that it lives."""
 
     def __init__(self) -> None:
-        self._heard: WeakValueDictionary[str, Heard] = WeakValueDictionary()
+        self._contacts: WeakValueDictionary[str, Contact] = WeakValueDictionary()
 
-    def of(self, peer: str) -> Heard:
+    def of(self, peer: str) -> Contact:
         """The same one for as long as anybody holds it."""
-        heard = self._heard.get(peer)
-        if heard is None:
-            heard = self._heard[peer] = Heard()
-        return heard
+        contact = self._contacts.get(peer)
+        if contact is None:
+            contact = self._contacts[peer] = Contact()
+        return contact
 
 
 class Stream(Protocol):
     """One end of a pipe of frames."""
 
     @property
-    def heard(self) -> Heard:
-        """When anything last came from the other end, on this stream or another."""
+    def contact(self) -> Contact:
+        """What it has in common with the other streams to the same peer."""
         ...
 
     @property
@@ -80,9 +83,9 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class Transport(Protocol):
-    """Opens streams to peers and serves those that peers open. `hearing`: what came on all of its streams."""
+    """Opens streams to peers and serves those that peers open. `contacts`: with those it has streams with."""
 
-    hearing: Hearing
+    contacts: Contacts
 
     @property
     def peer_id(self) -> str: ...

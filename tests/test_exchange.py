@@ -5,9 +5,18 @@ from collections.abc import Awaitable, Callable
 
 from swarm_peer.errors import ProtocolError, SilentError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.simulations.network import MemoryNetwork, MemoryStream
+from swarm_peer.simulations.network import Link, MemoryNetwork, MemoryStream
 from swarm_peer.simulations.virtual_time import run
-from swarm_peer.swarm.exchange import TIDY_SECONDS, Body, Incoming, Meter, Pool, serve_exchanges
+from swarm_peer.swarm.exchange import (
+    CHUNK_BYTES,
+    TIDY_SECONDS,
+    Body,
+    Incoming,
+    Meter,
+    Pool,
+    serve_exchanges,
+    serve_watch,
+)
 from swarm_peer.swarm.messages import pack
 
 Wait = Callable[[Incoming], Awaitable[None]]
@@ -167,3 +176,39 @@ def test_a_first_contact_may_take_longer_than_a_silence() -> None:
     assert first_contact(4.8) == ("answered", 4.8)
     assert first_contact(6.5) == ("silent", 6.0)
     assert first_contact(1.0, frozen=True) == ("silent", 4.0), "once it is reached the limit is the usual one"
+
+
+def arrivals(count: int, megabytes: int) -> list[tuple[float, str]]:
+    """When each of so many tensors that are sent to a peer at once has come there, over a link of 1 MB a second; and
+    when a question that was asked with them."""
+    came: list[tuple[float, str]] = []
+
+    async def main() -> None:
+        network = MemoryNetwork(latency=(0.0, 0.0))
+        loop = asyncio.get_running_loop()
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            if isinstance(body, pb.Watch):
+                await serve_watch(incoming, pb.Heartbeat)
+            came.append((round(loop.time()), body.DESCRIPTOR.name))
+            await incoming.channel.send(pb.Fetched())
+
+        size = megabytes << 20
+        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: size, dispatch))
+        pool = Pool(network.transport("caller", Link(up=CHUNK_BYTES)), Meter())
+
+        async def ask(body: Body, payload: bytes) -> None:
+            async with pool.exchange("callee") as channel:
+                await channel.send(body, payload)
+                await channel.receive(0)
+
+        tensors = [ask(pb.Run(), bytes(size)) for _ in range(count)]
+        await asyncio.gather(*tensors, ask(pb.Fetch(), b""))
+
+    run(main(), limit=1000.0)
+    return came
+
+
+def test_tensors_to_a_peer_go_one_after_the_other() -> None:
+    """At once, all three would come after 18 seconds; what is small waits for no more than a frame of the others."""
+    assert arrivals(3, 6) == [(0, "Fetch"), (6, "Run"), (12, "Run"), (18, "Run")]
