@@ -1,13 +1,14 @@
 """What a visit of 16 MiB each way costs on fresh, kept and multiplexed streams, at several round trips.
 
-    python benchmarks/transport.py [--megabytes 16] [--rounds 5] [--idle 20]
+    python benchmarks/transport.py [--megabytes 16] [--rounds 5] [--idle 20] [--megabits 200]
 
 Two processes with a p2pd each, whose only way to each other is a delaying proxy on loopback. The caller sends a Run
 with its payload, the callee answers Done with as much. *Fresh*: a stream of its own for each visit. *Kept*: the
-transport's way (`Pool`), a stream that has carried visits before. *Multiplexed*: all visits on one long-lived one, in
+transport's way (`Pool`), a stream that has carried visits before, on which tensors go one after the other. *At once*:
+the same, but all of them go at the same time, as on fresh ones. *Multiplexed*: all visits on one long-lived stream, in
 turn, each with credits for what it may have on its way. Figures are medians of seconds from Run to Done, of each of N
-visits begun at once. The proxy delays and drops nothing, so this is libp2p's flow control (a stream's window grows by
-doubling), not TCP's congestion control.
+visits begun at once. The proxy delays, thins if it is told to, and drops nothing, so this is libp2p's flow control (a
+stream's window grows by doubling), not TCP's congestion control.
 """
 
 import argparse
@@ -27,16 +28,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
-from swarm_peer.swarm.exchange import Channel, Incoming, Meter, Pool, serve_exchanges
+from swarm_peer.swarm.exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
-from swarm_peer.swarm.transport import Stream
+from swarm_peer.swarm.transport import Contact, Stream
 
 ROUND_TRIPS = (0.0, 0.1, 0.3)
 AT_ONCE = (1, 4, 8)
-WAYS = ("fresh", "kept", "multiplexed")
+WAYS = ("fresh", "at once", "kept", "multiplexed")
 MAX_PAYLOAD = 1 << 30
 CALLEE = Identity.from_seed("callee")
 
@@ -88,7 +89,10 @@ class Multiplexed:
 
 
 class Substream:
+    ended = relayed = False
+
     def __init__(self, carrier: Multiplexed, number: int) -> None:
+        self.contact = Contact()
         self._carrier = carrier
         self._number = number
         self._credit = Multiplexed.CREDIT
@@ -132,6 +136,8 @@ async def serve(listen: str, announce: str) -> None:
     meter = Meter()
 
     async def answer(incoming: Incoming, body: Body, payload: bytes) -> None:
+        if isinstance(body, pb.Watch):
+            await serve_watch(incoming, pb.Heartbeat)
         await incoming.channel.send(pb.Done(), payload)
 
     async def one(stream: Stream) -> None:
@@ -139,10 +145,11 @@ async def serve(listen: str, announce: str) -> None:
 
     async def carrier(stream: Stream) -> None:
         with contextlib.suppress(UnreachableError):
-            if await stream.receive() == b"one":
-                await one(stream)
-            else:
+            kind = await stream.receive()
+            if kind == b"many":
                 await Multiplexed(stream, one)._tasks[0]
+            else:
+                await one(_with_its_own_turns(stream) if kind == b"at once" else stream)
 
     async with node(CALLEE, listen, announce) as transport:
         await transport.serve(carrier)
@@ -150,24 +157,35 @@ async def serve(listen: str, announce: str) -> None:
         await asyncio.Event().wait()
 
 
-class Marked:
-    """The pool's transport, whose streams say first that they carry one exchange at a time."""
+def _with_its_own_turns(stream: Stream) -> Stream:
+    stream.contact = Contact()  # type: ignore[misc]
+    return stream
 
-    def __init__(self, transport: P2PTransport) -> None:
+
+class Marked:
+    """A pool's transport, whose streams say first how they carry exchanges."""
+
+    def __init__(self, transport: P2PTransport, kind: bytes) -> None:
         self._transport = transport
-        self.open_again = transport.open
+        self._kind = kind
+        self.contacts = transport.contacts
 
     async def open(self, peer: str, addresses: tuple[str, ...] = ()) -> Stream:
         stream = await self._transport.open(peer, addresses)
-        await stream.send(b"one")
-        return stream
+        await stream.send(self._kind)
+        return _with_its_own_turns(stream) if self._kind == b"at once" else stream
 
 
 async def call(listen: str, announce: str, callee: str, size: int, rounds: int, idle: float) -> None:
     """The caller: prints the seconds of its visits as JSON."""
     async with node(Identity.from_seed("caller"), listen, announce) as transport:
-        marked = Marked(transport)
-        pool = Pool(marked, Meter(), {CALLEE.peer_id: (callee,)}, silence=60.0)  # type: ignore[arg-type]
+        marked = {"fresh": Marked(transport, b"at once")} | {
+            kind: Marked(transport, kind.encode()) for kind in WAYS[1:3]
+        }
+        pools = {
+            kind: Pool(marked[kind], Meter(), {CALLEE.peer_id: (callee,)}, silence=60.0)  # type: ignore[arg-type]
+            for kind in WAYS[1:3]
+        }
         carrier_stream = await transport.open(CALLEE.peer_id, (callee,))
         await carrier_stream.send(b"many")
         carrier = Multiplexed(carrier_stream)
@@ -175,11 +193,11 @@ async def call(listen: str, announce: str, callee: str, size: int, rounds: int, 
 
         @asynccontextmanager
         async def channel(way: str) -> AsyncIterator[Channel]:
-            if way == "kept":
-                async with pool.exchange(CALLEE.peer_id) as kept:
+            if way in pools:
+                async with pools[way].exchange(CALLEE.peer_id) as kept:
                     yield kept
             else:
-                stream = carrier.open() if way == "multiplexed" else await marked.open(CALLEE.peer_id)
+                stream = carrier.open() if way == "multiplexed" else await marked[way].open(CALLEE.peer_id)
                 yield Channel(stream, Meter())
                 stream.close()
 
@@ -205,7 +223,8 @@ async def call(listen: str, announce: str, callee: str, size: int, rounds: int, 
                 found[f"{way} idle"] = [await visit(way)]
         print(json.dumps(found), flush=True)
         carrier.close()
-        pool.close()
+        for pool in pools.values():
+            pool.close()
 
 
 @asynccontextmanager
@@ -220,9 +239,13 @@ async def node(identity: Identity, listen: str, announce: str) -> AsyncIterator[
             await transport.close()
 
 
-def measure(round_trip: float, size: int, rounds: int, idle: float) -> dict[str, list[float]]:
-    """Seconds of visits by way and number at once, in processes of their own."""
+def measure(round_trip: float, size: int, rounds: int, idle: float, rate: float) -> dict[str, list[float]]:
+    """Seconds of visits by way and number at once, in processes of their own; `rate`: bytes a second each way, 0: as
+    many as come through."""
     with ProxyNet(delay=round_trip / 2) as net:
+        if rate:
+            net.thin("caller", "callee", rate)
+            net.thin("callee", "caller", rate)
 
         def start(role: str, *arguments: str) -> "subprocess.Popen[str]":
             where = (net.listen_for(role), net.address_for(role))
@@ -248,6 +271,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--idle", type=float, default=20.0, help="seconds before the last visit")
+    parser.add_argument("--megabits", type=float, default=0.0, help="a second each way (default: no limit)")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
@@ -258,16 +282,19 @@ def main() -> None:
         else:
             run_process(call(listen, announce, rest[0], int(rest[1]), int(rest[2]), float(rest[3])))
         return
-    print("| round trip | visits at once | fresh, s | kept, s | multiplexed, s | kept / fresh | multiplexed / kept |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| round trip | visits at once | fresh, s | at once, s | kept, s | multiplexed, s "
+        "| kept / fresh | kept / at once | multiplexed / kept |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for round_trip in ROUND_TRIPS:
-        found = measure(round_trip, options.megabytes << 20, options.rounds, options.idle)
+        found = measure(round_trip, options.megabytes << 20, options.rounds, options.idle, 1e6 / 8 * options.megabits)
         for at_once in (*map(str, AT_ONCE), *(["idle"] if options.idle else [])):
-            fresh, kept, many = (statistics.median(found[f"{way} {at_once}"]) for way in WAYS)
+            fresh, once, kept, many = (statistics.median(found[f"{way} {at_once}"]) for way in WAYS)
             what = f"1, after {options.idle:.0f} s idle" if at_once == "idle" else at_once
             print(
-                f"| {1000 * round_trip:.0f} ms | {what} | {fresh:.2f} | {kept:.2f} | {many:.2f} "
-                f"| {kept / fresh:.2f} | {many / kept:.2f} |",
+                f"| {1000 * round_trip:.0f} ms | {what} | {fresh:.2f} | {once:.2f} | {kept:.2f} | {many:.2f} "
+                f"| {kept / fresh:.2f} | {kept / once:.2f} | {many / kept:.2f} |",
                 flush=True,
             )
 
