@@ -10,6 +10,7 @@ few round trips.
 The frames of a connection share its window. Not modelled: losses, which make a window smaller.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 PACKET_BYTES = 1448
@@ -51,7 +52,8 @@ def sent_again(since: float, now: float, round_trip: float) -> float:
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """What one stream has sent of a connection's window since its round trip began."""
+    """What has been sent of a connection's window since its round trip began: by one stream of several, or by all that
+    sent one after the other."""
 
     began: float = float("-inf")
     sent: float = 0.0
@@ -59,12 +61,14 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One direction of it. `frames`: that are on their way over it now; `busy`: the seconds for which it has sent."""
+    """One direction of it. `frames`: that are on their way over it now; `busy`: the seconds for which it has sent;
+    `turn`: of frames that have it to themselves."""
 
     window: float = FIRST_BYTES
     used: float = 0.0
     frames: int = 0
     busy: float = 0.0
+    turn: Turn = field(default_factory=Turn)
 
     def note(self, now: float, round_trip: float) -> None:
         """Something is sent, however small."""
@@ -78,6 +82,8 @@ class Connection:
         `rate` (bytes a second), of which nothing else keeps it; `turn`: its stream's."""
         self.note(began, round_trip)
         share = max(1, self.frames)
+        if share == 1:
+            turn = self.turn
         at, left, waited = began, size, 0.0
         while True:
             if at >= turn.began + round_trip:
@@ -104,34 +110,40 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class StreamWindow:
-    """One direction of a stream. `taken`: what the receiver has taken since it gave credit last, `told`, which it does
-    when that is half of the window."""
+    """One direction of a stream. `credit`: what may be sent now; `taken`: what the receiver has taken since it gave
+    credit last, at `told`, which it does when that is half of the window; `coming`: credit on its way, and when it
+    comes."""
 
     window: float = STREAM_BYTES
+    credit: float = STREAM_BYTES
     taken: float = 0.0
     told: float = float("-inf")
+    coming: deque[tuple[float, float]] = field(default_factory=deque)
     turn: Turn = field(default_factory=Turn)
 
     def wait(self, size: float, rate: float, round_trip: float, began: float) -> float:
         """For how long credit is waited for while a frame goes out."""
         waited, left, at = 0.0, size, began
-        while True:
+        while left > 0:
+            while self.coming and self.coming[0][0] <= at:
+                self.credit += self.coming.popleft()[1]
             half = self.window / 2
-            if left < half - self.taken:
-                self.taken += left
+            if self.credit <= 0:
+                waited += self.coming[0][0] - at
+                at = self.coming[0][0]
+                continue
+            if not self.coming and half / rate >= round_trip:  # credit comes before it is missed
+                told, self.taken = divmod(self.taken + left, half)
+                self.credit = self.window - self.taken
+                self.told = at + left / rate if told else self.told
                 return waited
-            left -= half - self.taken
-            at += (half - self.taken) / rate
-            if half / rate >= round_trip:  # credit comes before it is missed
-                self.told, self.taken = at, left % half
-                return waited
-            if at - self.told < DOUBLING_ROUND_TRIPS * round_trip:
-                self.window = min(2 * self.window, MOST_STREAM_BYTES)
-            self.told = at
-            if left <= half:
-                self.taken = left
-                return waited
-            left -= half
-            waited += round_trip - half / rate
-            at += round_trip
-            self.taken = half if self.window > 2 * half else 0.0
+            moved = min(left, self.credit, half - self.taken)
+            at += moved / rate
+            left, self.credit, self.taken = left - moved, self.credit - moved, self.taken + moved
+            if self.taken >= half:
+                before = self.window
+                if at - self.told < DOUBLING_ROUND_TRIPS * round_trip:
+                    self.window = min(2 * before, MOST_STREAM_BYTES)
+                self.coming.append((at + round_trip, self.taken + self.window - before))
+                self.taken, self.told = 0.0, at
+        return waited
