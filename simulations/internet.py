@@ -21,7 +21,7 @@ from itertools import pairwise
 
 from .links import Access, Frame, Way
 from .network import MemoryNetwork, MemoryStream
-from .tcp import DIAL_PAUSES, DIAL_ROUND_TRIPS, FIRST_BYTES, Connection, StreamWindow, sent_again
+from .tcp import DIAL_PAUSES, DIAL_ROUND_TRIPS, FIRST_BYTES, QUEUE_BYTES, Connection, StreamWindow, sent_again
 from .virtual_time import NOBODY
 
 PACKET_BYTES = 1500
@@ -101,11 +101,11 @@ class Internet(MemoryNetwork):
         return self.random.uniform(0.0, jitter) if jitter else 0.0
 
     async def transmit(self, sender: str, stream: MemoryStream, frame: bytes) -> None:
-        if (sender, stream.peer) in self.held:
+        waiting = self._sending.get(stream)
+        if waiting is None and (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
         loop, size = asyncio.get_running_loop(), stream.weigh(frame)
-        waiting = self._sending.get(stream)
         if size <= PACKET_BYTES and not stream.coming and waiting is None:
             way = self._way(sender, stream.peer)
             way.near.up.carried += size
@@ -118,19 +118,15 @@ class Internet(MemoryNetwork):
             return
         moving = self._frame(sender, stream, frame, size)
         if waiting is None:
-            waiting = self._sending[stream] = []
+            self._sending[stream] = [moving]
             self._begin(moving)
-        waiting.append(moving)
+        else:
+            waiting.append(moving)
         try:
-            await moving.sent
-        finally:
+            await moving.handed_over
+        except asyncio.CancelledError:
             self._end(moving)
-            was_first = waiting[0] is moving
-            waiting.remove(moving)
-            if not waiting:
-                del self._sending[stream]
-            elif was_first and not stream.ended:
-                self._begin(waiting[0])
+            raise
 
     def _frame(self, sender: str, stream: MemoryStream, content: bytes, size: int) -> Frame:
         loop = asyncio.get_running_loop()
@@ -141,6 +137,9 @@ class Internet(MemoryNetwork):
         """It goes out onto its sender's uplink."""
         frame.began, frame.sending = asyncio.get_running_loop().time(), True
         frame.connection.frames += 1
+        frame.connection.queued += frame.size
+        if frame.connection.queued <= QUEUE_BYTES:
+            frame.hand_over()
         uplink = self.accesses[frame.sender].up
         if uplink.rate == float("inf"):
             uplink.carried += frame.size
@@ -149,19 +148,31 @@ class Internet(MemoryNetwork):
             uplink.sent = self._left
             uplink.add(frame)
 
-    def _end(self, frame: Frame) -> None:
+    def _stop(self, frame: Frame) -> None:
         """It goes out no more."""
         if frame.sending:
             frame.sending = False
             frame.connection.frames -= 1
+            frame.connection.queued -= frame.size
             self.accesses[frame.sender].up.remove(frame)
+
+    def _end(self, frame: Frame) -> None:
+        """It has gone out, or will not: the next one of its stream may."""
+        self._stop(frame)
+        waiting = self._sending.get(frame.stream, [])
+        if frame in waiting:
+            was_first = waiting[0] is frame
+            waiting.remove(frame)
+            if not waiting:
+                del self._sending[frame.stream]
+            elif was_first:
+                self._begin(waiting[0])
 
     def ends(self, stream: MemoryStream) -> None:
         """Nothing more of a stream goes out."""
-        for frame in self._sending.get(stream, ()):
-            self._end(frame)
-            if not frame.sent.done():
-                frame.sent.set_result(None)
+        for frame in self._sending.pop(stream, ()):
+            self._stop(frame)
+            frame.hand_over()
         for frame in self._relaying.pop(stream, ()):
             assert frame.onward is not None
             frame.onward.up.remove(frame)
@@ -194,11 +205,15 @@ class Internet(MemoryNetwork):
         )
 
     def _away(self, frame: Frame) -> None:
-        """Its last byte has left; it comes to the receiver's downlink after the latency of the way."""
+        """Its last byte has left."""
+        if frame.sending:
+            self._end(frame)
+            frame.hand_over()
+            self._travel(frame)
+
+    def _travel(self, frame: Frame) -> None:
+        """It comes to the receiver's downlink after the latency of the way."""
         loop = asyncio.get_running_loop()
-        if frame.sent.done():  # nobody sends it any more
-            return
-        frame.sent.set_result(None)
         if (frame.sender, frame.stream.peer) in self.held:
             super().carry(frame.sender, frame.stream, frame.content)
             return
@@ -289,7 +304,7 @@ class Internet(MemoryNetwork):
         if frame is None:
             self.carry(sender, stream, None)
         else:
-            self._away(self._frame(sender, stream, frame, stream.weigh(frame)))
+            self._travel(self._frame(sender, stream, frame, stream.weigh(frame)))
 
     def carry(self, sender: str, stream: MemoryStream, frame: bytes | None) -> float:
         """What is held while a direction is cut, and the end of a stream: they take no room on a link."""

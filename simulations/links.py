@@ -27,14 +27,15 @@ INSTANT_SECONDS = 1e-12
 
 @dataclass(slots=True, eq=False)
 class Frame:
-    """One on its way; `ends`: what each frame of its uplink will have been given when it has been sent."""
+    """One on its way; `ends`: what each frame of its uplink will have been given when it has been sent;
+    `handed_over`: its sender need not wait for it any more."""
 
     sender: str
     stream: MemoryStream
     content: bytes
     size: float
     began: float
-    sent: asyncio.Future[None]
+    handed_over: asyncio.Future[None]
     connection: Connection
     ends: float = 0.0
     sending: bool = False
@@ -45,6 +46,10 @@ class Frame:
 
     onward: "Access | None" = None
     """The relay that sends it on, once it has left its sender."""
+
+    def hand_over(self) -> None:
+        if not self.handed_over.done():
+            self.handed_over.set_result(None)
 
 
 @dataclass(eq=False)

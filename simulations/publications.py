@@ -18,8 +18,8 @@ from .study import Study
 DEVICE_FLOPS = 3e13
 """Useful operations a second of a V100 in half precision, roughly."""
 
-WIDTHS = {576: ("smollm2-135m", 512), 2048: ("tinyllama", 2048), 4096: ("llama-7b", 2048), 8192: ("llama-65b", 2048)}
-"""Of a hidden state: a model that has it, and tokens of a microbatch."""
+WIDTHS = {576: "smollm2-135m", 2048: "tinyllama", 4096: "llama-7b", 8192: "llama-65b"}
+"""Of a hidden state, and a model that has it."""
 
 ADDED_LATENCIES = (0, 10, 50, 100, 200)
 PUBLISHED_UTILIZATION = {
@@ -99,19 +99,17 @@ def utilization() -> Iterator[Utilization]:
 
 
 def _layer(width: int, added: float) -> Scenario:
-    model, tokens = WIDTHS[width]
     told = {
         "stages": STAGES,
         "count": STAGES,
         "slots": math.ceil(STAGES / WINDOW_SHARE),
         "batch": 64,
-        "tokens": tokens,
         "latency": 0.5 + added / 2,
     }
     links = ("peers.0.up=500", "peers.0.down=500")
-    manifest = manifest_of(_scenario("one layer", model, forward=1, backward=1, **told), 0)
+    manifest = manifest_of(_scenario("one layer", WIDTHS[width], forward=1, backward=1, **told), 0)
     forward = forward_flops(manifest, range(1, 2)) / len(manifest.layers(1)) / DEVICE_FLOPS
-    return _scenario(f"layers {width} wide", model, *links, forward=forward, backward=3 * forward, **told)
+    return _scenario(f"layers {width} wide", WIDTHS[width], *links, forward=forward, backward=3 * forward, **told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ MOST_BYTES = 2.5e6
 
 LEAST_TIMEOUT_SECONDS = 0.2
 
+QUEUE_BYTES = 2e6
+"""What a connection takes in before a sender has to wait: p2pd's queue of 64 pieces of 32 KiB, which its streams share.
+Emulated peers whose tensors are smaller are as fast whether those go one after the other or at once."""
+
 CUBIC = 0.4
 """Packets per cubed second."""
 
@@ -61,12 +65,13 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One direction of it. `frames`: that are on their way over it now; `busy`: the seconds for which it has sent;
-    `turn`: of frames that have it to themselves."""
+    """One direction of it. `frames`: that are on their way over it now, of `queued` bytes; `busy`: the seconds for
+    which it has sent; `turn`: of frames that have it to themselves."""
 
     window: float = FIRST_BYTES
     used: float = 0.0
     frames: int = 0
+    queued: float = 0.0
     busy: float = 0.0
     turn: Turn = field(default_factory=Turn)
 

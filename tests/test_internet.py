@@ -133,17 +133,22 @@ def test_nothing_overtakes_within_a_stream_and_the_end_comes_last() -> None:
 
 
 def test_who_gives_up_sending_gives_its_turn_to_others() -> None:
+    """The third of three; the first two are taken in at once, as the sender's queue has room for them."""
+
     async def send(network: Internet) -> None:
-        one, two = await opened(network), await opened(network)
-        sending = asyncio.create_task(one.send(MEGABYTE))
-        await asyncio.sleep(0.1)
+        streams = [await opened(network) for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*(stream.send(MEGABYTE) for stream in streams[:2]))
+        assert loop.time() == began
+        sending = asyncio.create_task(streams[2].send(MEGABYTE))
+        await asyncio.sleep(0.3)
         sending.cancel()
         await asyncio.wait((sending,))
-        await two.send(MEGABYTE)
 
-    ((at, _, size),) = carried(send)
-    assert size == len(MEGABYTE)
-    assert at - OPENING == pytest.approx(1.1 + WAY, abs=0.1)
+    found = carried(send)
+    assert [size for _, _, size in found] == [1_000_000, 1_000_000]
+    assert found[-1][0] - OPENING == pytest.approx(2.1 + WAY, abs=0.01), "the third has had a third of 0.3 s"
 
 
 def test_what_is_cut_is_held_and_comes_when_it_is_sent_again() -> None:
