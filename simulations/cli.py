@@ -74,9 +74,7 @@ def _program() -> Program:
     _add_scenario(emulating)
     emulating.add_argument("--seed", type=int, metavar="N", help="in place of the scenario's own seed")
     emulating.add_argument("--mtu", type=_some, default=PACKET_BYTES, help="bytes of a packet (default: 1500)")
-    emulating.add_argument(
-        "--tcp", default=TCP, metavar="NAME", help="its congestion control: cubic (default), bbr, ..."
-    )
+    _add_tcp(emulating)
     emulating.add_argument("--folder", type=Path, metavar="DIR", help="leave the processes' logs here")
     sweeping = commands.add_parser("sweep", help="every combination of some settings, with several seeds, in parallel")
     _add_scenario(sweeping)
@@ -98,12 +96,17 @@ def _program() -> Program:
     )
     validating.add_argument("--out", type=Path, metavar="FILE", help="write the page here, Markdown, and its figures")
     validating.add_argument("--emulations", type=_some, default=1, metavar="K", help="of each case (default: 1)")
+    _add_tcp(validating)
     validating.add_argument("--closed-forms", action="store_true", help="nothing but those: nothing is emulated")
     recording = commands.add_parser("from-log", help="make a scenario of a run that has been")
     recording.add_argument("log", type=Path, help="its coordinator's events: the folder, or a file of it")
     recording.add_argument("scenario", type=Path, help="the file to write")
     commands.add_parser("list", help="the scenarios that come with the package")
     return commands
+
+
+def _add_tcp(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tcp", default=TCP, metavar="NAME", help="its congestion control: cubic (default), bbr, ...")
 
 
 def _add_file(command: argparse.ArgumentParser) -> None:
@@ -237,8 +240,8 @@ def run_validation(options: argparse.Namespace) -> int:
     tell = partial(console.print, markup=False)
     findings = Findings(forms)
     if not options.closed_forms:
-        compared = compare_all(options.cases, options.emulations, tell)
-        findings = Findings(forms, compared)
+        compared = compare_all(options.cases, options.emulations, options.tcp, tell)
+        findings = Findings(forms, compared, tcp=options.tcp)
         if not options.cases:
             findings = replace(
                 findings,

@@ -222,24 +222,24 @@ def cases() -> list[Case]:
     ]
 
 
-def compare(case: Case, emulations: int = 1) -> Compared:
+def compare(case: Case, emulations: int, tcp: str) -> Compared:
     """Emulates with several seeds, and simulates with more; the same befalls the machines at the same times in both."""
     seeds = range(max(SIMULATIONS, emulations))
     simulated = tuple(Study(case.scenario, seed, befalls=seed % emulations).run() for seed in seeds)
-    emulated = tuple(Emulation(case.scenario, seed).run() for seed in range(emulations))
+    emulated = tuple(Emulation(case.scenario, seed, tcp=tcp).run() for seed in range(emulations))
     return Compared(case, simulated, emulated)
 
 
-def compare_all(names: Sequence[str], emulations: int, tell: Callable[[str], None]) -> list[Compared]:
+def compare_all(names: Sequence[str], emulations: int, tcp: str, tell: Callable[[str], None]) -> list[Compared]:
     """Every case whose name holds one of `names`; all of them if there are none. One that cannot be emulated is told of
-    and left out. Raises `UsageError` if there is no such case."""
+    and left out. `tcp`: as in `enter_namespace`. Raises `UsageError` if there is no such case."""
     wanted = [case for case in cases() if not names or any(name in case.name for name in names)]
     if not wanted:
         raise UsageError(f"no case is called like {', '.join(names)}: there are {', '.join(c.name for c in cases())}")
     found = []
     for case in wanted:
         try:
-            compared = compare(case, emulations)
+            compared = compare(case, emulations, tcp)
         except EmulationError as error:
             tell(f"{case.name}: {error}")
             continue

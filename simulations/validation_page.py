@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import StorageError
+from .namespace import TCP
 from .plots import plot_agreement, plot_utilization
 from .publications import ADDED_LATENCIES, Flushed, Rebalanced, Utilization
 from .replayed_loss import STEPS, Replayed
@@ -39,9 +40,9 @@ EMULATED = """
 ## Against real processes over an emulated internet
 
 The same scenario (`validation.toml`) simulated, and run by real processes: libp2p, the directory, TCP and every byte
-are real; the links are emulated packet by packet (`router.py`), the devices are durations in both. Nothing was adjusted
-to a case of the second group before it was measured. `router`: its busiest seconds, as a share of a core; above 70 % a
-run is void.
+are real; the links are emulated packet by packet (`router.py`), the devices are durations in both; connections find
+their rate by {tcp}. Nothing was adjusted to a case of the second group before it was measured. `router`: its busiest
+seconds, as a share of a core; above 70 % a run is void.
 
 Wanted: tokens a second within 10 %, recovery within 20 %.
 
@@ -105,6 +106,7 @@ class Findings:
     flushed: Sequence[Flushed] = ()
     rebalanced: Sequence[Rebalanced] = ()
     replayed: Sequence[Replayed] = ()
+    tcp: str = TCP
 
 
 def figures_beside(file: Path) -> Path:
@@ -123,7 +125,11 @@ def write_page(file: Path, found: Findings) -> None:
     parts = [HEAD, *_section(FORMS, _form_line, found.forms)]
     if found.compared:
         plot_agreement(found.compared, figures / "emulation.svg")
-        parts += [EMULATED, *_compared_lines(found.compared), _figure("simulated over emulated", "emulation")]
+        parts += [
+            EMULATED.format(tcp=found.tcp),
+            *_compared_lines(found.compared),
+            _figure("simulated over emulated", "emulation"),
+        ]
     if found.utilized or found.flushed or found.rebalanced:
         parts.append(PUBLISHED)
     parts += _section(UTILIZED, _utilized_line, found.utilized)

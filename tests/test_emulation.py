@@ -13,7 +13,7 @@ from swarm_peer.simulations.cli import main
 from swarm_peer.simulations.namespace import enter_namespace
 from swarm_peer.simulations.router import MOST_BUSY, check_router
 
-from tests.namespaces import needs_namespaces
+from tests.namespaces import TCP, needs_namespaces
 from tests.small_swarm import small_run
 
 TEXT = f"""
@@ -55,7 +55,7 @@ def test_a_scenario_is_emulated(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file, report = tmp_path / "small.toml", tmp_path / "out.json"
     file.write_text(TEXT)
     before = set(os.listdir("/proc"))
-    arguments = ["emulate", str(file), "--folder", str(tmp_path / "logs"), "--report", str(report)]
+    arguments = ["emulate", str(file), "--tcp", TCP, "--folder", str(tmp_path / "logs"), "--report", str(report)]
     assert main(arguments) == 0, (tmp_path / "logs" / "log").read_text()[-2000:]
     (told,) = json.loads(report.read_text())
     assert told["finished"]
@@ -105,7 +105,7 @@ sys.stdout.write(CHOICE.read_text())
 @needs_namespaces
 def test_machines_find_their_rate_as_they_are_told() -> None:
     """Not as this machine's kernel happens to be set."""
-    for tcp in ("cubic", "reno"):
+    for tcp in {TCP, "reno"}:
         assert chosen(tcp).stdout.split() == [tcp]
     refused = chosen("carrier-pigeon").stderr
     assert "TCP cannot be carrier-pigeon here" in refused

@@ -17,7 +17,7 @@ from swarm_peer.simulations.router import Port, Router
 from swarm_peer.simulations.scenario import parse_scenario
 from swarm_peer.simulations.study import Study
 
-from tests.namespaces import needs_iptables
+from tests.namespaces import TCP, needs_iptables
 from tests.small_swarm import small_run
 
 PEER = """
@@ -128,7 +128,7 @@ def _act(address: str, nat: Nat | None, own: socket.socket, channel: socket.sock
     signal.alarm(LIMIT)
     problem = "it failed"
     try:
-        tun = namespace.enter_namespace(address, 1500, nat=nat)
+        tun = namespace.enter_namespace(address, 1500, TCP, nat)
         socket.send_fds(channel, [b"here"], [tun])
         problem = _outside(own, "11.77.1.2") if nat is None else _inside(own, nat)
     finally:
@@ -172,7 +172,7 @@ def test_a_swarm_behind_routers_trains(tmp_path: Path) -> None:
     """Some of its four peers can meet only through the coordinator."""
     file, report = tmp_path / "routers.toml", tmp_path / "out.json"
     file.write_text(TEXT)
-    arguments = ["emulate", str(file), "--folder", str(tmp_path / "logs"), "--report", str(report)]
+    arguments = ["emulate", str(file), "--tcp", TCP, "--folder", str(tmp_path / "logs"), "--report", str(report)]
     assert main(arguments) == 0, (tmp_path / "logs" / "log").read_text()[-2000:]
     (told,) = json.loads(report.read_text())
     assert told["finished"]

@@ -14,7 +14,7 @@ import pytest
 from swarm_peer.simulations.links import Access, Downlink, Uplink
 from swarm_peer.simulations.router import Port, Router
 
-from tests.namespaces import needs_namespaces
+from tests.namespaces import TCP, needs_namespaces
 
 MBIT = 125_000.0
 
@@ -23,7 +23,7 @@ import json, socket, sys, time
 from swarm_peer.simulations.namespace import enter_namespace
 
 channel = socket.socket(fileno=int(sys.argv[1]))
-tun = enter_namespace(sys.argv[2], 1500)
+tun = enter_namespace(sys.argv[2], 1500, sys.argv[4])
 socket.send_fds(channel, [b"tun"], [tun])
 if sys.argv[3] == "listen":
     listener = socket.create_server(("0.0.0.0", 5000))
@@ -58,7 +58,7 @@ class Node:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(30)
         with theirs:
-            command = [sys.executable, "-c", NODE, str(theirs.fileno()), address, role]
+            command = [sys.executable, "-c", NODE, str(theirs.fileno()), address, role, TCP]
             self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
         _, (tun,), _, _ = socket.recv_fds(self.channel, 10, 1)
         os.set_blocking(tun, False)
