@@ -21,8 +21,8 @@ def _may(tcp: str, nat: Nat | None = None) -> bool:
 
 
 TCP = next((tcp for tcp in ("cubic", "reno") if sys.platform.startswith("linux") and _may(tcp)), "")
-"""How connections in a namespace may find their rate here: as Linux' do, if this kernel lets a namespace choose that, or
-by what every kernel does. Nothing: there can be no namespace."""
+"""How connections in a namespace may find their rate here: as Linux' do, if this kernel lets a namespace choose that,
+or by what every kernel does. Nothing: there can be no namespace."""
 
 needs_namespaces = pytest.mark.skipif(not TCP, reason="no network namespaces here")
 
