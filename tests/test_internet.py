@@ -330,10 +330,11 @@ def test_however_many_share_a_window_it_grows() -> None:
         assert waited == pytest.approx(alone, rel=0.05), share
 
 
-def test_frames_one_after_the_other_share_a_round_trip() -> None:
-    connection, turn, at = Connection(window=MOST_BYTES), Turn(), 0.0
-    for _ in range(100):
-        at += MOST_BYTES / 4 / FAST + connection.wait(turn, MOST_BYTES / 4, FAST, ROUND_TRIP, at)
+@pytest.mark.parametrize("streams", [1, 100])
+def test_frames_one_after_the_other_share_a_round_trip(streams: int) -> None:
+    connection, turns, at = Connection(window=MOST_BYTES), [Turn() for _ in range(streams)], 0.0
+    for frame in range(100):
+        at += MOST_BYTES / 4 / FAST + connection.wait(turns[frame % streams], MOST_BYTES / 4, FAST, ROUND_TRIP, at)
     assert at == pytest.approx(25 * ROUND_TRIP, rel=0.1)
 
 
@@ -344,6 +345,14 @@ def test_a_stream_waits_for_credit_and_its_window_grows() -> None:
     assert first > ROUND_TRIP
     assert window.wait(1e6, FAST, ROUND_TRIP, 0.2 + first) < first
     assert StreamWindow().wait(1e8, 1e6, 0.1, 0.0) == 0.0, "credit comes while the link still sends"
+
+
+def test_a_stream_that_is_kept_sends_its_window_without_waiting() -> None:
+    """As was measured of two p2pd 100 ms apart: after some visits 1 MiB takes no more than the way and the work."""
+    window = StreamWindow()
+    waits = [window.wait(1 << 20, FAST, ROUND_TRIP, 10.0 * visit) for visit in range(6)]
+    assert waits[0] > 1.5 * ROUND_TRIP
+    assert waits[3:] == [0.0, 0.0, 0.0]
 
 
 def test_a_frame_over_a_long_way_takes_its_round_trips() -> None:
