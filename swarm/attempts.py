@@ -18,6 +18,7 @@ from .hedging import PhaseClock
 from .neighbours import Call
 
 RECONNECT_SECONDS = 1.0
+"""Until there is a stream again. What is sent on it may take much longer."""
 
 Answer: TypeAlias = pb.Done | pb.Busy | pb.Refused | pb.Failed
 
@@ -55,20 +56,22 @@ class Attempt:
                     async with asyncio.timeout(RECONNECT_SECONDS) as limit:
                         return await self._exchange(limit)
                 except TimeoutError as error:
-                    raise UnreachableError(f"{self.peer} did not take the call within {RECONNECT_SECONDS} s") from error
+                    raise UnreachableError(
+                        f"{self.peer} could not be reached again within {RECONNECT_SECONDS} s"
+                    ) from error
         finally:
             self.call.end()
 
     async def _exchange(self, limit: asyncio.Timeout | None) -> tuple[Answer, bytes]:
-        """One exchange; a second one comes with a `limit` until the first answer, and takes no kept stream."""
+        """One exchange; a second one comes with a `limit` until it has a stream, and takes no kept one."""
         loop = asyncio.get_running_loop()
         async with self.pool.exchange(self.peer, fresh=limit is not None) as channel:
+            if limit is not None:
+                limit.reschedule(None)
             began = loop.time()
             await channel.send(self.request, self.payload)
             while True:
                 reply, data = await channel.receive(self.max_payload)
-                if limit is not None:
-                    limit.reschedule(None)
                 if isinstance(reply, pb.Accepted | pb.Progress | pb.Busy | pb.Done) and reply.HasField("load"):
                     self.call.told(reply.load)
                 if isinstance(reply, pb.Accepted):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from swarm_peer.errors import FailedError
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.simulations.network import MemoryNetwork
+from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Body, Incoming, Meter, Pool, serve_exchanges, serve_watch
@@ -49,9 +49,11 @@ def outcome(
     absent: tuple[str, ...] = (),
     patience: float = PATIENCE,
     view: int = sys.maxsize,
+    payload: bytes = b"",
+    up: float | None = None,
 ) -> tuple[Any, float]:
     """What a call of these callees ends with, an answer or an error, and after how many virtual seconds; `absent` ones
-    are in the directory and cannot be reached."""
+    are in the directory and cannot be reached; `up`: bytes a second of the caller's link."""
 
     async def main() -> tuple[Any, float]:
         network = MemoryNetwork(seed=1)
@@ -63,7 +65,9 @@ def outcome(
                 else:
                     await scripts[name](incoming)
 
-            await network.transport(name).serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+            await network.transport(name).serve(
+                lambda stream: serve_exchanges(stream, Meter(), lambda: len(payload), dispatch)
+            )
 
         for name in scripts:
             await attend(name)
@@ -72,7 +76,7 @@ def outcome(
         async def read(stage: int) -> list[Record]:
             return records
 
-        caller = network.transport("caller")
+        caller = network.transport("caller", Link(up=up))
         pool = Pool(caller, Meter(), silence=SILENCE)
         hop = Hop(pool, Neighbours(read, pool, random.Random(1), least_work, view), max_payload=0)
         request = pb.Run(first=STAGE, last=STAGE)
@@ -80,7 +84,7 @@ def outcome(
         began = loop.time()
         try:
             done, _ = await hop.call(
-                request, b"", order=lambda: (1,), hint=dict, hear=lambda changes: None, patience=patience
+                request, payload, order=lambda: (1,), hint=dict, hear=lambda changes: None, patience=patience
             )
             return done, loop.time() - began
         except FailedError as error:
@@ -128,6 +132,19 @@ def test_the_only_one_that_can_be_reached_is_found_beyond_those_that_a_caller_go
     done, seconds = outcome({"z": DONE}, absent=tuple(f"absent {number}" for number in range(30)), view=4)
     assert isinstance(done, pb.Done)
     assert seconds < 2 * PATIENCE
+
+
+def test_a_tensor_that_takes_long_is_sent_again_to_a_callee_whose_stream_ended() -> None:
+    """Two seconds, twice; the callee is not banned meanwhile."""
+
+    async def drop(incoming: Incoming) -> None:
+        await incoming.channel.send(pb.Accepted())
+        incoming.channel.close()
+
+    left = [drop, DONE]
+    done, seconds = outcome({"only": lambda incoming: left.pop(0)(incoming)}, payload=bytes(2 << 20), up=1 << 20)
+    assert isinstance(done, pb.Done)
+    assert 4.0 < seconds < 4.1
 
 
 def test_patience_begins_anew_with_every_answer() -> None:
