@@ -39,6 +39,12 @@ class Attempt:
     arrived: float | None = None
     """When the callee said first that it has the whole call."""
 
+    way_from: float | None = field(init=False)
+    """When the call was on its way; None while it waits for its turn behind others to the same peer."""
+
+    def __post_init__(self) -> None:
+        self.way_from = self.call.began
+
     @property
     def peer(self) -> str:
         return self.call.peer
@@ -68,14 +74,23 @@ class Attempt:
         async with self.pool.exchange(self.peer, fresh=limit is not None) as channel:
             if limit is not None:
                 limit.reschedule(None)
-            began = loop.time()
-            await channel.send(self.request, self.payload)
+            sent_from = loop.time()
+            if self.payload and self.arrived is None:
+                self.way_from = None
+
+            def begins() -> None:
+                nonlocal sent_from
+                sent_from = loop.time()
+                if self.arrived is None:
+                    self.way_from = sent_from
+
+            await channel.send(self.request, self.payload, begins=begins)
             while True:
                 reply, data = await channel.receive(self.max_payload)
                 if isinstance(reply, pb.Accepted | pb.Progress | pb.Busy | pb.Done) and reply.HasField("load"):
                     self.call.told(reply.load)
                 if isinstance(reply, pb.Accepted):
-                    self.call.accepted(loop.time() - began)
+                    self.call.accepted(loop.time() - sent_from)
                     if self.arrived is None:
                         self.arrived = loop.time()
                         self.clock = PhaseClock(self.arrived)
@@ -91,9 +106,13 @@ class Attempt:
                 else:
                     raise ProtocolError(f"{self.peer} answered a Run with {reply.DESCRIPTOR.name}")
 
+    def way(self) -> float:
+        """Seconds for its way there."""
+        return 0.0 if self.arrived is None or self.way_from is None else self.arrived - self.way_from
+
     def _taken(self, now: float) -> float:
         """Seconds for its way there and its callee's own phases."""
-        return self.clock.own(now) + (0.0 if self.arrived is None else self.arrived - self.call.began)
+        return self.clock.own(now) + self.way()
 
     def _follow(self, changes: Sequence[pb.PathEntry], now: float) -> None:
         for entry in changes:

@@ -71,18 +71,27 @@ class Channel:
     def peer(self) -> str:
         return self._stream.peer
 
-    async def send(self, body: Body, payload: bytes | memoryview = b"", *, category: str | None = None) -> None:
-        """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as.
+    async def send(
+        self,
+        body: Body,
+        payload: bytes | memoryview = b"",
+        *,
+        category: str | None = None,
+        begins: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Sends a message and its payload; `category` (a field of `Meter`) overrides what the bytes count as;
+        `begins` is told when it is the payload's turn.
 
-        Visits' tensors go to a peer one after the other. Sent at once they share a connection and come late, all of
-        them, and together; and so what follows from them begins together again, while other links are idle.
+        Calls go to a peer one after the other. Sent at once they share a connection and come late, all of them, and
+        together; and so what follows from them begins together again, while other links are idle.
         """
         if payload:
             body.payload = len(payload)  # type: ignore[union-attr]
         total = await self._send_one(body)
         view = memoryview(payload)
         if payload:
-            async with self._stream.contact.turn if isinstance(body, pb.Run | pb.Done) else nullcontext():
+            async with self._stream.contact.turn if isinstance(body, pb.Run) else nullcontext():
+                begins()
                 for offset in range(0, len(payload), CHUNK_BYTES):
                     total += await self._send_one(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
         self._meter.sent += total

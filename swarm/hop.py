@@ -190,7 +190,7 @@ class _Calling:
         (attempt,) = self.running
         left = self._times.limit_of(attempt.call.expected) - attempt.clock.own(now)
         if attempt.arrived is None:
-            left = min(left, self._arrivals.limit - (now - attempt.call.began))
+            left = min(left, self._arrivals.limit - (0.0 if attempt.way_from is None else now - attempt.way_from))
         return max(HEDGE_PAUSE_SECONDS, left, self._hedge_from - now)
 
     def _hedge(self) -> None:
@@ -211,7 +211,7 @@ class _Calling:
     def _hedged_at(self, attempt: Attempt, now: float) -> float:
         """From when on it is beyond its limit, if it goes on as it is."""
         if attempt.arrived is None:
-            return attempt.call.began + self._arrivals.limit
+            return math.inf if attempt.way_from is None else attempt.way_from + self._arrivals.limit
         return now + self._times.limit_of(attempt.call.expected) - attempt.clock.own(now)
 
     @property
@@ -277,7 +277,7 @@ class _Calling:
     def _note_done(self, attempt: Attempt, now: float) -> None:
         self.hop.budget = self.hop.budget.after_call()
         if attempt.arrived is not None:
-            self._arrivals.add(attempt.arrived - attempt.call.began)
+            self._arrivals.add(attempt.way())
         if attempt.clock.computed:
             self._times.add(attempt.clock.own(now))
         if attempt.is_hedge:

@@ -22,7 +22,7 @@ MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 @dataclass(slots=True, weakref_slot=True)
 class Contact:
     """What all streams with one peer have in common, as they share a connection. `heard`: when anything last came on
-    any of them, by the loop's clock; `turn`: held by who sends a visit's tensor."""
+    any of them, by the loop's clock; `turn`: held by who sends a call."""
 
     heard: float = -math.inf
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -178,9 +178,10 @@ def test_a_first_contact_may_take_longer_than_a_silence() -> None:
     assert first_contact(1.0, frozen=True) == ("silent", 4.0), "once it is reached the limit is the usual one"
 
 
-def arrivals(count: int, megabytes: int) -> list[tuple[float, str]]:
-    """When each of so many tensors that are sent to a peer at once has come there, over a link of 1 MB a second; and
-    when a question that was asked with them."""
+def arrivals(count: int, megabytes: int) -> tuple[list[float], list[tuple[float, str]]]:
+    """When it was the turn of each of so many calls that are made of a peer at once, over a link of 1 MB a second, and
+    when they have come there; and a question that was asked with them."""
+    turns: list[float] = []
     came: list[tuple[float, str]] = []
 
     async def main() -> None:
@@ -199,16 +200,18 @@ def arrivals(count: int, megabytes: int) -> list[tuple[float, str]]:
 
         async def ask(body: Body, payload: bytes) -> None:
             async with pool.exchange("callee") as channel:
-                await channel.send(body, payload)
+                await channel.send(body, payload, begins=lambda: turns.append(round(loop.time())))
                 await channel.receive(0)
 
         tensors = [ask(pb.Run(), bytes(size)) for _ in range(count)]
         await asyncio.gather(*tensors, ask(pb.Fetch(), b""))
 
     run(main(), limit=1000.0)
-    return came
+    return turns, came
 
 
-def test_tensors_to_a_peer_go_one_after_the_other() -> None:
+def test_calls_go_to_a_peer_one_after_the_other() -> None:
     """At once, all three would come after 18 seconds; what is small waits for no more than a frame of the others."""
-    assert arrivals(3, 6) == [(0, "Fetch"), (6, "Run"), (12, "Run"), (18, "Run")]
+    turns, came = arrivals(3, 6)
+    assert turns == [0, 6, 12]
+    assert came == [(0, "Fetch"), (6, "Run"), (12, "Run"), (18, "Run")]

@@ -147,6 +147,43 @@ def test_a_tensor_that_takes_long_is_sent_again_to_a_callee_whose_stream_ended()
     assert 4.0 < seconds < 4.1
 
 
+def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
+    """Twenty short calls, so that it is known how long one takes to come; then twenty at once, of a second each."""
+    asked = 0
+
+    async def main() -> None:
+        network = MemoryNetwork(seed=1)
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            nonlocal asked
+            if isinstance(body, pb.Watch):
+                await serve_watch(incoming, pb.Heartbeat)
+            asked += 1
+            await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
+            await incoming.channel.send(pb.Done())
+
+        async def read(stage: int) -> list[Record]:
+            return [Record("run", STAGE, name, (name,), 1, 1) for name in "ab"]
+
+        for name in "ab":
+            await network.transport(name).serve(
+                lambda stream: serve_exchanges(stream, Meter(), lambda: 1 << 20, dispatch)
+            )
+        pool = Pool(network.transport("caller", Link(up=1 << 20)), Meter(), silence=SILENCE)
+        hop = Hop(pool, Neighbours(read, pool, random.Random(1), least_work), max_payload=0)
+
+        async def call(size: int) -> None:
+            request = pb.Run(first=STAGE, last=STAGE)
+            await hop.call(request, bytes(size), order=lambda: (1,), hint=dict, hear=lambda changes: None)
+
+        for _ in range(20):
+            await call(1000)
+        await asyncio.gather(*(call(1 << 20) for _ in range(20)))
+
+    run(main(), limit=1000.0)
+    assert asked == 40
+
+
 def test_patience_begins_anew_with_every_answer() -> None:
     busy = 0
 
