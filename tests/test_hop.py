@@ -13,7 +13,7 @@ from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Body, Incoming, Meter, Pool, serve_exchanges, serve_watch
-from swarm_peer.swarm.hedging import UNMEASURED_SECONDS
+from swarm_peer.swarm.hedging import UNMEASURED_SECONDS, Budget
 from swarm_peer.swarm.hop import Hop
 from swarm_peer.swarm.least_work import least_work
 from swarm_peer.swarm.neighbours import Neighbours
@@ -149,16 +149,13 @@ def test_a_tensor_that_takes_long_is_sent_again_to_a_callee_whose_stream_ended()
 
 def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
     """Twenty short calls, so that it is known how long one takes to come; then twenty at once, of a second each."""
-    asked = 0
 
-    async def main() -> None:
+    async def main() -> Budget:
         network = MemoryNetwork(seed=1)
 
         async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
-            nonlocal asked
             if isinstance(body, pb.Watch):
                 await serve_watch(incoming, pb.Heartbeat)
-            asked += 1
             await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
             await incoming.channel.send(pb.Done())
 
@@ -179,9 +176,9 @@ def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
         for _ in range(20):
             await call(1000)
         await asyncio.gather(*(call(1 << 20) for _ in range(20)))
+        return hop.budget
 
-    run(main(), limit=1000.0)
-    assert asked == 40
+    assert run(main(), limit=1000.0) == Budget(), "none has begun"
 
 
 def test_patience_begins_anew_with_every_answer() -> None:
