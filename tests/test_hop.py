@@ -148,7 +148,7 @@ def test_a_tensor_that_takes_long_is_sent_again_to_a_callee_whose_stream_ended()
 
 
 def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
-    """Twenty short calls, so that it is known how long one takes to come; then twenty at once, of a second each."""
+    """Twenty, so that it is known how long one takes to come: a second; then twenty at once."""
 
     async def main() -> Budget:
         network = MemoryNetwork(seed=1)
@@ -174,7 +174,7 @@ def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
             await hop.call(request, bytes(size), order=lambda: (1,), hint=dict, hear=lambda changes: None)
 
         for _ in range(20):
-            await call(1000)
+            await call(1 << 20)
         await asyncio.gather(*(call(1 << 20) for _ in range(20)))
         return hop.budget
 
