@@ -31,6 +31,7 @@ from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
+from swarm_peer.swarm.p2p_stream import P2PStream
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
 from swarm_peer.swarm.transport import Contact, Stream
@@ -143,7 +144,7 @@ async def serve(listen: str, announce: str) -> None:
     async def one(stream: Stream) -> None:
         await serve_exchanges(stream, meter, lambda: MAX_PAYLOAD, answer)
 
-    async def carrier(stream: Stream) -> None:
+    async def carrier(stream: P2PStream) -> None:
         with contextlib.suppress(UnreachableError):
             kind = await stream.receive()
             if kind == b"many":
@@ -157,8 +158,8 @@ async def serve(listen: str, announce: str) -> None:
         await asyncio.Event().wait()
 
 
-def _with_its_own_turns(stream: Stream) -> Stream:
-    stream.contact = Contact()  # type: ignore[misc]
+def _with_its_own_turns(stream: P2PStream) -> P2PStream:
+    stream.contact = Contact()
     return stream
 
 
@@ -170,7 +171,7 @@ class Marked:
         self._kind = kind
         self.contacts = transport.contacts
 
-    async def open(self, peer: str, addresses: tuple[str, ...] = ()) -> Stream:
+    async def open(self, peer: str, addresses: tuple[str, ...] = ()) -> P2PStream:
         stream = await self._transport.open(peer, addresses)
         await stream.send(self._kind)
         return _with_its_own_turns(stream) if self._kind == b"at once" else stream
