@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ WORDS = ("the", "peer", "hosts", "a", "stage", "of", "model", "and")
 
 @dataclass
 class Peer:
-    """What was measured of one. Bytes; `forward` and `backward` in seconds, as its caller heard of them."""
+    """What was measured of one. Bytes; `forward` and `backward` in seconds, as it says itself."""
 
     stage: int
     served: int
@@ -166,23 +165,23 @@ def measure(
 def _follow(
     events: Iterator[dict[str, Any]], peers: list[Peer], processes: list["subprocess.Popen[str]"]
 ) -> dict[str, Any]:
-    """Reads the run's events to its end: the report. Keeps the quickest visit of each peer."""
-    entered: dict[tuple[int, int, int], list[tuple[str, float]]] = {}
+    """Reads the run's events to its end: the report. Keeps the least of each peer's smoothed times."""
+    stages: dict[int, int] = {}
     for event in events:
-        if event["event"] == "visited":
-            key = (event["stage"], event["step"], event["index"])
-            entered.setdefault(key, []).append((event["phase"], event["at"]))
+        if event["event"] == "joined":
+            stages[event["member"]] = event["stage"]
+        elif event["event"] == "pulse":
+            for said in event["members"]:
+                peer = peers[stages[said["member"]]]
+                for name in ("forward", "backward"):
+                    known = getattr(peer, name)
+                    setattr(peer, name, min(known or said[name], said[name] or known))
         elif event["event"] == "stepped":
             for peer, process in zip(peers, processes, strict=True):
                 peer.most = max(peer.most, memory_of(process.pid))
         elif event["event"] == "ended":
             report: dict[str, Any] = event["report"]
             break
-    for (stage, _, _), phases in entered.items():
-        for (phase, began), (_, ended) in pairwise(phases):
-            if phase in ("FORWARD", "BACKWARD"):
-                name, known = phase.lower(), getattr(peers[stage], phase.lower())
-                setattr(peers[stage], name, min(known or ended - began, ended - began))
     return report
 
 

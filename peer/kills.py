@@ -67,7 +67,7 @@ class KillPlan:
             self._rerouted[event["peer"]] = event["at"]
         elif event["event"] == "visited":
             self._phases[event["step"], event["stage"], event["index"]] = (event["peer"], event["phase"])
-            if event["phase"] == "FORWARD":
+            if event["phase"] not in ENDED_PHASES:
                 self._strike(event["stage"], event["step"])
 
     def _strike(self, stage: int, step: int) -> None:

@@ -5,8 +5,8 @@ that an exchange reuses a stream whose congestion window has grown. `serve_excha
 exchange after exchange on one incoming stream. Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
-which brings a heartbeat a second; a peer of which nothing comes for the limit, on whichever stream, has all its
-exchanges cut at once.
+which brings a heartbeat for each second in which nothing else does; a peer of which nothing comes for the limit, on
+whichever stream, has all its exchanges cut at once.
 
 Errors: `UnreachableError` (`SilentError` for a peer that is connected but silent), `WireError`; a stream on which
 anything went wrong is closed, never reused.
@@ -103,6 +103,7 @@ class Channel:
         """The bytes of its frame."""
         frame = pack(body)
         await self._stream.send(frame)
+        self._stream.contact.said = asyncio.get_running_loop().time()
         return len(frame)
 
     async def receive(self, max_payload: int) -> tuple[Body, bytes]:
@@ -141,6 +142,11 @@ class Channel:
         frame = await self._stream.receive()
         self._meter.received += len(frame)
         return unpack(frame, self.peer)
+
+    @property
+    def said(self) -> float:
+        """When anything was last sent to the peer, on this stream or another."""
+        return self._stream.contact.said
 
     @property
     def ended(self) -> bool:
@@ -349,10 +355,12 @@ def _set(event: asyncio.Event, ended: object) -> None:
 
 
 async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
-    """Sends a heartbeat a second, made anew each time, until the caller goes away."""
+    """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for a second; until it goes away."""
+    loop, channel = asyncio.get_running_loop(), incoming.channel
     while True:
-        await incoming.channel.send(beat())
-        await incoming.pause(HEARTBEAT_SECONDS)
+        await channel.send(beat())
+        while (left := channel.said + HEARTBEAT_SECONDS - loop.time()) > 0:
+            await incoming.pause(left)
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

@@ -22,9 +22,10 @@ MAX_FRAME_BYTES = (1 << 20) + (1 << 16)
 @dataclass(slots=True, weakref_slot=True)
 class Contact:
     """What all streams with one peer have in common, as they share a connection. `heard`: when anything last came on
-    any of them, by the loop's clock; `turn`: held by who sends a call."""
+    any of them, by the loop's clock, `said`: when anything was last sent; `turn`: held by who sends a call."""
 
     heard: float = -math.inf
+    said: float = -math.inf
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

@@ -4,9 +4,9 @@ A visit is one microbatch's work at one stage, known by (epoch, mode, step, inde
 outlives the stream that started it; a caller attaches to it, and a caller of higher order takes it from one of lower
 order. What it sent is kept until its step is closed. Knows no socket and no tensor.
 
-A caller is told at once what the visit itself does and who has it below, and within `RELAY_SECONDS` in which phase it
-is there: with every change of every stage passed on by all the stages above it, messages would grow with the square of
-the stages.
+A caller is told what the visit itself does, and who has it below; but not in which phase it is there, which the caller
+of that stage alone is to judge. With every change of every stage passed on by all the stages above it, most of what a
+long pipeline sends would be that.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from ..protos import swarm_pb2 as pb
 from .backend import Scalar
 
 RELAY_SECONDS = 0.25
+"""For how long the news that a visit waits below waits itself, for the news of who has it there."""
 
 Order = tuple[int, ...]
 
@@ -133,12 +134,13 @@ class Visit:
             (self.attachment.mention if phase == pb.BELOW else self.attachment.tell)([self.own])
 
     def hear(self, entries: Iterable[pb.PathEntry]) -> None:
-        """Takes in what the stages below report; entries that are not below this stage are ignored."""
+        """Takes in what the stages below report, and passes on who has it there; entries that are not below this stage
+        are ignored."""
         news = [entry for entry in entries if self.own.stage < entry.stage <= self.run.last]
-        has_moved = any(_holder(self.below.get(entry.stage)) != _holder(entry) for entry in news)
+        moved = [entry for entry in news if _holder(self.below.get(entry.stage)) != _holder(entry)]
         self.below.update((entry.stage, entry) for entry in news)
-        if self.attachment and news:
-            (self.attachment.tell if has_moved else self.attachment.mention)(news)
+        if self.attachment and moved:
+            self.attachment.tell(moved)
 
     def end(self, failure: FailedError | None = None) -> None:
         if not self.ended:

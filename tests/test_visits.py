@@ -39,16 +39,14 @@ def test_an_own_phase_is_told_at_once() -> None:
 
 def test_waiting_below_is_told_with_what_comes_soon() -> None:
     assert told(lambda visit: visit.enter(pb.BELOW)) == (RELAY_SECONDS, [(0, pb.BELOW)])
-    both = (lambda visit: visit.enter(pb.BELOW), lambda visit: visit.hear([entry(1, pb.FORWARD)]))
-    assert told(*both) == (RELAY_SECONDS, [(0, pb.BELOW), (1, pb.FORWARD)])
+    both = (lambda visit: visit.enter(pb.BELOW), lambda visit: visit.hear([entry(1, pb.QUEUED, member=8)]))
+    assert told(*both) == (0.0, [(0, pb.BELOW), (1, pb.QUEUED)])
 
 
-def test_of_a_stage_below_only_the_latest_phase_is_told_and_that_later() -> None:
-    phases = (pb.FORWARD, pb.BELOW, pb.BACKWARD)
-    assert told(*(lambda visit, phase=phase: visit.hear([entry(1, phase)]) for phase in phases)) == (
-        RELAY_SECONDS,
-        [(1, pb.BACKWARD)],
-    )
+@pytest.mark.parametrize("phase", [pb.FORWARD, pb.BELOW, pb.BACKWARD, pb.HELD])
+def test_another_phase_of_a_stage_below_is_not_told(phase: pb.Phase) -> None:
+    with pytest.raises(TimeoutError):
+        told(lambda visit: visit.hear([entry(1, phase)]))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -57,11 +55,8 @@ def test_another_holder_below_is_told_at_once(stage: int) -> None:
 
 
 def test_an_own_phase_takes_along_what_waits() -> None:
-    deeds: tuple[Did, ...] = (
-        lambda visit: visit.hear([entry(1, pb.BACKWARD)]),
-        lambda visit: visit.enter(pb.RETURNED),
-    )
-    assert told(*deeds) == (0.0, [(0, pb.RETURNED), (1, pb.BACKWARD)])
+    deeds: tuple[Did, ...] = (lambda visit: visit.enter(pb.BELOW), lambda visit: visit.enter(pb.RETURNED))
+    assert told(*deeds) == (0.0, [(0, pb.RETURNED)])
 
 
 def test_entries_of_the_own_stage_those_above_and_those_beyond_the_last_are_ignored() -> None:
