@@ -193,10 +193,13 @@ class VisitTable:
 
     def waiting_below(self) -> tuple[int, str]:
         """How many open visits wait for the stages below, and the peer that has most of them there, "" for nobody."""
-        waiting = [visit for visit in self.open_visits() if visit.own.phase == pb.BELOW]
-        entries = [visit.below[visit.own.stage + 1] for visit in waiting if visit.own.stage + 1 in visit.below]
-        peers = Counter(entry.peer for entry in entries)
-        return len(waiting), max(peers, key=lambda peer: (peers[peer], peer)) if peers else ""
+        peers: Counter[str] = Counter()
+        if self.phases[pb.BELOW]:
+            for visit in self.open_visits():
+                entry = visit.below.get(visit.own.stage + 1)
+                if entry is not None and visit.own.phase == pb.BELOW:
+                    peers[entry.peer] += 1
+        return self.phases[pb.BELOW], max(peers, key=lambda peer: (peers[peer], peer)) if peers else ""
 
     def has_room(self, step: int, oldest: int) -> bool:
         reserved = 1 if self.slots > 1 and step > oldest else 0
