@@ -16,7 +16,7 @@ from swarm_peer.errors import FailedError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.admission import Admission
 from swarm_peer.swarm.attempts import Answer, Attempt
-from swarm_peer.swarm.authority import Authority
+from swarm_peer.swarm.authority import Authority, to_term
 from swarm_peer.swarm.backend import State
 from swarm_peer.swarm.closing import Closing, Unit
 from swarm_peer.swarm.compute import ComputeQueue
@@ -36,9 +36,9 @@ from swarm_peer.swarm.trainer import Trainer
 from swarm_peer.swarm.versions import VersionStore
 from swarm_peer.swarm.visits import Order, Visit, VisitKey, VisitTable
 
+from tests.chaos import written
 from tests.chaos.schedules import Schedule, draw_schedule, draw_wrong_state
 from tests.chaos.virtual import VIRTUAL_SECONDS, Chaos
-from tests.chaos.written import LIMIT, away_before_the_trainer_was, more_come_than_there_were
 
 
 @dataclass(frozen=True)
@@ -235,16 +235,10 @@ async def wait_for_any(
 
 
 def admit_anyone(self: Authority, message: pb.Term, sender: str) -> Any:
-    term = _to_term(message)
+    term = to_term(message)
     if (term.number, term.trainer) > (self.highest.number, self.highest.trainer):
         self.highest = message
     return term
-
-
-def _to_term(message: pb.Term) -> Any:
-    from swarm_peer.swarm.authority import to_term
-
-    return to_term(message)
 
 
 def forget_commits(self: Crew, member: Member, held: pb.Held) -> None:
@@ -378,7 +372,7 @@ MUTANTS: dict[str, Mutant] = {
     "answer-from-the-result": Mutant(
         "'result kept' and 'gradient held' are two flags: a Run adds a gradient again that was taken back",
         ((StageHost, "_known", answer_from_the_result),),
-        limit=LIMIT,
+        limit=written.LIMIT,
     ),
     "answer-what-is-gone": Mutant(
         "a visit of which what is needed was evicted runs again", ((StageHost, "_attachable", answer_what_is_gone),)
@@ -402,7 +396,10 @@ MUTANTS: dict[str, Mutant] = {
         ((Membership, "_apply", forget_when_applied),),
     ),
     "close-at-first-applied": Mutant(
-        "a step is closed when every live replica has applied it", ((Closing, "_applied", applied_by_anyone),)
+        "a step is closed when every live replica has applied it",
+        ((Closing, "_applied", applied_by_anyone),),
+        draw=written.frozen_before_the_commit,
+        limit=written.LIMIT,
     ),
     "commit-once": Mutant(
         "a Commit is sent again until every live replica has applied it",
@@ -418,7 +415,7 @@ MUTANTS: dict[str, Mutant] = {
     "newest-snapshot": Mutant(
         "a snapshot goes back to the version that the oldest open step computes at",
         ((VersionStore, "oldest", VersionStore.latest),),
-        limit=LIMIT,
+        limit=written.LIMIT,
     ),
     "no-fencing": Mutant(
         "the highest term is followed, by peers and trainers, and the rest are fenced",
@@ -439,13 +436,13 @@ MUTANTS: dict[str, Mutant] = {
     "count-newcomers-at-once": Mutant(
         "before the next Commit, most of those of whom the last one needed a majority have applied it",
         ((Crew, "is_heard", yes),),
-        draw=more_come_than_there_were,
+        draw=written.more_come_than_there_were,
     ),
     "begin-with-anyone": Mutant(
         "a new trainer begins when a replica of every stage has answered",
         ((Crew, "is_complete", begin_with_anyone),),
-        draw=away_before_the_trainer_was,
-        limit=LIMIT,
+        draw=written.away_before_the_trainer_was,
+        limit=written.LIMIT,
     ),
     "no-bench": Mutant("one of two replicas that cannot reach each other sits out", ((Closing, "_apart", ignore),)),
     "wait-for-stragglers": Mutant(

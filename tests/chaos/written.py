@@ -91,6 +91,13 @@ def more_come_than_there_were(seed: int) -> Schedule:
     return Schedule(seed, staleness=1, replicas=1, standby=True, faults=faults, steps=7)
 
 
+def frozen_before_the_commit(seed: int) -> Schedule:
+    """A replica has reduced a step and is frozen until the others are at the next: when it thaws, a call that says that
+    the step is closed may be before it as soon as the Commit is."""
+    faults = (Fault("freeze", 0.0, 2.0, trigger=Trigger("reduced", 2, 3, 0)),)
+    return Schedule(seed, staleness=0, replicas=2, standby=False, faults=faults, latency=(0.02, 0.2))
+
+
 WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     away_while_the_run_went_back,
     standby_that_missed_an_epoch,
@@ -100,4 +107,5 @@ WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     resumed_by_another,
     away_before_the_trainer_was,
     more_come_than_there_were,
+    frozen_before_the_commit,
 )
