@@ -215,3 +215,38 @@ def test_calls_go_to_a_peer_one_after_the_other() -> None:
     turns, came = arrivals(3, 6)
     assert turns == [0, 6, 12]
     assert came == [(0, "Fetch"), (6, "Run"), (12, "Run"), (18, "Run")]
+
+
+def beats(every: float, seconds: float) -> list[float]:
+    """When heartbeats come from a callee that tells its caller something every so many seconds, to the end."""
+    came: list[float] = []
+
+    async def main() -> None:
+        network = MemoryNetwork(latency=(0.0, 0.0))
+        loop = asyncio.get_running_loop()
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            if isinstance(body, pb.Watch):
+                await serve_watch(incoming, pb.Heartbeat)
+            while loop.time() + every < seconds:
+                await incoming.pause(every)
+                await incoming.channel.send(pb.Progress())
+            await incoming.pause(seconds - loop.time())
+            await incoming.channel.send(pb.Done())
+
+        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
+        pool = Pool(network.transport("caller"), Meter(), silence=3.0)
+        pool.on_heartbeat = lambda peer, beat: came.append(round(loop.time(), 2))
+        async with pool.exchange("callee") as channel:
+            await channel.send(pb.Run())
+            while isinstance((await channel.receive(0))[0], pb.Progress):
+                pass
+
+    run(main(), limit=100.0)
+    return came
+
+
+def test_a_heartbeat_comes_for_each_second_in_which_nothing_else_does() -> None:
+    assert beats(every=10.0, seconds=4.5) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert beats(every=0.6, seconds=4.5) == [0.0]
+    assert beats(every=1.25, seconds=4.5) == [0.0, 1.0, 2.25, 3.5]
