@@ -232,7 +232,7 @@ class Driver:
             if (member.stage, member.peer) == (entry.stage, entry.peer):
                 self.ledger.credit(step, entry.stage, index, entry.member)
         now = asyncio.get_running_loop().time()
-        for fault in self.faults.done(step, index, now):
+        for fault in self.faults.done(step, index, self.ledger.missing(step, index), now):
             self.emit(events.Rerouted(fault.member, fault.peer, step, index, now))
         self.signal.notify()
 

@@ -1,5 +1,6 @@
 """Lost peers and how long it took to go on without them, as the trainer sees it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -26,9 +27,14 @@ class FaultLog:
     def add(self, fault: Fault) -> None:
         self.faults.append(fault)
 
-    def done(self, step: int, index: int, now: float) -> list[Fault]:
-        """Notes that a microbatch came back; the faults that this ends."""
-        ended = [fault for fault in self.faults if fault.rerouted_at is None and (step, index) in fault.affected]
+    def done(self, step: int, index: int, missing: Collection[int], now: float) -> list[Fault]:
+        """Notes that a microbatch came back, for which nobody is credited at the stages that are `missing`; the faults
+        that this ends."""
+        ended = [
+            fault
+            for fault in self.faults
+            if fault.rerouted_at is None and (step, index) in fault.affected and fault.stage not in missing
+        ]
         for fault in ended:
             fault.rerouted_at = now
         return ended
