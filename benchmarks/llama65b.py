@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.swarm import sizes
+from swarm_peer.swarm.events import MemberPulse
 from swarm_peer.swarm.export import model_config
 from swarm_peer.swarm.manifest import LlamaShape, parse_settings
 from swarm_peer.swarm.model.names import base_shapes, stage_base_shapes
@@ -171,11 +172,10 @@ def _follow(
         if event["event"] == "joined":
             stages[event["member"]] = event["stage"]
         elif event["event"] == "pulse":
-            for said in event["members"]:
-                peer = peers[stages[said["member"]]]
-                for name in ("forward", "backward"):
-                    known = getattr(peer, name)
-                    setattr(peer, name, min(known or said[name], said[name] or known))
+            for pulse in (MemberPulse(*fields) for fields in event["members"]):
+                peer = peers[stages[pulse.member]]
+                peer.forward = min(peer.forward or pulse.forward, pulse.forward or peer.forward)
+                peer.backward = min(peer.backward or pulse.backward, pulse.backward or peer.backward)
         elif event["event"] == "stepped":
             for peer, process in zip(peers, processes, strict=True):
                 peer.most = max(peer.most, memory_of(process.pid))
