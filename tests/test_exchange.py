@@ -178,6 +178,17 @@ def test_a_first_contact_may_take_longer_than_a_silence() -> None:
     assert first_contact(1.0, frozen=True) == ("silent", 4.0), "once it is reached the limit is the usual one"
 
 
+async def pool_with(answer: Callable[[Incoming, Body], Awaitable[None]], size: int, link: Link | None = None) -> Pool:
+    """A caller's pool, on `link`, in a network whose "callee" is watched and answers so; payloads of `size` at most."""
+    network = MemoryNetwork(latency=(0.0, 0.0))
+
+    async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+        await (serve_watch(incoming, pb.Heartbeat) if isinstance(body, pb.Watch) else answer(incoming, body))
+
+    await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: size, dispatch))
+    return Pool(network.transport("caller", link), Meter(), silence=3.0)
+
+
 def arrivals(count: int, megabytes: int) -> tuple[list[float], list[tuple[float, str]]]:
     """When it was the turn of each of so many calls that are made of a peer at once, over a link of 1 MB a second, and
     when they have come there; and a question that was asked with them."""
@@ -185,18 +196,13 @@ def arrivals(count: int, megabytes: int) -> tuple[list[float], list[tuple[float,
     came: list[tuple[float, str]] = []
 
     async def main() -> None:
-        network = MemoryNetwork(latency=(0.0, 0.0))
-        loop = asyncio.get_running_loop()
+        loop, size = asyncio.get_running_loop(), megabytes << 20
 
-        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
-            if isinstance(body, pb.Watch):
-                await serve_watch(incoming, pb.Heartbeat)
+        async def answer(incoming: Incoming, body: Body) -> None:
             came.append((round(loop.time()), body.DESCRIPTOR.name))
             await incoming.channel.send(pb.Fetched())
 
-        size = megabytes << 20
-        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: size, dispatch))
-        pool = Pool(network.transport("caller", Link(up=CHUNK_BYTES)), Meter())
+        pool = await pool_with(answer, size, Link(up=CHUNK_BYTES))
 
         async def ask(body: Body, payload: bytes) -> None:
             async with pool.exchange("callee") as channel:
@@ -222,20 +228,16 @@ def beats(every: float, seconds: float) -> list[float]:
     came: list[float] = []
 
     async def main() -> None:
-        network = MemoryNetwork(latency=(0.0, 0.0))
         loop = asyncio.get_running_loop()
 
-        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
-            if isinstance(body, pb.Watch):
-                await serve_watch(incoming, pb.Heartbeat)
+        async def answer(incoming: Incoming, body: Body) -> None:
             while loop.time() + every < seconds:
                 await incoming.pause(every)
                 await incoming.channel.send(pb.Progress())
             await incoming.pause(seconds - loop.time())
             await incoming.channel.send(pb.Done())
 
-        await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: 0, dispatch))
-        pool = Pool(network.transport("caller"), Meter(), silence=3.0)
+        pool = await pool_with(answer, size=0)
         pool.on_heartbeat = lambda peer, beat: came.append(round(loop.time(), 2))
         async with pool.exchange("callee") as channel:
             await channel.send(pb.Run())
