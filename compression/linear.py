@@ -207,7 +207,8 @@ class Nf4Linear(QuantizedLinear):
         start, end = first * self.in_features, last * self.in_features
         scales = self.decoded_scales(start // self.block, -(-end // self.block))
         codes, elements = self.codes[start // 2 : (end + 1) // 2], end - start
-        values = engine.values_of("nf4", codes, scales, elements, self.block, check=False)
+        threads = torch.get_num_threads()
+        values = engine.values_of("nf4", codes, scales, elements, self.block, threads=threads, check=False)
         return values.view(last - first, self.in_features)
 
     def decoded_scales(self, first: int = 0, last: int | None = None) -> Tensor:
@@ -225,7 +226,8 @@ class Nf4Linear(QuantizedLinear):
     def multiply(self, inputs: Tensor) -> Tensor:
         fits = self.block % engine.FUSED_STEP == 0 and self.in_features % self.block == 0
         if fits and len(inputs) <= engine.FUSED_ROWS and engine.has_fused(inputs.device):
-            return engine.nf4_matmul(inputs, self.codes, self.decoded_scales(), self.out_features, self.block)
+            scales, threads = self.decoded_scales(), torch.get_num_threads()
+            return engine.nf4_matmul(inputs, self.codes, scales, self.out_features, self.block, threads)
         return super().multiply(inputs)
 
 

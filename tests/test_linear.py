@@ -108,27 +108,31 @@ def test_a_new_layer_is_zero() -> None:
 
 
 @pytest.mark.skipif(engine.native() is None, reason="the native kernels were not built")
-def test_the_native_product_is_the_decoded_one_on_every_instruction_set() -> None:
+def test_the_native_product_is_the_decoded_one_and_the_same_on_every_instruction_set() -> None:
     native = engine.native()
     assert native is not None
-    layer, used = Nf4Linear.quantize(normal(100, 640), block=128), native.used()
+    layer, used = Nf4Linear.quantize(normal(101, 640), block=128), native.used()
+    scales = layer.decoded_scales()
     try:
-        for name in native.sets():
-            native.use(name)
-            for rows in range(1, engine.FUSED_ROWS + 1):
-                inputs = normal(rows, 640, seed=rows)
-                assert relative_error(layer.multiply(inputs), inputs @ layer.weight().T) < 1e-6
+        for rows in range(1, engine.FUSED_ROWS + 1):
+            inputs = normal(rows, 640, seed=rows)
+            products = []
+            for name in native.sets():
+                native.use(name)
+                products += [engine.nf4_matmul(inputs, layer.codes, scales, 101, 128, threads) for threads in (1, 2, 5)]
+            assert relative_error(products[0], inputs @ layer.weight().T) < 1e-6
+            assert all(torch.equal(product, products[0]) for product in products)
     finally:
         native.use(used)
-    memory = [engine._memory(tensor) for tensor in (inputs.view(-1), layer.codes, layer.decoded_scales())]
-    out = engine._memory(torch.empty(8 * 100))
-    native.nf4_matmul(*memory, out, 8, 640, 100, 128, 1)
+    memory = [engine._memory(tensor) for tensor in (inputs.view(-1), layer.codes, scales)]
+    out = engine._memory(torch.empty(8 * 101))
+    native.nf4_matmul(*memory, out, 8, 640, 101, 128, 1)
     for wrong in (
-        (9, 640, 100, 128, 1),
-        (8, 640, 100, 96, 1),
-        (8, 640, 100, 256, 1),
-        (8, 0, 100, 64, 1),
-        (7, 640, 100, 128, 1),
+        (9, 640, 101, 128, 1),
+        (8, 640, 101, 96, 1),
+        (8, 640, 101, 256, 1),
+        (8, 0, 101, 64, 1),
+        (7, 640, 101, 128, 1),
     ):
         with pytest.raises(ValueError, match="wanted"):
             native.nf4_matmul(*memory, out, *wrong)

@@ -336,32 +336,65 @@ static size_t nf4_encode(const float* x, uint8_t* codes, float* scales, const Pa
     return bad;
 }
 
-static void nf4_values(const uint8_t* in, float* to, size_t length, float scale) {
-    float scaled[NF4];
-    for (int i = 0; i < NF4; ++i) scaled[i] = nf4.levels[i] * scale;
-    size_t i = 0;
+// As many floats as a register of this set holds. Sixteen lanes are PARTS of them.
+typedef float Register __attribute__((vector_size(LANES == 512 ? 64 : LANES == 2 ? 32 : 16)));
+constexpr size_t SIXTEEN = 16, WIDTH = sizeof(Register) / sizeof(float), PARTS = SIXTEEN / WIDTH;
+
+static inline Register loaded(const float* from) {
+    Register values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+// The sixteen levels times a scale, and what sixteen codes stand for. A code is brought to the low bits of its lane, where
+// permutations look at nothing above the bits that they need.
+struct Nf4Table {
+    Register scaled[PARTS];
+
+    void set(float scale) {
+        for (size_t part = 0; part < PARTS; ++part) scaled[part] = loaded(nf4.levels + part * WIDTH) * scale;
+    }
+
+    inline void values(const uint8_t* in, Register* to) const {
 #if LANES == 512
-    const __m512 table = _mm512_loadu_ps(scaled);
-    for (; i + 16 <= length; i += 16) {
-        const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + i / 2)), low = _mm_set1_epi8(15);
-        const __m128i first = _mm_and_si128(_mm_srli_epi16(packed, 4), low), second = _mm_and_si128(packed, low);
-        const __m512i codes = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(first, second));
-        _mm512_storeu_ps(to + i, _mm512_permutexvar_ps(codes, table));
-    }
+        int32_t first, second;
+        std::memcpy(&first, in, 4);
+        std::memcpy(&second, in + 4, 4);
+        const __m512i shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+        const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xFF00, second);
+        to[0] = _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), scaled[0]);
 #elif LANES == 2
-    const __m256 lower = _mm256_loadu_ps(scaled), upper = _mm256_loadu_ps(scaled + 8);
-    for (; i + 8 <= length; i += 8) {
-        int32_t word;
-        std::memcpy(&word, in + i / 2, 4);
-        const __m128i packed = _mm_cvtsi32_si128(word), low = _mm_set1_epi8(15);
-        const __m128i first = _mm_and_si128(_mm_srli_epi16(packed, 4), low), second = _mm_and_si128(packed, low);
-        const __m256i codes = _mm256_cvtepu8_epi32(_mm_unpacklo_epi8(first, second));
-        const __m256 is_upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
-        _mm256_storeu_ps(to + i, _mm256_blendv_ps(
-            _mm256_permutevar8x32_ps(lower, codes), _mm256_permutevar8x32_ps(upper, codes), is_upper));
-    }
+        const __m256i shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+        for (size_t part = 0; part < PARTS; ++part) {
+            int32_t word;
+            std::memcpy(&word, in + part * WIDTH / 2, 4);
+            const __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
+            const __m256 is_upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
+            to[part] = _mm256_blendv_ps(
+                _mm256_permutevar8x32_ps(scaled[0], codes), _mm256_permutevar8x32_ps(scaled[1], codes), is_upper);
+        }
+#else
+        float levels[NF4], found[SIXTEEN];
+        std::memcpy(levels, scaled, sizeof levels);
+        for (size_t i = 0; i < SIXTEEN; i += 2) {
+            found[i] = levels[in[i / 2] >> 4];
+            found[i + 1] = levels[in[i / 2] & 15];
+        }
+        std::memcpy(to, found, sizeof found);
 #endif
-    for (; i < length; ++i) to[i] = scaled[in[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15];
+    }
+};
+
+static void nf4_values(const uint8_t* in, float* to, size_t length, float scale) {
+    Nf4Table table;
+    table.set(scale);
+    size_t i = 0;
+    for (; i + SIXTEEN <= length; i += SIXTEEN) {
+        Register values[PARTS];
+        table.values(in + i / 2, values);
+        std::memcpy(to + i, values, sizeof values);
+    }
+    for (; i < length; ++i) to[i] = nf4.levels[in[i / 2] >> (i % 2 == 0 ? 4 : 0) & 15] * scale;
 }
 
 static size_t nf4_decode(const uint8_t* codes, const float* scales, float* out, const Part& part) {
@@ -375,29 +408,51 @@ static size_t nf4_decode(const uint8_t* codes, const float* scales, float* out, 
     return bad;
 }
 
-// out[r, o] = sum over i of x[r, i] times weight[o, i], for outputs [first, last): every block of a weight row is decoded once
-// for all rows. In sixteen sums, which are added at the end.
-static void nf4_matmul(const float* x, const uint8_t* codes, const float* scales, float* out, const Matmul& size, size_t first,
-                       size_t last) {
-    constexpr size_t SUMS = 16, AT_ONCE = 64;
+// out[r, o] = sum over i of x[r, i] times weight[o, i], for OUTPUTS outputs from o on: every sixteen weights of an output are
+// decoded once for all rows. In sixteen sums, which are added at the end; of several outputs, since an addition takes some
+// cycles and the next one to the same sum waits for it.
+template <size_t ROWS, size_t OUTPUTS>
+static void nf4_outputs(const float* x, const uint8_t* codes, const float* scales, float* out, const Matmul& size, size_t o) {
     const size_t blocks = size.in / size.block;
-    for (size_t o = first; o < last; ++o) {
-        float sums[MATMUL_ROWS][SUMS] = {};
-        for (size_t at = 0; at < size.in; at += AT_ONCE) {
-            float weights[AT_ONCE];
-            const size_t index = o * size.in + at;
-            nf4_values(codes + index / 2, weights, AT_ONCE, scales[o * blocks + at / size.block]);
-            for (size_t row = 0; row < size.rows; ++row) {
-                const float* in = x + row * size.in + at;
-                float* sum = sums[row];
-                for (size_t i = 0; i < AT_ONCE; i += SUMS)
-                    for (size_t k = 0; k < SUMS; ++k) sum[k] += weights[i + k] * in[i + k];
+    Register sums[OUTPUTS][ROWS][PARTS] = {};
+    for (size_t block = 0; block < blocks; ++block) {
+        Nf4Table tables[OUTPUTS];
+        for (size_t k = 0; k < OUTPUTS; ++k) tables[k].set(scales[(o + k) * blocks + block]);
+        for (size_t i = block * size.block; i < (block + 1) * size.block; i += SIXTEEN) {
+            Register inputs[ROWS][PARTS];
+            for (size_t row = 0; row < ROWS; ++row)
+                for (size_t part = 0; part < PARTS; ++part) inputs[row][part] = loaded(x + row * size.in + i + part * WIDTH);
+            for (size_t k = 0; k < OUTPUTS; ++k) {
+                Register weights[PARTS];
+                tables[k].values(codes + ((o + k) * size.in + i) / 2, weights);
+                for (size_t row = 0; row < ROWS; ++row)
+                    for (size_t part = 0; part < PARTS; ++part) sums[k][row][part] += weights[part] * inputs[row][part];
             }
         }
-        for (size_t row = 0; row < size.rows; ++row) {
-            float total = 0.0f;
-            for (size_t k = 0; k < SUMS; ++k) total += sums[row][k];
-            out[row * size.out + o] = total;
-        }
     }
+    for (size_t k = 0; k < OUTPUTS; ++k)
+        for (size_t row = 0; row < ROWS; ++row) {
+            float total = 0.0f, lanes[SIXTEEN];
+            std::memcpy(lanes, sums[k][row], sizeof lanes);
+            for (float lane : lanes) total += lane;
+            out[row * size.out + o + k] = total;
+        }
+}
+
+template <size_t ROWS>
+static void nf4_rows(const float* x, const uint8_t* codes, const float* scales, float* out, const Matmul& size, size_t first,
+                     size_t last) {
+    // Their sums stay in registers.
+    constexpr size_t OUTPUTS = std::max<size_t>(1, std::min<size_t>(4, (LANES == 512 ? 16 : 4) / ROWS / PARTS));
+    size_t o = first;
+    for (; o + OUTPUTS <= last; o += OUTPUTS) nf4_outputs<ROWS, OUTPUTS>(x, codes, scales, out, size, o);
+    for (; o < last; ++o) nf4_outputs<ROWS, 1>(x, codes, scales, out, size, o);
+}
+
+static void nf4_matmul(const float* x, const uint8_t* codes, const float* scales, float* out, const Matmul& size, size_t first,
+                       size_t last) {
+    static constexpr auto BY_ROWS = {nf4_rows<1>, nf4_rows<2>, nf4_rows<3>, nf4_rows<4>,
+                                     nf4_rows<5>, nf4_rows<6>, nf4_rows<7>, nf4_rows<8>};
+    static_assert(BY_ROWS.size() == MATMUL_ROWS);
+    BY_ROWS.begin()[size.rows - 1](x, codes, scales, out, size, first, last);
 }
