@@ -15,7 +15,7 @@ from ..protos import swarm_pb2 as pb
 from ..swarm.backend import BackwardResult, Context, ForwardResult, Gradient, Scalar, StageInput, Update
 from ..swarm.driving import Microbatch
 from ..swarm.manifest import Manifest
-from ..swarm.messages import TAGS, Body, payload_length, unpack
+from ..swarm.messages import TAGS, Body, pack, payload_length, unpack
 from ..swarm.sizes import (
     TOKEN_BYTES,
     gradient_bytes,
@@ -205,6 +205,10 @@ class SizedSamples:
         return 0
 
 
+NO_CHUNK = pack(pb.Chunk())
+"""Of a tensor whose rest stays."""
+
+
 def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
     """For each direction of a stream, what tells of its frames how many bytes they stand for."""
     inner = traffic(manifest, range(1, 2)) if manifest.stages > 1 else traffic(manifest, range(1))
@@ -225,7 +229,7 @@ def weigher(manifest: Manifest) -> Callable[[], Callable[[bytes], int]]:
 
         def weigh(frame: bytes) -> int:
             nonlocal payload
-            if frame.startswith(TAGS["Chunk"]):
+            if frame.startswith(TAGS["Chunk"]) and frame != NO_CHUNK:
                 # What a visit has sent is fetched, too, as parts of a state are.
                 told = [size for begins, size in tensors.items() if frame.endswith(begins)]
                 return round((told[0] if told else payload) * WIRE)

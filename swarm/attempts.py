@@ -84,9 +84,8 @@ class Attempt:
                 if self.arrived is None:
                     self.way_from = sent_from
 
-            await channel.send(self.request, self.payload, begins=begins)
+            reply, data = await channel.ask(self.request, self.payload, self.max_payload, begins=begins)
             while True:
-                reply, data = await channel.receive(self.max_payload)
                 if isinstance(reply, pb.Accepted | pb.Progress | pb.Busy | pb.Done) and reply.HasField("load"):
                     self.call.told(reply.load)
                 if isinstance(reply, pb.Accepted):
@@ -105,6 +104,7 @@ class Attempt:
                     return reply, data
                 else:
                     raise ProtocolError(f"{self.peer} answered a Run with {reply.DESCRIPTOR.name}")
+                reply, data = await channel.receive(self.max_payload)
 
     def way(self) -> float:
         """Seconds for its way there."""

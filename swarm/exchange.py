@@ -2,7 +2,8 @@
 
 `Channel` sends and receives messages with their payloads, in chunks, bounded. `Pool` keeps idle streams per peer, so
 that an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers
-exchange after exchange on one incoming stream. Every byte is metered.
+exchange after exchange on one incoming stream. What is answered before its payload has come is not sent to its end.
+Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
 which brings a heartbeat for each second in which nothing else does; a peer of which nothing comes for the limit, on
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -66,6 +68,11 @@ class Channel:
         self.opened = asyncio.get_running_loop().time()
         self._stream = stream
         self._meter = meter
+        self._broken_off = False
+        """Whether the rest of a payload stays here, which an empty chunk is to say before anything else is sent."""
+
+        self._declined = False
+        """Whether a payload was answered before it had come, so that an empty chunk may end it."""
 
     @property
     def peer(self) -> str:
@@ -87,17 +94,46 @@ class Channel:
         """
         if payload:
             body.payload = len(payload)  # type: ignore[union-attr]
+        if self._broken_off:
+            self._broken_off = False
+            await self._send_one(pb.Chunk())
         total = await self._send_one(body)
         view = memoryview(payload)
-        if payload:
-            async with self._stream.contact.turn if isinstance(body, pb.Run) else nullcontext():
-                begins()
-                for offset in range(0, len(payload), CHUNK_BYTES):
-                    total += await self._send_one(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
-        self._meter.sent += total
-        category = category or _CATEGORY.get(type(body))
-        if category:
-            setattr(self._meter, category, getattr(self._meter, category) + total)
+        try:
+            if payload:
+                async with self._stream.contact.turn if isinstance(body, pb.Run) else nullcontext():
+                    begins()
+                    for offset in range(0, len(payload), CHUNK_BYTES):
+                        total += await self._send_one(pb.Chunk(data=bytes(view[offset : offset + CHUNK_BYTES])))
+        finally:
+            self._meter.sent += total
+            category = category or _CATEGORY.get(type(body))
+            if category:
+                setattr(self._meter, category, getattr(self._meter, category) + total)
+
+    async def ask(
+        self, body: Body, payload: bytes, max_payload: int, *, begins: Callable[[], None] = lambda: None
+    ) -> tuple[Body, bytes]:
+        """Sends a question and its payload; the first answer and that one's payload. If that comes before all of the
+        question has left, the rest stays."""
+        if not payload:
+            await self.send(body)
+            return await self.receive(max_payload)
+        sending = asyncio.ensure_future(self.send(body, payload, begins=begins))
+        answer = asyncio.ensure_future(self.receive(max_payload))
+        try:
+            await asyncio.wait((sending, answer), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+                return await answer
+            sending.cancel()
+            await asyncio.wait((sending,))
+            self._broken_off = True
+            return await answer
+        finally:
+            for task in (sending, answer):
+                task.cancel()
+                task.add_done_callback(_look_at)
 
     async def _send_one(self, body: Body) -> int:
         """The bytes of its frame."""
@@ -106,23 +142,45 @@ class Channel:
         self._stream.contact.said = asyncio.get_running_loop().time()
         return len(frame)
 
-    async def receive(self, max_payload: int) -> tuple[Body, bytes]:
-        """The next message and its payload. Raises `WireError` for a payload above `max_payload` bytes."""
-        body = await self._receive_one()
-        if isinstance(body, pb.Chunk):
-            raise ProtocolError(f"{self.peer} sent a chunk that belongs to no message")
-        length = payload_length(body)
-        if length > max_payload:
-            raise WireError(f"{self.peer} announces {length} bytes of payload; at most {max_payload} are accepted")
-        chunks: list[bytes] = []
+    async def receive(
+        self, max_payload: int, at_once: Callable[[Body, str], Body | None] = lambda body, sender: None
+    ) -> tuple[Body, bytes]:
+        """The next message and its payload. Raises `WireError` for a payload above `max_payload` bytes.
+
+        `at_once` may answer a message before its payload has come: then that is not wanted, and the next message is
+        waited for.
+        """
+        while True:
+            body = await self._receive_one()
+            if isinstance(body, pb.Chunk):
+                if self._declined and not body.data:  # it had sent all of it before it heard
+                    self._declined = False
+                    continue
+                raise ProtocolError(f"{self.peer} sent a chunk that belongs to no message")
+            self._declined = False
+            length = payload_length(body)
+            if length > max_payload:
+                raise WireError(f"{self.peer} announces {length} bytes of payload; at most {max_payload} are accepted")
+            answer = at_once(body, self.peer) if length else None
+            if answer is None:
+                return body, b"".join([data async for data in self._payload(length)])
+            await self.send(answer)
+            self._declined = True
+            async for _ in self._payload(length):
+                pass
+
+    async def _payload(self, length: int) -> AsyncIterator[bytes]:
+        """What comes of it; of one that was declined perhaps not all."""
         missing = length
         while missing:
             chunk = await self._receive_one()
+            if isinstance(chunk, pb.Chunk) and self._declined and not chunk.data:
+                self._declined = False
+                return
             if not isinstance(chunk, pb.Chunk) or not 0 < len(chunk.data) <= missing:
                 raise ProtocolError(f"{self.peer} sent a payload that does not add up to {length} bytes")
-            chunks.append(chunk.data)
             missing -= len(chunk.data)
-        return body, b"".join(chunks)
+            yield chunk.data
 
     async def receive_while_heard(self, silence: float) -> Body:
         """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
@@ -354,6 +412,12 @@ def _set(event: asyncio.Event, ended: object) -> None:
     event.set()
 
 
+def _look_at(ended: "asyncio.Future[Any]") -> None:
+    """Its error is of no interest."""
+    if not ended.cancelled():
+        ended.exception()
+
+
 async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
     """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for a second; until it goes away."""
     loop, channel = asyncio.get_running_loop(), incoming.channel
@@ -371,21 +435,33 @@ async def _given(body: Body) -> tuple[Body, bytes]:
 
 
 async def serve_exchanges(
-    stream: Stream, meter: Meter, max_payload: Callable[[], int], dispatch: Dispatch, first: Body | None = None
+    stream: Stream,
+    meter: Meter,
+    max_payload: Callable[[], int],
+    dispatch: Dispatch,
+    first: Body | None = None,
+    at_once: Callable[[Body, str], Body | None] = lambda body, sender: None,
 ) -> None:
     """Answers exchanges on one incoming stream until the other side closes it or breaks the protocol.
 
     `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is
-    asked anew for each. `first`: a question that has been read already.
+    asked anew for each. `first`: a question that has been read already. `at_once(message, sender)` may have the whole
+    answer to one whose payload is still to come.
     """
-    channel = Channel(stream, meter)
-    following = asyncio.ensure_future(_given(first) if first is not None else channel.receive(max_payload()))
+    channel, is_free = Channel(stream, meter), True
+
+    def answer(body: Body, sender: str) -> Body | None:
+        return at_once(body, sender) if is_free else None
+
+    following = asyncio.ensure_future(_given(first) if first is not None else channel.receive(max_payload(), answer))
     try:
         while True:
             try:
                 body, payload = await following
-                following = asyncio.ensure_future(channel.receive(max_payload()))
+                is_free = False
+                following = asyncio.ensure_future(channel.receive(max_payload(), answer))
                 await dispatch(Incoming(channel, following), body, payload)
+                is_free = True
             except WireError as error:
                 await channel.send(pb.Refused(reason=pb.MALFORMED, detail=str(error)))
                 return

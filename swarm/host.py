@@ -162,6 +162,21 @@ class StageHost:
 
     # ---- the door
 
+    def full(self, run: pb.Run, sender: str) -> pb.Busy | None:
+        """Busy, of a Run whose payload is still to come, if there is no room for the visit that it would begin."""
+        has_room = self.visits.has_room(run.step, max(self.authority.closed, run.closed))
+        if has_room or self.visits.get(key_of(run)) is not None:
+            return None
+        try:
+            self._check(run, sender)
+        except (RefusedError, WireError):
+            return None  # it is refused once all of it is here
+        self.busy += 1
+        return self._busy()
+
+    def _busy(self) -> pb.Busy:
+        return pb.Busy(retry_after_ms=self.workload.retry_after(), load=self.load())
+
     async def serve_run(self, incoming: Incoming, run: pb.Run, payload: bytes) -> None:
         """Answers one Run exchange: admits, attaches, reports progress, and tells how the visit ended."""
         try:
@@ -210,20 +225,8 @@ class StageHost:
 
     async def _admit(self, run: pb.Run, payload: bytes, sender: str) -> Visit | pb.Busy:
         """The visit that this Run is about: attached to, or begun. Raises `RefusedError`, `ProtocolError`."""
-        check_run(run, self.manifest.stages, self.manifest.microbatches, sender)
-        if run.run != self.authority.run_id:
-            raise self._refuse("WRONG_RUN", f"this peer serves run {self.authority.run_id[:12]}", sender)
-        if run.first != self.stage:
-            raise self._refuse("WRONG_STAGE", f"this peer serves stage {self.stage}, not {run.first}", sender)
-        if run.epoch != self.authority.epoch:
-            detail = f"this peer is in epoch {self.authority.epoch}, not {run.epoch}"
-            raise self._refuse("WRONG_EPOCH", detail, sender)
-        self.authority.admit(run.term, sender)
-        self.close(run.closed)
+        self._check(run, sender)
         key = key_of(run)
-        if run.mode == pb.TRAIN and run.step < self.authority.closed:
-            raise self._refuse("CLOSED", f"step {run.step} is closed", sender)
-        self._check_input(run, payload, sender)
         known = await self._attachable(key, run, payload)
         if known is not None:
             return known
@@ -235,7 +238,7 @@ class StageHost:
         if known is not None:
             return known
         if not self.visits.has_room(run.step, self.authority.closed):
-            return pb.Busy(retry_after_ms=self.workload.retry_after(), load=self.load())
+            return self._busy()
         own = pb.PathEntry(stage=self.stage, member=self.member, peer=self.peer_id, phase=pb.QUEUED)
         visit = Visit(key, own, run, payload, tuple(run.order))
         visit.below.update((entry.stage, entry) for entry in run.hint if self.stage < entry.stage <= run.last)
@@ -279,15 +282,28 @@ class StageHost:
             return None
         return None if visit.failure is not None else visit
 
-    def _check_input(self, run: pb.Run, payload: bytes, sender: str) -> None:
+    def _check(self, run: pb.Run, sender: str) -> None:
+        """Whether it is for this peer, of a trainer that leads, and fits; its payload may be still to come."""
+        check_run(run, self.manifest.stages, self.manifest.microbatches, sender)
+        if run.run != self.authority.run_id:
+            raise self._refuse("WRONG_RUN", f"this peer serves run {self.authority.run_id[:12]}", sender)
+        if run.first != self.stage:
+            raise self._refuse("WRONG_STAGE", f"this peer serves stage {self.stage}, not {run.first}", sender)
+        if run.epoch != self.authority.epoch:
+            detail = f"this peer is in epoch {self.authority.epoch}, not {run.epoch}"
+            raise self._refuse("WRONG_EPOCH", detail, sender)
+        self.authority.admit(run.term, sender)
+        self.close(run.closed)
+        if run.mode == pb.TRAIN and run.step < self.authority.closed:
+            raise self._refuse("CLOSED", f"step {run.step} is closed", sender)
         length = run.samples * self.manifest.settings.data.sequence_length * 4
         if run.samples > self.manifest.settings.train.microbatch:
             raise ProtocolError(f"{sender} sent {run.samples} samples for a microbatch")
         if run.last == self.manifest.stages - 1 and len(run.labels) != length:
             raise ProtocolError(f"{sender} sent {len(run.labels)} bytes of labels; {length} are due")
-        if self.stage == 0 and len(payload) != length:
-            raise ProtocolError(f"{sender} sent {len(payload)} bytes of token ids; {length} are due")
-        if self.stage > 0 and not payload and not run.input_holder:
+        if self.stage == 0 and run.payload != length:
+            raise ProtocolError(f"{sender} sent {run.payload} bytes of token ids; {length} are due")
+        if self.stage > 0 and not run.payload and not run.input_holder:
             raise ProtocolError(f"{sender} sent neither input nor the name of its holder")
 
     def _refuse(self, reason: str, detail: str, sender: str) -> RefusedError:

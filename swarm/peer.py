@@ -447,7 +447,10 @@ class Peer:
         return pb.Heartbeat() if self.host is None else pb.Heartbeat(load=self.host.load())
 
     async def _serve(self, stream: Stream) -> None:
-        await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch)
+        await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch, at_once=self._at_once)
+
+    def _at_once(self, body: Body, sender: str) -> Body | None:
+        return self.host.full(body, sender) if self.host is not None and isinstance(body, pb.Run) else None
 
     def _payload_limit(self) -> int:
         return FIRST_PAYLOAD_LIMIT if self.host is None else self.host.manifest.settings.limits.payload_bytes

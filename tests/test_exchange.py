@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
 from swarm_peer.errors import ProtocolError, SilentError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import Link, MemoryNetwork, MemoryStream
@@ -11,13 +12,14 @@ from swarm_peer.swarm.exchange import (
     CHUNK_BYTES,
     TIDY_SECONDS,
     Body,
+    Channel,
     Incoming,
     Meter,
     Pool,
     serve_exchanges,
     serve_watch,
 )
-from swarm_peer.swarm.messages import pack
+from swarm_peer.swarm.messages import pack, unpack
 
 Wait = Callable[[Incoming], Awaitable[None]]
 
@@ -252,3 +254,129 @@ def test_a_heartbeat_comes_for_each_second_in_which_nothing_else_does() -> None:
     assert beats(every=10.0, seconds=4.5) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert beats(every=0.6, seconds=4.5) == [0.0]
     assert beats(every=1.25, seconds=4.5) == [0.0, 1.0, 2.25, 3.5]
+
+
+def busy_once(payloads: list[int], link: Link | None) -> tuple[list[tuple[float, str]], int]:
+    """What is answered, and when, of calls with payloads of so many bytes, one after the other on one stream, to a
+    callee that says at once of the first that it is busy; and the bytes that were sent."""
+    told: list[tuple[float, str]] = []
+    meter = Meter()
+
+    async def main() -> None:
+        network, loop = MemoryNetwork(latency=(0.0, 0.0)), asyncio.get_running_loop()
+        asked = 0
+
+        def at_once(body: Body, sender: str) -> Body | None:
+            nonlocal asked
+            asked += 1
+            return pb.Busy() if asked == 1 else None
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            await incoming.channel.send(pb.Done(loss=pb.Scalar(real=len(payload))))
+
+        await network.transport("callee").serve(
+            lambda stream: serve_exchanges(stream, Meter(), lambda: 1 << 30, dispatch, at_once=at_once)
+        )
+        channel = Channel(await network.transport("caller", link).open("callee"), meter)
+        for size in payloads:
+            reply, _ = await channel.ask(pb.Run(), bytes(size), 0)
+            words = f"{reply.loss.real:.0f}" if isinstance(reply, pb.Done) else reply.DESCRIPTOR.name
+            told.append((round(loop.time(), 3), words))
+
+    run(main(), limit=100.0)
+    return told, meter.sent
+
+
+def test_a_call_that_is_answered_at_once_is_not_sent_to_its_end() -> None:
+    """Of nine seconds of a tensor one is spent, and its stream is as good as before."""
+    told, sent = busy_once([9 * CHUNK_BYTES, 2 * CHUNK_BYTES], Link(up=CHUNK_BYTES))
+    assert told == [(0.0, "Busy"), (3.0, str(2 * CHUNK_BYTES))]
+    assert sent < 3.01 * CHUNK_BYTES
+
+
+def test_an_answer_at_once_that_comes_when_all_has_left_is_as_good() -> None:
+    told, sent = busy_once([5, 7], None)
+    assert [words for _, words in told] == ["Busy", "7"]
+    assert sent > 12
+
+
+def test_whoever_waits_for_his_turn_hears_at_once_that_it_is_in_vain() -> None:
+    """Of two calls on a link of 1 MB a second the second may go elsewhere at once."""
+
+    async def main() -> tuple[float, float]:
+        network, loop = MemoryNetwork(latency=(0.0, 0.0)), asyncio.get_running_loop()
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            await (
+                serve_watch(incoming, pb.Heartbeat) if isinstance(body, pb.Watch) else incoming.channel.send(pb.Done())
+            )
+
+        await network.transport("callee").serve(
+            lambda stream: serve_exchanges(
+                stream,
+                Meter(),
+                lambda: 1 << 30,
+                dispatch,
+                at_once=lambda body, sender: pb.Busy() if body.step else None,
+            )
+        )
+        pool = Pool(network.transport("caller", Link(up=CHUNK_BYTES)), Meter())
+
+        async def ask(step: int) -> float:
+            async with pool.exchange("callee") as channel:
+                await channel.ask(pb.Run(step=step), bytes(5 * CHUNK_BYTES), 0)
+                return round(loop.time(), 1)
+
+        first, second = await asyncio.gather(ask(0), ask(1))
+        return first, second
+
+    assert run(main(), limit=100.0) == (5.0, 0.0)
+
+
+def answers_to(*frames: bytes) -> list[str]:
+    """What a callee that is busy at once says to these frames, which come one after the other."""
+
+    async def main() -> list[str]:
+        network = MemoryNetwork(latency=(0.0, 0.0))
+
+        async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
+            await incoming.channel.send(pb.Done())
+
+        await network.transport("callee").serve(
+            lambda stream: serve_exchanges(
+                stream, Meter(), lambda: 10, dispatch, at_once=lambda body, sender: pb.Busy()
+            )
+        )
+        stream = await network.transport("caller").open("callee")
+        for frame in frames:
+            await stream.send(frame)
+        told: list[str] = []
+        try:
+            async with asyncio.timeout(1.0):
+                while True:
+                    told.append(unpack(await stream.receive(), "callee").DESCRIPTOR.name)
+        except (TimeoutError, UnreachableError) as end:
+            return [*told, type(end).__name__]
+
+    return run(main(), limit=100.0)
+
+
+RUN, CHUNK, NO_CHUNK = pack(pb.Run(payload=8)), pack(pb.Chunk(data=b"1234")), pack(pb.Chunk())
+
+
+@pytest.mark.parametrize(
+    ("frames", "told"),
+    [
+        ([RUN, NO_CHUNK, RUN, CHUNK, NO_CHUNK, RUN], ["Busy", "Busy", "Busy", "TimeoutError"]),
+        ([RUN, CHUNK, CHUNK, RUN, CHUNK, CHUNK, NO_CHUNK, RUN], ["Busy", "Busy", "Busy", "TimeoutError"]),
+        ([RUN, NO_CHUNK, NO_CHUNK], ["Busy", "Refused", "UnreachableError"]),
+        ([RUN, CHUNK, CHUNK, CHUNK], ["Busy", "Refused", "UnreachableError"]),
+        ([RUN, CHUNK, RUN], ["Busy", "Refused", "UnreachableError"]),
+        ([NO_CHUNK], ["Refused", "UnreachableError"]),
+    ],
+    ids=["the rest stays", "all of it comes", "twice no more", "too much comes", "no end", "no question"],
+)
+def test_after_an_answer_at_once_the_payload_comes_or_an_empty_chunk_ends_it(
+    frames: list[bytes], told: list[str]
+) -> None:
+    assert answers_to(*frames) == told

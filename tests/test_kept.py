@@ -311,7 +311,7 @@ def test_a_run_is_exact_whatever_was_evicted(
     monkeypatch.setattr(KeptStore, "__init__", remember)
     monkeypatch.setattr(StageHost, "_attachable", count)
     faults = (kill_at("held", stage, step=1, nth=3), kill_at("held", stage, step=3, nth=3))
-    schedule = Schedule(1, staleness, 3, standby=False, faults=faults, visits=1, spilled=spilled, disk=disk)
+    schedule = Schedule(2, staleness, 3, standby=False, faults=faults, visits=1, spilled=spilled, disk=disk)
     chaos = Chaos(schedule)
     check_promises(chaos.simulate(), schedule)
     assert len(chaos.done) == 2

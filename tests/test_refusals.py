@@ -6,6 +6,7 @@ Whole swarms on virtual time, exact backend: every run here must also end bit-eq
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -247,17 +248,41 @@ def test_a_run_that_does_not_fit_is_refused(change: dict[str, Any], reason: int)
     clean_run(intrude)
 
 
+async def answer_to_the_first_frame(swarm: SimulatedSwarm, run_message: pb.Run) -> Any:
+    """What a peer of stage 0 says of a Run whose payload has not come, None if it waits for that."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.02):
+            return await ask(swarm, swarm.live_at(0)[0], pack(run_message))
+    return None
+
+
+def test_a_peer_without_a_slot_says_so_before_a_payload_has_come() -> None:
+    """But nobody that has no business here hears it."""
+
+    async def intrude(swarm: SimulatedSwarm) -> None:
+        answer = None
+        while answer is None:
+            answer = await answer_to_the_first_frame(swarm, good_run(swarm))
+            stranger = await answer_to_the_first_frame(swarm, good_run(swarm, epoch=1))
+            assert stranger is None
+        assert isinstance(answer, pb.Busy)
+        assert answer.retry_after_ms > 0
+        assert answer.HasField("load")
+
+    clean_run(intrude)
+
+
 def malformed(swarm: SimulatedSwarm) -> dict[str, Sequence[bytes]]:
-    huge = good_run(swarm, payload=1 << 40)
+    huge, elsewhere = good_run(swarm, payload=1 << 40), good_run(swarm, epoch=1)
     return {
         "random bytes": [random.Random(7).randbytes(100)],
         "nothing": [b""],
         "a kind that peers do not serve": [pack(pb.Commit())],
         "a chunk of nothing": [TOKENS],
         "a payload above the limit": [pack(huge)],
-        "an empty chunk": [pack(good_run(swarm)), pack(pb.Chunk())],
-        "a longer chunk than announced": [pack(good_run(swarm)), pack(pb.Chunk(data=bytes(1000)))],
-        "a message for a chunk": [pack(good_run(swarm)), pack(pb.Accepted())],
+        "an empty chunk": [pack(elsewhere), pack(pb.Chunk())],
+        "a longer chunk than announced": [pack(elsewhere), pack(pb.Chunk(data=bytes(1000)))],
+        "a message for a chunk": [pack(elsewhere), pack(pb.Accepted())],
         "a slice of another run": [pack(pb.Part(run="f" * 64))],
     }
 
