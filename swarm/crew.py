@@ -29,6 +29,13 @@ def crew_of(members: Iterable[Member]) -> frozenset[int]:
     return frozenset(name_in_crew(member.peer) for member in members)
 
 
+def renews(commit: pb.Commit, other: pb.Commit) -> bool:
+    """Whether a Commit took the place of another one of its step, as a reduction was made anew: who has applied the
+    other's keeps none of that one's."""
+    made, before = ([(one.stage, one.term, one.attempt) for one in each.choices] for each in (commit, other))
+    return sorted(made) > sorted(before)
+
+
 @dataclass
 class Crew:
     """`founders`: with whom the epoch began, empty before that is known; `last`: of the last Commit of this term, or of
@@ -62,8 +69,13 @@ class Crew:
             self.latest = max([*self._known(), *held.commits], key=lambda commit: commit.step, default=None)
 
     def commits(self) -> list[pb.Commit]:
-        """The Commits that members have told of."""
-        return [commit for _, held in self.reports for commit in held.commits]
+        """The Commits that members have told of; of each step the last one."""
+        last: dict[tuple[int, int], pb.Commit] = {}
+        for commit in [commit for _, held in self.reports for commit in held.commits]:
+            key = (commit.epoch, commit.step)
+            if key not in last or renews(commit, last[key]):
+                last[key] = commit
+        return list(last.values())
 
     def is_complete(self) -> bool:
         stages = range(self.manifest.stages)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..protos import swarm_pb2 as pb
 from .beginning import Beginning
 from .closing import Closing
-from .crew import Crew
+from .crew import Crew, renews
 from .history import History
 from .ledger import Ledger
 from .messages import from_scalar
@@ -45,25 +45,38 @@ class TakingOver:
             if commit.step not in self.steps:
                 step = self.steps[commit.step] = Step(commit.step, tokens=commit.tokens, committed=True)
                 self.closing.adopt(step, commit)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Those who lag are sent the last Commit of a step that anyone has told of."""
+        for commit in self.crew.commits():
+            sent = self.closing.commits.get(commit.step)
+            if sent is not None and commit.epoch == self.closing.epoch() and renews(commit, sent):
+                self.closing.commits[commit.step] = commit
 
     def credit_step(self, number: int) -> None:
         """Takes up what all reports say of a step that has been opened."""
+        self._adopt(number)
         for member, held in self.crew.reports:
             self._credit(member, held, number)
 
     def credit_member(self, member: Member) -> None:
         """Takes up what a member that takes part from now on has reported of the steps that are open."""
+        self._renew()
         for reporter, held in self.crew.reports:
             if reporter is member:
                 for number in list(self.steps):
                     if self.ledger.is_open(number) and not self.steps[number].committed:
+                        self._adopt(number)
                         self._credit(member, held, number)
+
+    def _adopt(self, number: int) -> None:
+        step = self.steps[number]
+        if not step.committed and step.commit is None:
+            step.commit = next((commit for commit in self.crew.commits() if commit.step == number), None)
 
     def _credit(self, member: Member, held: pb.Held, number: int) -> None:
         step = self.steps[number]
-        for commit in held.commits:
-            if commit.step == number and not step.committed and step.commit is None:
-                step.commit = commit
         if not member.live or not member.ready or not self.ledger.is_open(number):
             return
         last = member.stage == self.roster.stages - 1

@@ -9,7 +9,7 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.authority import Authority
 from swarm_peer.swarm.conditions import Signal
-from swarm_peer.swarm.crew import Crew, name_in_crew
+from swarm_peer.swarm.crew import Crew, name_in_crew, renews
 from swarm_peer.swarm.history import History
 from swarm_peer.swarm.messages import MAX_CREW, check_crew
 from swarm_peer.swarm.roster import Member, Roster
@@ -80,6 +80,26 @@ def test_a_new_trainer_knows_it_from_the_commit() -> None:
     assert not crew.is_heard()
     at(2, *members(crew)[:2])
     assert crew.is_heard()
+
+
+def reduced_by(step: int, *attempts: int, term: int = 1) -> pb.Commit:
+    """A Commit of what was reduced at these attempts, by stage."""
+    choices = [pb.Choice(stage=stage, term=term, attempt=attempt) for stage, attempt in enumerate(attempts)]
+    return pb.Commit(step=step, choices=choices)
+
+
+def test_of_a_step_of_which_something_was_reduced_anew_the_last_commit_counts() -> None:
+    """Whoever has told of it first: a replica that lags is given nothing by those who have applied the other."""
+    first, second, elsewhere = reduced_by(3, 1, 2, 1), reduced_by(3, 1, 3, 1), reduced_by(4, 1, 1, 1)
+    later = reduced_by(3, 1, 1, 1, term=2)
+    for told in ([first, second, elsewhere], [second, elsewhere, first]):
+        crew = crew_with("abc")
+        for member, commit in zip(members(crew), told, strict=True):
+            crew.heard(member, pb.Held(commits=[commit]))
+        assert sorted(crew.commits(), key=lambda commit: commit.step) == [second, elsewhere]
+    assert renews(later, second)
+    assert not renews(second, second)
+    assert not renews(first, second)
 
 
 def test_the_same_crew_again_waits_for_nobody() -> None:

@@ -13,6 +13,7 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.admission import Admission
 from swarm_peer.swarm.beginning import Beginning
 from swarm_peer.swarm.closing import Closing
+from swarm_peer.swarm.crew import Crew
 from swarm_peer.swarm.epochs import Lineage
 from swarm_peer.swarm.host import StageHost
 from swarm_peer.swarm.readiness import Readiness
@@ -20,6 +21,7 @@ from swarm_peer.swarm.recollection import Recollection
 from swarm_peer.swarm.reduction import Reducer
 from swarm_peer.swarm.roster import Member
 from swarm_peer.swarm.succession import Succession
+from swarm_peer.swarm.taking_over import TakingOver
 from swarm_peer.swarm.visits import Visit
 
 from tests.chaos import written
@@ -44,6 +46,10 @@ def enter_with_everything(self: StageHost, lineage: Lineage) -> None:
 
 def digest_by_replicas(self: Beginning, stage: int, version: int) -> bytes | None:
     return self.roster.digest_of(stage, version)
+
+
+def first_that_was_told(self: Crew) -> list[pb.Commit]:
+    return [commit for _, held in self.reports for commit in held.commits]
 
 
 def has_nobody(self: Closing, stage: int) -> bool:
@@ -113,6 +119,12 @@ ELASTIC_MUTANTS: dict[str, Mutant] = {
     "wait-for-what-is-gone": Mutant(
         "a stage whose replicas are behind, and cannot be brought up to date, is lost",
         ((Closing, "is_lost", has_nobody),),
+        draw=draw_elastic,
+        limit=ELASTIC_SECONDS,
+    ),
+    "first-commit-told": Mutant(
+        "of a step of which a reduction was made anew the last Commit counts",
+        ((Crew, "commits", first_that_was_told), (TakingOver, "_renew", ignore)),
         draw=draw_elastic,
         limit=ELASTIC_SECONDS,
     ),
