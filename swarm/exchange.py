@@ -123,12 +123,12 @@ class Channel:
         answer = asyncio.ensure_future(self.receive(max_payload))
         try:
             await asyncio.wait((sending, answer), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
+            if not answer.done():
                 await sending
-                return await answer
-            sending.cancel()
-            await asyncio.wait((sending,))
-            self._broken_off = True
+            elif not sending.done():
+                sending.cancel()
+                await asyncio.wait((sending,))
+                self._broken_off = True
             return await answer
         finally:
             for task in (sending, answer):
@@ -286,7 +286,7 @@ class Pool:
             channel.close()
             raise
         age = asyncio.get_running_loop().time() - channel.opened
-        if len(link.idle) < self.idle and not (channel.relayed and age > RELAYED_SECONDS):
+        if len(link.idle) < self.idle and not channel.ended and not (channel.relayed and age > RELAYED_SECONDS):
             link.idle.append(channel)
         else:
             channel.close()
