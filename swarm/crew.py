@@ -30,8 +30,8 @@ def crew_of(members: Iterable[Member]) -> frozenset[int]:
 
 
 def renews(commit: pb.Commit, other: pb.Commit) -> bool:
-    """Whether a Commit took the place of another one of its step, as a reduction was made anew: who has applied the
-    other's keeps none of that one's."""
+    """Whether a Commit takes the place of another one of its step, as a reduction that the other names was lost and
+    made anew: nobody has that any more."""
     made, before = ([(one.stage, one.term, one.attempt) for one in each.choices] for each in (commit, other))
     return sorted(made) > sorted(before)
 
