@@ -122,6 +122,7 @@ def test_the_native_product_is_the_decoded_one_and_the_same_on_every_instruction
                 products += [engine.nf4_matmul(inputs, layer.codes, scales, 101, 128, threads) for threads in (1, 2, 5)]
             assert relative_error(products[0], inputs @ layer.weight().T) < 1e-6
             assert all(torch.equal(product, products[0]) for product in products)
+            assert torch.equal(layer.multiply(inputs), products[0])
     finally:
         native.use(used)
     memory = [engine._memory(tensor) for tensor in (inputs.view(-1), layer.codes, scales)]
