@@ -12,12 +12,13 @@ from ..errors import DataError, ManifestError, ModelError
 from .chat_template import ChatTemplate, load_chat_template
 from .data import Corpus, CorpusSamples, TokenSource, file_digest
 from .instructions import read_conversations
-from .manifest import DataSettings, Manifest, Settings, Weights, freeze
+from .manifest import DataSettings, LlamaShape, Manifest, Settings, Weights, freeze
 from .model.checkpoint import Checkpoint, Progress
 from .model.config import TINY
 from .model.files import Files
 from .model.opening import TOKENIZER, open_checkpoint, open_files, tokenizer_folder
 from .model.precision import resolve_compute_dtype
+from .sizes import boundary_bytes
 from .sources import text_path
 from .tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
@@ -60,6 +61,7 @@ def _freeze(
     if settings.model.compute_dtype == "auto":
         model = settings.model.model_copy(update={"compute_dtype": resolve_compute_dtype()})
         settings = settings.model_copy(update={"model": model})
+    _check_payload(settings, shape)
     chat = _chat(settings.data, folder)
     texts = [text_path(name) for name in settings.data.texts]
     heldout = [text_path(name) for name in settings.data.heldout]
@@ -79,6 +81,17 @@ def _freeze(
         nonce=nonce,
     )
     return _prepared(manifest, files, texts, heldout, tokenizer, chat)
+
+
+def _check_payload(settings: Settings, shape: LlamaShape) -> None:
+    samples, length, codecs = settings.train.microbatch, settings.data.sequence_length, settings.codecs
+    for codec in (codecs.activations, codecs.gradients, settings.model.compute_dtype):
+        size, limit = boundary_bytes(shape, samples, length, codec, codecs.block), settings.limits.payload_bytes
+        if size > limit and settings.model.stages > 1:
+            raise ManifestError(
+                f"a microbatch of {samples} x {length} tokens is {size:,} bytes between two stages, in {codec}; "
+                f"limits.payload_bytes is {limit:,}: take a smaller train.microbatch, or raise the limit"
+            )
 
 
 def _prepared(

@@ -78,7 +78,10 @@ class TorchBackend:
         self._is_first, self._is_last = stage == 0, stage == manifest.stages - 1
         self._dtype = DTYPES[settings.model.compute_dtype]
         self._lora_scale = settings.train.lora_alpha / settings.train.lora_rank
-        self._activations = CodecSpec.parse(settings.codecs.activations, settings.codecs.block)
+        self._activations = {
+            train: CodecSpec.parse(text, settings.codecs.block)
+            for train, text in ((True, settings.codecs.activations), (False, settings.model.compute_dtype))
+        }
         self._gradients = CodecSpec.parse(settings.codecs.gradients, settings.codecs.block)
         self._reduce = CodecSpec.parse(settings.codecs.reduce, settings.codecs.block)
         self._watch = Stopwatch()
@@ -138,7 +141,7 @@ class TorchBackend:
 
     def _forward(self, state: StageState, visit: StageInput, train: bool) -> ForwardResult:
         trainables = {name: tensor.detach().requires_grad_(train) for name, tensor in state.parameters.items()}
-        inputs = self._inputs(visit)
+        inputs = self._inputs(visit, self._activations[train])
         if not self._is_first:
             inputs.requires_grad_(train)
         with torch.set_grad_enabled(train):
@@ -156,7 +159,7 @@ class TorchBackend:
             )
         context = StageContext(trainables, None if self._is_first else inputs, root) if train else None
         if not self._is_last:
-            return ForwardResult(self._encode(root.detach().float(), self._activations), None, context)
+            return ForwardResult(self._encode(root.detach().float(), self._activations[train]), None, context)
         loss = float(root.detach())
         if not math.isfinite(loss):
             raise NonFiniteError(f"stage {self._stage}: the loss of microbatch ({visit.step}, {visit.index}) is {loss}")
@@ -241,12 +244,12 @@ class TorchBackend:
     def load(self, data: bytes | bytearray) -> StageState:
         return state_from_bytes(data, self._shapes, self._device, self._form)
 
-    def _inputs(self, visit: StageInput) -> Tensor:
+    def _inputs(self, visit: StageInput, spec: CodecSpec) -> Tensor:
         samples, length = visit.samples, self._manifest.settings.data.sequence_length
         if self._is_first:
             return self._ids(tokens_from_bytes, visit.data, samples)
         shape = (samples, length, self._manifest.shape.hidden_size)
-        return self._received(visit.data, self._activations, shape)
+        return self._received(visit.data, spec, shape)
 
     def _received(self, data: bytes, spec: CodecSpec, shape: tuple[int, ...]) -> Tensor:
         """What a neighbour sent; whatever is wrong with it is the neighbour's, not this stage's."""

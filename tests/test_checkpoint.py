@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from swarm_peer.errors import ModelError, StoppedError
+from swarm_peer.errors import ManifestError, ModelError, StoppedError
 from swarm_peer.peer.hosting import Hosting
 from swarm_peer.swarm.freezing import prepare, take_up
-from swarm_peer.swarm.manifest import DataSettings, ModelSettings, Settings, Weights
+from swarm_peer.swarm.manifest import DataSettings, LimitSettings, ModelSettings, Settings, Weights
 from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.files import FolderFiles
 from swarm_peer.swarm.model.names import stage_pieces
@@ -206,3 +206,7 @@ def test_an_organizer_freezes_and_takes_up_a_remote_model(
     assert prepared.manifest.tokenizer_sha256 is not None
     assert take_up(prepared.manifest).samples().microbatch(0, 0) == prepared.samples().microbatch(0, 0)
     assert [path.name for path in (tmp_path / "home" / "tokenizers").glob("*/*")] == ["tokenizer.json"]
+    for allowed, codec in ((100, "int8"), (3000, "fp32")):
+        few = settings.model_copy(update={"limits": LimitSettings(payload_bytes=allowed)})
+        with pytest.raises(ManifestError, match=rf"between two stages, in {codec}; limits.payload_bytes is {allowed:,}:"):
+            prepare(few, organizer="0" * 64, nonce="0" * 32)

@@ -77,9 +77,9 @@ def loss_elsewhere(manifest: Manifest, heldout: Corpus, folder: Path, base: str,
     return float(done.stdout)
 
 
-@pytest.mark.parametrize("base", ["nf4", "int8"])
-def test_an_adapter_gives_the_swarms_loss_in_peft(base: str, model: Path, tmp_path: Path) -> None:
-    manifest = tiny_manifest(base=base, steps=5, seed=SEED)
+@pytest.mark.parametrize(("base", "activations"), [("nf4", "int8"), ("int8", "int4")])
+def test_an_adapter_gives_the_swarms_loss_in_peft(base: str, activations: str, model: Path, tmp_path: Path) -> None:
+    manifest = tiny_manifest(base=base, steps=5, seed=SEED, activations=activations, gradients="dynamic8")
     export = Export(tmp_path / "adapter")
     report = trained(manifest, export)
     export.write(manifest)
@@ -109,7 +109,8 @@ def test_a_model_that_was_trained_whole_is_written_whole(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["nf4", "int8"])
 def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
-    """SmolLM2-135M on 3 x 2 processes, one of which is killed; the adapter in peft, which has no wire codecs."""
+    """SmolLM2-135M on 3 x 2 processes with the usual wire codecs, one of which is killed; the adapter in peft, which
+    has none."""
     adapter, path = tmp_path / "adapter", tmp_path / "report.json"
     with home() as made:
         del made.environment["SWARM_PEER_HOME"]
@@ -118,8 +119,6 @@ def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
             "4",
             "--base",
             base,
-            "--codec",
-            "fp32",
             "--kill",
             "1@1",
             "--export",
@@ -139,7 +138,7 @@ def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
     data = manifest.settings.data.model_copy(update={"sequence_length": 128, "heldout_tokens": 2048})
     manifest = manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"data": data})})
     loss = loss_elsewhere(manifest, heldout, folder, base, adapter)
-    assert loss == pytest.approx(report["heldout"]["after"], rel=1e-3)
+    assert loss == pytest.approx(report["heldout"]["after"], abs=1e-3)
 
 
 # ---- from a run that goes on

@@ -184,6 +184,18 @@ def test_evaluation_keeps_no_context_and_gives_the_same_numbers() -> None:
     assert stage.backward(state, trained.context, None).input_gradient is None
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_evaluation_is_that_of_the_whole_model_whatever_activations_travel_in(dtype: str) -> None:
+    def loss_of(stages: int) -> float | None:
+        run, data, loss = manifest(stages=stages, codecs=CodecSettings(activations="int4"), dtype=dtype), ids(0), None
+        for stage in [backend(run, stage) for stage in range(stages)]:
+            result = stage.forward(stage.initial_state(), visit(0, data, ids(100)), train=False)
+            data, loss = result.output or b"", result.loss
+        return loss
+
+    assert loss_of(3) == loss_of(1)
+
+
 def test_a_lora_update_lowers_the_loss() -> None:
     run = manifest("lora", stages=1)
     stage, scalars = backend(run, 0), RealArithmetic(run)
