@@ -113,7 +113,7 @@ class Trainer:
             manifest, self.steps, self.known, lambda step: self.emit(facts.recalled(step)), self.epochs
         )
         self.heldout = self.history.heldout
-        self._most_in_flight = Window(self.roster, manifest.settings.pipeline.slots)
+        self._most_in_flight = Window(self.roster, manifest.settings.pipeline.slots, self.signal.notify)
         self.crew = Crew(manifest, self.roster, self.history, resuming=self.resuming, last=self.last_crew)
         self._drives: dict[tuple[int, int], asyncio.Task[None]] = {}
         policy = POLICIES[manifest.settings.pipeline.routing]

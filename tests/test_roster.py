@@ -2,7 +2,9 @@
 
 import asyncio
 
+import pytest
 from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.conditions import Signal
 from swarm_peer.swarm.roster import Member, Roster
 from swarm_peer.swarm.window import MOST_SECONDS, Window
 
@@ -53,7 +55,7 @@ def test_what_may_be_in_flight_is_found_anew_each_time_where_few_take_part() -> 
         roster = Roster("run", stages=1)
         for _ in range(members):
             member(roster, version=0, ready=True, stage=0)
-        window = Window(roster, slots=10)
+        window = Window(roster, slots=10, ask_again=lambda: None)
         before = window.size()
         roster.live(0)[0].slots = 5
         sizes = [window.size()]
@@ -62,3 +64,21 @@ def test_what_may_be_in_flight_is_found_anew_each_time_where_few_take_part() -> 
 
     assert run(main(50)) == ([int(0.8 * 495)] * 2, int(0.8 * 500))
     assert run(main(300)) == ([int(0.8 * 3000), int(0.8 * 2995)], int(0.8 * 3000)), "of many it holds for a while"
+
+
+def test_who_asks_for_the_window_of_many_is_woken_when_it_may_have_grown() -> None:
+    async def main() -> list[float]:
+        loop, signal, roster = asyncio.get_running_loop(), Signal(), Roster("run", stages=1)
+        for _ in range(300):
+            member(roster, version=0, ready=False, stage=0)
+        window = Window(roster, slots=10, ask_again=signal.notify)
+        assert window.size() == 8, "nobody is ready: as if there were one"
+        for one in roster.live(0):
+            one.ready = True
+        signal.notify()
+        await signal.wait_for(lambda: window.size() > 8)
+        asked = window.size()
+        await asyncio.sleep(10)
+        return [loop.time(), asked]
+
+    assert run(main()) == [pytest.approx(10.3), 2400]
