@@ -40,7 +40,7 @@ from ..swarm.torch_backend import TorchBackend, is_out_of_memory
 from ..swarm.work import pace
 from .probe import link_of, measured_flops, standing
 
-LINK_SECONDS = 20.0
+LINK_SECONDS = 30.0
 
 
 @dataclass
@@ -176,15 +176,15 @@ class Hosting:
         """The link to peers of the run, and how it is known."""
         if self.said.bandwidth:
             return known, "as you say"
-        found = Measured((), ())
+        found = Measured()
         if self._measured is not None:
             with suppress(SwarmError, concurrent.futures.TimeoutError):
                 found = self._measured(manifest)
+        link = link_of(found.up, found.down, found.round_trips, known)
         if not found.down:
-            return known, "assumed: tell yours with --bandwidth"
-        link = link_of((), found.down, found.round_trips, known)
-        trip = f"{1000 * link.round_trip:.0f} ms there and back"
-        return link, f"down measured with {len(found.down)} peers, {trip}; up assumed: tell yours with --bandwidth"
+            return link, "assumed: tell yours with --bandwidth"
+        told = f"measured with {len(found.down)} peers, {1000 * link.round_trip:.0f} ms there and back"
+        return link, told if found.up else f"{told}; up assumed: tell yours with --bandwidth"
 
 
 def span_like(stages: list[int], count: int) -> range:

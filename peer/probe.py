@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..compression.linear import quantized
 from ..swarm.initial import base_tensor
+from ..swarm.link import Sample
 from ..swarm.machine import Device, Link, Machine, Overrides, Ticks, overridden
 from ..swarm.manifest import LlamaShape
 from ..swarm.model.block import Parameters, block, linear, rotary_tables
@@ -269,10 +270,6 @@ def _both_ways(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Callable[[], 
 
 
 # ---- the link
-
-
-Sample = tuple[int, float]
-"""Bytes that were moved, and the seconds that it took."""
 
 
 def link_of(up: Sequence[Sample], down: Sequence[Sample], round_trips: Sequence[float], otherwise: Link) -> Link:

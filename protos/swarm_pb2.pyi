@@ -312,7 +312,7 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Fetch(_message.Message):
-    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part", "version", "newest")
+    __slots__ = ("run", "kind", "epoch", "step", "stage", "index", "term", "attempt", "group", "part", "version", "newest", "payload")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OUTPUT: _ClassVar[Fetch.Kind]
@@ -339,6 +339,7 @@ class Fetch(_message.Message):
     PART_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEWEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     run: str
     kind: Fetch.Kind
     epoch: int
@@ -351,7 +352,8 @@ class Fetch(_message.Message):
     part: int
     version: int
     newest: bool
-    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ...) -> None: ...
+    payload: int
+    def __init__(self, run: _Optional[str] = ..., kind: _Optional[_Union[Fetch.Kind, str]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[int] = ..., index: _Optional[int] = ..., term: _Optional[int] = ..., attempt: _Optional[int] = ..., group: _Optional[str] = ..., part: _Optional[int] = ..., version: _Optional[int] = ..., newest: bool = ..., payload: _Optional[int] = ...) -> None: ...
 
 class Fetched(_message.Message):
     __slots__ = ("payload", "version", "parts", "size", "digests", "epoch")

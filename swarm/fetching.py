@@ -10,14 +10,14 @@ FETCH_SECONDS = 60.0
 
 
 async def fetch(
-    pool: Pool, peer: str, question: pb.Fetch, max_payload: int, seconds: float = FETCH_SECONDS
+    pool: Pool, peer: str, question: pb.Fetch, max_payload: int, seconds: float = FETCH_SECONDS, payload: bytes = b""
 ) -> tuple[pb.Fetched, bytes]:
-    """The answer and its payload, which may take so many `seconds`."""
+    """The answer and its payload, which may take so many `seconds`. `payload`: of the question."""
     reply: object = None
     data = b""
     try:
         async with asyncio.timeout(seconds), pool.exchange(peer) as channel:
-            await channel.send(question)
+            await channel.send(question, payload)
             reply, data = await channel.receive(max_payload)
             if not isinstance(reply, pb.Fetched | pb.Refused):
                 raise ProtocolError(f"{peer} answered a Fetch with {type(reply).__name__}")

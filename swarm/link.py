@@ -1,12 +1,17 @@
-"""The link between this machine and peers of the run, measured: how long a question takes there and back, and how fast
-bytes come. What goes up is not measured: a peer that would take it in would be anybody's sink.
+"""The link between this machine and peers of the run, measured: how long a question takes there and back, how fast
+bytes come, and how fast they go.
+
+Each direction by transfers that grow until one takes long enough: a connection's window grows from nothing, and what is
+over before it has grown says how far away the peer is. What goes up is thrown away where it arrives; a peer takes no
+more of that than of a tensor that it refuses.
 
 Errors: none; who does not answer is passed over.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -14,20 +19,27 @@ from .directory import Directory
 from .exchange import Incoming, Pool
 from .fetching import fetch
 from .manifest import Manifest
+from .messages import Body
 
-PROBE_BYTES = 4 << 20
+FIRST_BYTES, GROWTH = 256 << 10, 4
+MOST_BYTES = 4 << 20
+LONG_ENOUGH_SECONDS = 0.5
 MAX_PROBE_BYTES = 8 << 20
 PEERS = 3
-SECONDS = 5.0
+SECONDS = 8.0
 """A peer that takes longer is not waited for."""
+
+Sample = tuple[int, float]
+"""Bytes that were moved, and the seconds that it took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`round_trips` in seconds; `down`: (bytes, seconds) of transfers."""
+    """`round_trips` in seconds; a transfer's time is without the round trip."""
 
-    round_trips: Sequence[float]
-    down: Sequence[tuple[int, float]]
+    round_trips: list[float] = field(default_factory=list)
+    up: list[Sample] = field(default_factory=list)
+    down: list[Sample] = field(default_factory=list)
 
 
 async def serve_nothing(incoming: Incoming, question: pb.Fetch, run_id: str) -> None:
@@ -38,22 +50,39 @@ async def serve_nothing(incoming: Incoming, question: pb.Fetch, run_id: str) -> 
     await incoming.channel.send(pb.Fetched(), bytes(min(question.part, MAX_PROBE_BYTES)))
 
 
+def refusal_of_payload(question: pb.Fetch) -> Body | None:
+    """The answer to a Fetch that brings what nobody takes, before it has come."""
+    if question.kind != pb.Fetch.NOTHING:
+        return pb.Refused(reason=pb.MALFORMED, detail="only a Fetch of nothing brings anything")
+    if question.payload > MAX_PROBE_BYTES:
+        detail = f"{question.payload} bytes of nothing; at most {MAX_PROBE_BYTES} are taken"
+        return pb.Refused(reason=pb.TOO_LARGE, detail=detail)
+    return None
+
+
 async def measure_link(manifest: Manifest, pool: Pool, directory: Directory) -> Measured:
-    """By a few peers of the run; the transfer's time is without the round trip."""
-    round_trips, down = [], []
+    """By a few peers of the run, one after the other."""
+    found = Measured()
     for peer in await _peers(manifest, pool, directory):
         try:
             async with asyncio.timeout(SECONDS):
-                await ask_for_nothing(
-                    manifest.run_id, pool, peer, 0
-                )  # the stream is kept: the next question does not open one
-                trip = await ask_for_nothing(manifest.run_id, pool, peer, 0)
-                whole = await ask_for_nothing(manifest.run_id, pool, peer, PROBE_BYTES)
+                await move_nothing(manifest.run_id, pool, peer)  # the next question does not open a stream
+                trip = await move_nothing(manifest.run_id, pool, peer)
+                found.round_trips.append(trip)
+                move = partial(move_nothing, manifest.run_id, pool, peer)
+                found.down.append(await _growing(move, "down", trip))
+                found.up.append(await _growing(move, "up", trip))
         except (UnreachableError, RefusedError, WireError, TimeoutError):
             continue
-        round_trips.append(trip)
-        down.append((PROBE_BYTES, max(whole - trip, 1e-6)))
-    return Measured(round_trips, down)
+    return found
+
+
+async def _growing(move: Callable[..., Awaitable[float]], way: str, trip: float) -> Sample:
+    """The last of some transfers, the first that takes long enough."""
+    size = FIRST_BYTES
+    while (seconds := await move(**{way: size}) - trip) < LONG_ENOUGH_SECONDS and size < MOST_BYTES:
+        size *= GROWTH
+    return size, max(seconds, 1e-6)
 
 
 async def _peers(manifest: Manifest, pool: Pool, directory: Directory) -> list[str]:
@@ -72,12 +101,12 @@ async def _peers(manifest: Manifest, pool: Pool, directory: Directory) -> list[s
     return list(found)[:PEERS]
 
 
-async def ask_for_nothing(run_id: str, pool: Pool, peer: str, size: int) -> float:
-    """The seconds until so many bytes of nothing have come. Raises what `fetch` raises."""
+async def move_nothing(run_id: str, pool: Pool, peer: str, *, down: int = 0, up: int = 0) -> float:
+    """The seconds until so many bytes of nothing have come, or have arrived there. Raises what `fetch` raises."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    question = pb.Fetch(run=run_id, kind=pb.Fetch.NOTHING, part=size)
-    _, data = await fetch(pool, peer, question, MAX_PROBE_BYTES)
-    if len(data) != size:
-        raise WireError(f"{peer} was asked for {size} bytes and gave {len(data)}")
+    question = pb.Fetch(run=run_id, kind=pb.Fetch.NOTHING, part=down)
+    _, data = await fetch(pool, peer, question, MAX_PROBE_BYTES, payload=bytes(up))
+    if len(data) != down:
+        raise WireError(f"{peer} was asked for {down} bytes and gave {len(data)}")
     return loop.time() - began

@@ -97,7 +97,7 @@ def unpack(frame: bytes, sender: str) -> Body:
 
 def payload_length(body: Message) -> int:
     """How many payload bytes follow this message as chunks."""
-    return body.payload if isinstance(body, pb.Run | pb.Done | pb.Fetched | pb.Part | pb.PartResult) else 0
+    return body.payload if isinstance(body, pb.Run | pb.Done | pb.Fetch | pb.Fetched | pb.Part | pb.PartResult) else 0
 
 
 def to_scalar(value: Scalar) -> pb.Scalar:

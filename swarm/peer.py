@@ -32,7 +32,7 @@ from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchan
 from .hanging import watch_device
 from .host import Moment, Observe, StageHost
 from .kept import SpillFile
-from .link import serve_nothing
+from .link import refusal_of_payload, serve_nothing
 from .manifest import PROTOCOL_VERSION, Manifest
 from .membership import Membership, say_hello
 from .messages import Body
@@ -450,6 +450,8 @@ class Peer:
         await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch, at_once=self._at_once)
 
     def _at_once(self, body: Body, sender: str) -> Body | None:
+        if isinstance(body, pb.Fetch):
+            return refusal_of_payload(body)
         return self.host.full(body, sender) if self.host is not None and isinstance(body, pb.Run) else None
 
     def _payload_limit(self) -> int:

@@ -1,8 +1,8 @@
 """A peer surveys its links while it serves: how long a question to a neighbouring stage takes, how fast bytes come.
 
 One replica of the next stage (of the one before, at the end of the pipeline) at a time, in turn, about once a minute:
-`PROBE_BYTES` a minute, 140 kbit/s. What goes up is not measured, as in `link.py`: the other end's figure is that. Only
-for people: nothing is decided by it.
+`PROBE_BYTES` a minute, 140 kbit/s. What goes up is not measured: the other end's figure is that. Only for people:
+nothing is decided by it.
 
 Errors: none; who does not answer is passed over.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ..errors import RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .exchange import Pool
-from .link import ask_for_nothing
+from .link import move_nothing
 from .neighbours import Neighbours
 
 FIRST_SECONDS, PAUSE_SECONDS = 5.0, 60.0
@@ -57,9 +57,9 @@ class Survey:
         """One peer, by an empty answer and a long one."""
         try:
             async with asyncio.timeout(SECONDS):
-                await ask_for_nothing(self.run_id, self.pool, peer, 0)  # the stream is open from here on
-                trip = await ask_for_nothing(self.run_id, self.pool, peer, 0)
-                whole = await ask_for_nothing(self.run_id, self.pool, peer, PROBE_BYTES)
+                await move_nothing(self.run_id, self.pool, peer)  # the stream is open from here on
+                trip = await move_nothing(self.run_id, self.pool, peer)
+                whole = await move_nothing(self.run_id, self.pool, peer, down=PROBE_BYTES)
         except (UnreachableError, RefusedError, WireError, TimeoutError):
             return
         rate = 8 * PROBE_BYTES / max(whole - trip, 1e-6)

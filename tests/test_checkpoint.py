@@ -208,5 +208,7 @@ def test_an_organizer_freezes_and_takes_up_a_remote_model(
     assert [path.name for path in (tmp_path / "home" / "tokenizers").glob("*/*")] == ["tokenizer.json"]
     for allowed, codec in ((100, "int8"), (3000, "fp32")):
         few = settings.model_copy(update={"limits": LimitSettings(payload_bytes=allowed)})
-        with pytest.raises(ManifestError, match=rf"between two stages, in {codec}; limits.payload_bytes is {allowed:,}:"):
+        with pytest.raises(
+            ManifestError, match=rf"between two stages, in {codec}; limits.payload_bytes is {allowed:,}:"
+        ):
             prepare(few, organizer="0" * 64, nonce="0" * 32)

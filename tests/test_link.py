@@ -11,17 +11,24 @@ from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Meter, Pool, serve_exchanges, serve_watch
-from swarm_peer.swarm.link import MAX_PROBE_BYTES, Measured, measure_link, serve_nothing
+from swarm_peer.swarm.link import MAX_PROBE_BYTES, MOST_BYTES, Measured, measure_link, refusal_of_payload, serve_nothing
 from swarm_peer.swarm.manifest import Manifest
 
 from tests.exact import exact_manifest
 
 
 def measured(
-    manifest: Manifest, peers: int, *, down: float | None = None, deaf: int = -1, serves: str = ""
+    manifest: Manifest,
+    peers: int,
+    *,
+    up: float | None = None,
+    down: float | None = None,
+    deaf: int = -1,
+    serves: str = "",
+    takes: int = MAX_PROBE_BYTES,
 ) -> Measured:
-    """What a joiner with so many bytes a second down finds with `peers` peers of 50 ms each way, of which one is deaf
-    and which serve another run if that is said."""
+    """What a joiner with so many bytes a second up and down finds with peers of 50 ms each way, of which one is deaf
+    and which serve another run, or take less, if that is said."""
 
     async def main() -> Measured:
         network, directory = MemoryNetwork(latency=(0.05, 0.05)), MemoryDirectory()
@@ -37,11 +44,11 @@ def measured(
                     else:
                         await serve_nothing(incoming, body, serves or manifest.run_id)
 
-                await serve_exchanges(stream, Meter(), lambda: 0, dispatch)
+                await serve_exchanges(stream, Meter(), lambda: takes, dispatch)
 
             await node.serve(serve)
             await directory.publish(Record(manifest.run_id, 0, node.peer_id, node.addresses, number, 1), 60.0)
-        pool = Pool(network.transport("joiner", Link(down=down)), Meter())
+        pool = Pool(network.transport("joiner", Link(up=up, down=down)), Meter())
         found = await measure_link(manifest, pool, directory)
         pool.close()
         for transport in network.nodes.values():
@@ -52,11 +59,20 @@ def measured(
 
 
 def test_the_link_is_as_fast_as_it_is() -> None:
-    found = measured(exact_manifest(), 2, down=2e6)
-    assert len(found.round_trips) == 2
+    found = measured(exact_manifest(), 2, up=5e5, down=2e6)
     assert found.round_trips == pytest.approx([0.1, 0.1], rel=0.01)
-    for moved, seconds in found.down:
-        assert moved / seconds == pytest.approx(2e6, rel=0.05)
+    for samples, rate, size in ((found.down, 2e6, 1 << 20), (found.up, 5e5, 1 << 18)):
+        assert [moved for moved, _ in samples] == [size, size], "no more than it takes to see"
+        assert [moved / seconds for moved, seconds in samples] == pytest.approx([rate, rate], rel=0.05)
+
+
+def test_a_fast_link_is_not_filled_for_long() -> None:
+    assert [moved for moved, _ in measured(exact_manifest(), 1, up=1e9, down=1e9).up] == [MOST_BYTES]
+
+
+def test_what_was_measured_before_a_peer_gave_up_stands() -> None:
+    found = measured(exact_manifest(), 2, down=2e6, takes=100)
+    assert (len(found.round_trips), len(found.down), found.up) == (2, 2, [])
 
 
 def test_only_a_few_are_asked() -> None:
@@ -66,7 +82,7 @@ def test_only_a_few_are_asked() -> None:
 def test_who_does_not_answer_is_passed_over() -> None:
     assert len(measured(exact_manifest(), 2, deaf=0).round_trips) == 1
     assert measured(exact_manifest(), 2, serves="another").round_trips == []
-    assert measured(exact_manifest(), 0) == Measured([], [])
+    assert measured(exact_manifest(), 0) == Measured()
 
 
 def test_nobody_gives_more_than_the_limit() -> None:
@@ -79,3 +95,14 @@ def test_nobody_gives_more_than_the_limit() -> None:
     incoming: Any = SimpleNamespace(channel=Channel())
     asyncio.run(serve_nothing(incoming, pb.Fetch(run="r", part=(1 << 32) - 1), "r"))
     assert sent == [MAX_PROBE_BYTES]
+
+
+def test_nobody_takes_more_than_the_limit_or_what_is_not_asked_for() -> None:
+    assert refusal_of_payload(pb.Fetch(kind=pb.Fetch.NOTHING, payload=MAX_PROBE_BYTES)) is None
+    for question, reason in (
+        (pb.Fetch(kind=pb.Fetch.NOTHING, payload=MAX_PROBE_BYTES + 1), pb.TOO_LARGE),
+        (pb.Fetch(kind=pb.Fetch.OUTPUT, payload=1), pb.MALFORMED),
+    ):
+        refused = refusal_of_payload(question)
+        assert isinstance(refused, pb.Refused)
+        assert refused.reason == reason
