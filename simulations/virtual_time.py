@@ -52,9 +52,7 @@ class _Handle(list[Any]):
     """
 
     __slots__ = ()
-
-    def cancel(self) -> None:
-        self.clear()
+    cancel = list.clear
 
     def cancelled(self) -> bool:
         return not self

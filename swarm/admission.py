@@ -186,7 +186,7 @@ class Admission:
     async def _give(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         """Answers those who restore a checkpoint from here."""
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat)
+            await serve_watch(incoming, pb.Heartbeat, self._pace.heartbeat)
         elif isinstance(body, pb.Fetch):
             await self.listener.beginning.serve_fetch(incoming, body)
         else:

@@ -6,7 +6,7 @@ exchange after exchange on one incoming stream. What is answered before its payl
 Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
-which brings a heartbeat for each second in which nothing else does; a peer of which nothing comes for the limit, on
+which brings a heartbeat whenever nothing else does for a second; a peer of which nothing comes for the limit, on
 whichever stream, has all its exchanges cut at once.
 
 Errors: `UnreachableError` (`SilentError` for a peer that is connected but silent), `WireError`; a stream on which
@@ -29,7 +29,10 @@ from .transport import Contact, Stream, Transport
 CHUNK_BYTES = 1 << 20
 IDLE_STREAMS = 8
 """Kept a peer, unless more visits may be open there at once: opening one anew costs several round trips."""
+
 HEARTBEAT_SECONDS = 1.0
+"""Where no manifest says otherwise (`pipeline.heartbeat`)."""
+
 FIRST_CONTACT = 2
 """How many times the limit on silence it may take to reach a peer for the first time: with four round trips until a
 stream is open, and a relay between two ways of 300 ms, that is 5 s."""
@@ -161,7 +164,9 @@ class Channel:
             length = payload_length(body)
             if length > max_payload:
                 raise WireError(f"{self.peer} announces {length} bytes of payload; at most {max_payload} are accepted")
-            answer = at_once(body, self.peer) if length else None
+            if not length:
+                return body, b""
+            answer = at_once(body, self.peer)
             if answer is None:
                 return body, b"".join([data async for data in self._payload(length)])
             await self.send(answer)
@@ -418,12 +423,12 @@ def _look_at(ended: "asyncio.Future[Any]") -> None:
         ended.exception()
 
 
-async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat]) -> None:
-    """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for a second; until it goes away."""
+async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat], seconds: float = HEARTBEAT_SECONDS) -> None:
+    """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for so long; until it goes away."""
     loop, channel = asyncio.get_running_loop(), incoming.channel
     while True:
         await channel.send(beat())
-        while (left := channel.said + HEARTBEAT_SECONDS - loop.time()) > 0:
+        while (left := channel.said + seconds - loop.time()) > 0:
             await incoming.pause(left)
 
 

@@ -28,7 +28,7 @@ from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation, in_own_task, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
-from .exchange import IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from .exchange import HEARTBEAT_SECONDS, IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
 from .hanging import watch_device
 from .host import Moment, Observe, StageHost
 from .kept import SpillFile
@@ -459,7 +459,8 @@ class Peer:
 
     async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, self._beat)
+            pace = None if self.host is None else self.host.manifest.settings.pipeline
+            await serve_watch(incoming, self._beat, HEARTBEAT_SECONDS if pace is None else pace.heartbeat)
         elif self.host is None or self._reducer is None:
             await incoming.channel.send(pb.Refused(reason=pb.NOT_READY, detail="this peer has no stage yet"))
         elif isinstance(body, pb.Run):

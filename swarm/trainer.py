@@ -95,7 +95,7 @@ class Trainer:
         manifest = self.manifest
         self.run_id = manifest.run_id
         self.meter = Meter()
-        self.pool = Pool(self.transport, self.meter)
+        self.pool = Pool(self.transport, self.meter, silence=self.manifest.settings.pipeline.silence)
         self.signal = Signal()
         self.roster = Roster(self.run_id, manifest.stages, self.term.number)
         self.beginning = Beginning(

@@ -8,6 +8,8 @@ from swarm_peer.errors import ProtocolError, SilentError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import Link, MemoryNetwork, MemoryStream
 from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.compute import BACKGROUND, BACKWARD, FORWARD
+from swarm_peer.swarm.events import Event, Lost
 from swarm_peer.swarm.exchange import (
     CHUNK_BYTES,
     TIDY_SECONDS,
@@ -20,6 +22,8 @@ from swarm_peer.swarm.exchange import (
     serve_watch,
 )
 from swarm_peer.swarm.messages import pack, unpack
+
+from tests.exact import exact_manifest, exact_swarm
 
 Wait = Callable[[Incoming], Awaitable[None]]
 
@@ -380,3 +384,20 @@ def test_after_an_answer_at_once_the_payload_comes_or_an_empty_chunk_ends_it(
     frames: list[bytes], told: list[str]
 ) -> None:
     assert answers_to(*frames) == told
+
+
+@pytest.mark.parametrize(("heartbeat", "silence"), [(0.1, 0.3), (5.0, 12.0)])
+def test_everybody_keeps_to_the_pace_of_the_manifest(heartbeat: float, silence: float) -> None:
+    """Of a run whose visits take longer than anybody may be silent: nobody is taken for gone."""
+    seen: list[Event] = []
+    manifest = exact_manifest(steps=3)
+    settings = manifest.settings
+    pace = settings.pipeline.model_copy(update={"heartbeat": heartbeat, "silence": silence})
+    manifest = manifest.model_copy(update={"settings": settings.model_copy(update={"pipeline": pace})})
+    durations = {FORWARD: 2 * silence, BACKWARD: 3 * silence, BACKGROUND: 0.1}
+    swarm = exact_swarm(manifest, emit=seen.append, durations=durations)
+    report = run(swarm.run())
+    assert report["faults"] == []
+    assert not [event for event in seen if isinstance(event, Lost)]
+    pools = [swarm.trainer.pool, *(peer.pool for peer in swarm.peers.values())]
+    assert {pool.silence for pool in pools} == {silence}
