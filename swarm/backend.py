@@ -108,9 +108,8 @@ class StageBackend(Protocol):
         ...
 
     def forward(self, state: State, visit: StageInput, *, train: bool) -> ForwardResult:
-        """Runs the stage. With `train=False` the context is None, and hidden
-        states travel as they are computed: a held-out loss is that of what was trained, which nobody uses with a wire
-        between its layers.
+        """Runs the stage. With `train=False` the context is None, and hidden states travel as they are computed: a
+        held-out loss is that of what was trained, which nobody uses with a wire between its layers.
 
         Raises `WireError` for input that does not decode to what is due, `NonFiniteError` for NaN or infinity that it
         computes.
