@@ -284,6 +284,7 @@ def malformed(swarm: SimulatedSwarm) -> dict[str, Sequence[bytes]]:
         "a longer chunk than announced": [pack(elsewhere), pack(pb.Chunk(data=bytes(1000)))],
         "a message for a chunk": [pack(elsewhere), pack(pb.Accepted())],
         "a slice of another run": [pack(pb.Part(run="f" * 64))],
+        "a Fetch that brings what nobody asked for": [pack(pb.Fetch(kind=pb.Fetch.OUTPUT, payload=4 * LENGTH)), TOKENS],
     }
 
 
