@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from swarm_peer.errors import UnreachableError
+from swarm_peer.simulations.directory import MemoryDirectory
 from swarm_peer.simulations.internet import Internet
 from swarm_peer.simulations.links import Access, Downlink, Uplink
 from swarm_peer.simulations.network import MemoryStream
@@ -20,6 +21,7 @@ from swarm_peer.simulations.tcp import (
     sent_again,
 )
 from swarm_peer.simulations.virtual_time import run
+from swarm_peer.swarm.directory import Record
 
 MEGABYTE = b"x" * 1_000_000
 RATE = 1_000_000.0
@@ -398,3 +400,32 @@ def test_who_is_killed_is_seen_to_be_gone() -> None:
     ((at, _, size),) = carried(send)
     assert size == 0
     assert at < 1.0
+
+
+def test_a_directory_shows_what_is_published_and_has_not_expired() -> None:
+    async def main() -> list[list[str]]:
+        directory, read = MemoryDirectory(), []
+
+        async def look() -> None:
+            read.append([f"{record.peer}{record.sequence}" for record in await directory.read("run", 1)])
+
+        await look()
+        for peer, sequence, lifetime in (("b", 1, 10.0), ("a", 1, 20.0), ("c", 1, 30.0), ("b", 2, 10.0)):
+            await directory.publish(Record("run", 1, peer, (), sequence, 1), lifetime)
+            await look()
+        for seconds in (9.0, 1.0, 10.0, 10.0):
+            await asyncio.sleep(seconds)
+            await look()
+        return read
+
+    assert run(main()) == [
+        [],
+        ["b1"],
+        ["a1", "b1"],
+        ["a1", "b1", "c1"],
+        ["a1", "b2", "c1"],
+        ["a1", "b2", "c1"],
+        ["a1", "c1"],
+        ["c1"],
+        [],
+    ]
