@@ -58,6 +58,10 @@ MAX_STREAMS_PER_PEER = 256
 RELAY_SECONDS = 15.0
 """How long relays may take to take a node in."""
 
+RELAY_STARTS = 5
+"""How often p2pd is started again when its two parts have come in the wrong order (`reach.py`), which on a busy machine
+they do once in twenty times."""
+
 REUSE_PORT = "LIBP2P_TCP_REUSEPORT"
 """Of p2pd's environment: whether it dials from the port that it listens on."""
 
@@ -123,14 +127,51 @@ class P2PTransport:
         answers, `UsageError` if the folder's path leaves no room for a socket's name or nobody could dial what is
         announced.
         """
-        announced = announceable(announce, identity.peer_id)
+        start = partial(
+            cls._start,
+            identity,
+            socket_folder=socket_folder,
+            listen=listen,
+            announced=announceable(announce, identity.peer_id),
+            through=through,
+            relays=relays,
+            startup_timeout=startup_timeout,
+        )
+        transport = await start()
+        try:
+            for _ in range(RELAY_STARTS if relays else 0):
+                if await transport._relays_enough(socket_folder, listen):
+                    break
+                await transport.close()
+                transport = await start()
+            await transport.p2p.add_binary_stream_handler(REACH_PROTOCOL, transport._call_back)
+            await transport._bootstrap(initial_peers)
+            if through:
+                await transport._wait_for_relay()
+        except BaseException:
+            await transport.close()
+            raise
+        return transport
+
+    @classmethod
+    async def _start(
+        cls,
+        identity: Identity,
+        *,
+        socket_folder: Path,
+        listen: Sequence[str],
+        announced: Sequence[str],
+        through: Sequence[str],
+        relays: bool,
+        startup_timeout: float,
+    ) -> "P2PTransport":
         daemon = _daemon_in(socket_folder, _environment(relays=relays, meets=bool(through)))
         key_file = _write_key(identity, socket_folder)
         try:
             p2p = await daemon.create(
                 identity_path=str(key_file),
                 host_maddrs=[any_port(address) for address in listen] if through else list(listen),
-                announce_maddrs=announced or None,
+                announce_maddrs=list(announced) or None,
                 auto_nat=True,  # with it p2pd has hole punching
                 nat_port_map=False,
                 force_reachability="private" if through else "public",
@@ -144,16 +185,20 @@ class P2PTransport:
             raise UnreachableError(f"p2pd did not start: {error}") from error
         finally:
             key_file.unlink(missing_ok=True)
-        transport = cls(p2p, await _visible(p2p), relayed=bool(through))
+        return cls(p2p, await _visible(p2p), relayed=bool(through))
+
+    async def _relays_enough(self, socket_folder: Path, listen: Sequence[str]) -> bool:
+        """Whether it relays as much as training takes, by another p2pd; also if that does not reach it."""
+        here = [address.replace("/0.0.0.0/", "/127.0.0.1/") for address in listen if not address.endswith("/tcp/0")]
         try:
-            await p2p.add_binary_stream_handler(REACH_PROTOCOL, transport._call_back)
-            await transport._bootstrap(initial_peers)
-            if through:
-                await transport._wait_for_relay()
-        except BaseException:
-            await transport.close()
-            raise
-        return transport
+            stranger = await P2PTransport.create(Identity.generate(), socket_folder=socket_folder, listen=())
+            try:
+                await stranger.connect(self.peer_id, [*here, *self.addresses])
+                return await stranger._is_relayed_by(self.peer_id)
+            finally:
+                await stranger.close()
+        except UnreachableError:
+            return True
 
     async def _bootstrap(self, initial_peers: Sequence[str]) -> None:
         if not initial_peers:

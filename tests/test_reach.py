@@ -4,7 +4,9 @@ broken node would say."""
 import asyncio
 import socket
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hivemind.utils.multiaddr import Multiaddr
@@ -237,6 +239,30 @@ def test_who_finds_no_relay_is_told_what_to_do(run: Run, folder: Path, monkeypat
                 await client.relays_among(server.addresses)
 
     run(body())
+
+
+def test_a_relay_of_which_too_little_is_heard_is_started_again(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, relays_enough = [], P2PTransport._relays_enough
+
+    async def doubted(relay: P2PTransport, *where: Any) -> bool:
+        told.append((relay.p2p._child.pid, await relays_enough(relay, *where)))
+        return len(told) > 2 and told[-1][1]
+
+    async def body() -> None:
+        monkeypatch.setattr(P2PTransport, "_relays_enough", doubted)
+        async with AsyncExitStack() as stack:
+            relay = await P2PTransport.create(Identity.from_seed("relay"), socket_folder=folder, relays=True)
+            stack.push_async_callback(relay.close)
+            client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
+            stack.push_async_callback(client.close)
+            await client.connect(relay.peer_id, relay.addresses)
+            assert await client.relays_among(relay.addresses) == list(relay.addresses)
+            assert relay.p2p._child.pid == told[-1][0]
+
+    run(body())
+    assert len({process for process, _ in told}) == len(told) >= 3
 
 
 def test_a_node_dials_from_another_port_than_it_listens_on(run: Run, folder: Path) -> None:
