@@ -30,7 +30,7 @@ from ..errors import SwarmError, UnreachableError, UsageError, WireError
 from .addresses import RELAY, announceable, any_port, dialable, is_relayed, peer_bytes, peer_in
 from .keys import Identity
 from .p2p_stream import READ_BUFFER_BYTES, P2PStream
-from .reach import HOP_PROTOCOL, REACH_PROTOCOL, ask, call_back, relays
+from .reach import HOP_PROTOCOL, REACH_PROTOCOL, ask, call_back, is_only_here, relays
 from .transport import Contacts, StreamHandler
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class P2PTransport:
         transport = await start()
         try:
             for _ in range(RELAY_STARTS if relays else 0):
-                if await transport._relays_enough(socket_folder, listen):
+                if is_only_here(transport.addresses) or await transport._relays_enough(socket_folder, listen):
                     break
                 await transport.close()
                 transport = await start()

@@ -18,6 +18,7 @@ answer.
 import asyncio
 import ipaddress
 import re
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -110,6 +111,12 @@ def host_in(address: str) -> str:
     """The IP address of a multiaddr; empty if that leads through a relay or has none."""
     found = _DIRECT.match(address)
     return found["host"] if found and "/p2p-circuit" not in address else ""
+
+
+def is_only_here(addresses: Sequence[str]) -> bool:
+    """Whether none but this machine can dial a node with these addresses."""
+    hosts = [host_in(address) for address in addresses]
+    return all(host and ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
 def _is_public(host: str) -> bool:

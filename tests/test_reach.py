@@ -18,7 +18,7 @@ from swarm_peer.swarm import p2p_transport, reach
 from swarm_peer.swarm.addresses import any_port, dialable, is_relayed
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.p2p_transport import P2PTransport
-from swarm_peer.swarm.reach import RELAY_BYTES, ask, call_back, host_in, listens, relays
+from swarm_peer.swarm.reach import RELAY_BYTES, ask, call_back, host_in, is_only_here, listens, relays
 from swarm_peer.swarm.transport import Stream
 
 from tests.p2p import Run, folder, run, two
@@ -26,6 +26,7 @@ from tests.p2p import Run, folder, run, two
 __all__ = ["folder", "run"]
 
 STARTS = 5
+EVERYWHERE = ("/ip4/0.0.0.0/tcp/0",)
 
 PEER, RELAY = (Identity.from_seed(name).peer_id for name in ("peer", "relay"))
 THROUGH = f"/ip4/203.0.113.7/tcp/4001/p2p/{RELAY}/p2p-circuit"
@@ -220,7 +221,7 @@ def test_who_relays_lets_enough_pass_whenever_it_is_started(run: Run, folder: Pa
     async def body() -> None:
         client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
         for _ in range(STARTS):
-            relay = await P2PTransport.create(Identity.generate(), socket_folder=folder, relays=True)
+            relay = await P2PTransport.create(Identity.generate(), socket_folder=folder, listen=EVERYWHERE, relays=True)
             await client.connect(relay.peer_id, relay.addresses)
             assert await client.relays_among(relay.addresses) == list(relay.addresses)
             await relay.close()
@@ -253,7 +254,9 @@ def test_a_relay_of_which_too_little_is_heard_is_started_again(
     async def body() -> None:
         monkeypatch.setattr(P2PTransport, "_relays_enough", doubted)
         async with AsyncExitStack() as stack:
-            relay = await P2PTransport.create(Identity.from_seed("relay"), socket_folder=folder, relays=True)
+            relay = await P2PTransport.create(
+                Identity.from_seed("relay"), socket_folder=folder, listen=EVERYWHERE, relays=True
+            )
             stack.push_async_callback(relay.close)
             client = await P2PTransport.create(Identity.generate(), socket_folder=folder)
             stack.push_async_callback(client.close)
@@ -263,6 +266,19 @@ def test_a_relay_of_which_too_little_is_heard_is_started_again(
 
     run(body())
     assert len({process for process, _ in told}) == len(told) >= 3
+
+
+@pytest.mark.parametrize(
+    ("addresses", "local"),
+    [
+        ((), True),
+        (("/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"), True),
+        (("/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"), False),
+        (("/dns4/example.org/tcp/1",), False),
+    ],
+)
+def test_who_is_only_here_need_not_relay(addresses: tuple[str, ...], local: bool) -> None:
+    assert is_only_here(addresses) == local
 
 
 def test_a_node_dials_from_another_port_than_it_listens_on(run: Run, folder: Path) -> None:
