@@ -7,6 +7,7 @@ majority of whoever he joined. Pure bookkeeping.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -79,11 +80,24 @@ class Crew:
 
     def is_complete(self) -> bool:
         stages = range(self.manifest.stages)
-        if self.resumes:
-            present = {member.stage for member in self.roster.following()}
-            return self.has_majority() and all(stage in present for stage in stages)
+        present = Counter(member.stage for member in self.roster.following())
+        if self.resumes and not self._may_be_first():
+            return self.has_majority() and all(present[stage] for stage in stages)
         needed = self.manifest.settings.pipeline.min_replicas
+        if self.resumes:  # nobody is ready before the term has begun
+            return all(present[stage] >= needed for stage in stages)
         return all(len(self.roster.serving(stage)) >= needed for stage in stages)
+
+    def _may_be_first(self) -> bool:
+        """Whether the run would begin with this trainer, and with peers that another has welcomed. That one has not begun
+        as far as they know, but he may yet, with others: four of nine are a majority of six that nobody knows."""
+        known = self.history.lineage.number or self._has_begun or self.resuming
+        return bool(self.manifest.settings.pipeline.standby) and not known
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the epoch has, as far as anyone here knows."""
+        return bool(self.whole) or any(step >= self.history.lineage.first for step in self.history.told)
 
     def has_majority(self) -> bool:
         """Without a standby that is not asked."""
@@ -111,8 +125,11 @@ class Crew:
         if not self.manifest.settings.pipeline.standby:
             return True
         whole = self.whole
-        # Nobody here knows with whom the run began: it has not, unless elsewhere.
-        return 2 * len(whole & crew_of(present)) > len(whole) if whole else 2 * len(present) > self.least_founders
+        if whole:
+            return 2 * len(whole & crew_of(present)) > len(whole)
+        if self._has_begun and not self.resuming:
+            return False  # and nobody who is here knows with whom
+        return 2 * len(present) > self.least_founders
 
     @property
     def whole(self) -> frozenset[int]:

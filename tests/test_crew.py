@@ -17,9 +17,9 @@ from swarm_peer.swarm.roster import Member, Roster
 from tests.exact import exact_manifest
 
 
-def crew_with(names: Sequence[str], version: int = 0) -> Crew:
+def crew_with(names: Sequence[str], version: int = 0, replicas: int = 1) -> Crew:
     """A crew of a run of three stages with a standby; those named have the version."""
-    manifest = exact_manifest(replicas=1)
+    manifest = exact_manifest(replicas=replicas)
     pipeline = manifest.settings.pipeline.model_copy(update={"standby": True})
     manifest = manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"pipeline": pipeline})})
     roster = Roster(manifest.run_id, manifest.stages)
@@ -153,6 +153,41 @@ def test_where_the_run_went_back_those_before_are_told_of() -> None:
         return crew.founders
 
     assert run(main(), limit=60.0) == frozenset(map(name_in_crew, "abc"))
+
+
+def welcomed_before(names: Sequence[str], told: Sequence[pb.Past] = ()) -> Crew:
+    """Peers that another trainer has welcomed, two for each stage."""
+    crew = crew_with(names, replicas=2)
+    for member in members(crew):
+        member.returning = True
+        crew.heard(member, pb.Held())
+    for past in told:
+        crew.history.learn(past)
+    return crew
+
+
+def test_whoever_begins_a_run_after_another_needs_as_many_as_he() -> None:
+    """Trainers of four and of five of nine peers could both begin a run that asks for six."""
+    crew = welcomed_before("abcdef")
+    assert crew.is_complete()
+    for member in members(crew)[:2]:
+        member.live = False
+    assert {member.stage for member in crew.roster.following()} == set(range(3))
+    assert not crew.is_complete()
+
+
+def test_one_who_knows_with_whom_the_run_began_goes_on_with_most_of_them() -> None:
+    crew = welcomed_before("abcdef")
+    members(crew)[0].live = False
+    crew.heard(members(crew)[1], pb.Held(founders=sorted(map(name_in_crew, "abcdef"))))
+    assert crew.is_complete()
+
+
+def test_strangers_do_not_go_on_with_a_run_that_a_coordinator_knows_has_begun() -> None:
+    crew = welcomed_before("abcdef", told=[pb.Past(step=0)])
+    assert not crew.is_complete()
+    crew.heard(members(crew)[1], pb.Held(founders=sorted(map(name_in_crew, "abcdefghi"))))
+    assert crew.is_complete()
 
 
 @pytest.mark.parametrize(
