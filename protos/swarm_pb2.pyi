@@ -821,16 +821,16 @@ class Heartbeat(_message.Message):
     def __init__(self, open_visits: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., reduce_bytes: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., founders: _Optional[_Iterable[int]] = ..., codec_microseconds: _Optional[int] = ..., below: _Optional[int] = ..., waits_for: _Optional[str] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., busy: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., knows: _Optional[int] = ..., short: bool = ..., credits: _Optional[_Iterable[_Union[Credits, _Mapping]]] = ..., slots: _Optional[int] = ...) -> None: ...
 
 class Credits(_message.Message):
-    __slots__ = ("epoch", "step", "own", "others")
+    __slots__ = ("epoch", "step", "own", "credited")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
-    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    CREDITED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     own: _containers.RepeatedScalarFieldContainer[int]
-    others: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., own: _Optional[_Iterable[int]] = ..., others: _Optional[_Iterable[int]] = ...) -> None: ...
+    credited: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., own: _Optional[_Iterable[int]] = ..., credited: _Optional[bytes] = ...) -> None: ...
 
 class LinkReport(_message.Message):
     __slots__ = ("peer", "round_trip_us", "rate")

@@ -18,6 +18,7 @@ from ..protos import swarm_pb2 as pb
 from .authority import to_term
 from .beginning import Beginning
 from .conditions import Signal
+from .credits import CreditsTold
 from .epochs import Lineage, read_lineage
 from .errands import Errands
 from .exchange import Channel, Incoming, Meter, serve_exchanges, serve_watch
@@ -122,6 +123,7 @@ class Admission:
         self._over = asyncio.Event()
         self._news = asyncio.Event()
         self._told = Signal()
+        self._credits = CreditsTold(self.ledger, self._pace.heartbeat)
         self._closed = False
 
     def proves_higher(self, term: pb.Term) -> bool:
@@ -305,25 +307,13 @@ class Admission:
     async def _beat(self, channel: Channel, member: Member) -> None:
         """A member knows by it that its trainer lives."""
         with contextlib.suppress(UnreachableError):
+            loop = asyncio.get_running_loop()
             while True:
                 await asyncio.sleep(self._pace.heartbeat)
-                founders = self.listener.founders
-                await channel.send(
-                    pb.Heartbeat(
-                        founders=() if member.beat.knows >= len(founders) else sorted(founders),
-                        credits=self._credits(member) if member.beat.short else (),
-                    )
-                )
-
-    def _credits(self, member: Member) -> list[pb.Credits]:
-        epoch, told = self.listener.beginning.epoch, []
-        for step in self.ledger.open_steps:
-            others = [
-                index for index, by in sorted(self.ledger.credits(step, member.stage).items()) if by != member.number
-            ]
-            own = self.ledger.indices(step, member.stage, member.number)
-            told.append(pb.Credits(epoch=epoch, step=step, own=own, others=others))
-        return told
+                founders, epoch = self.listener.founders, self.listener.beginning.epoch
+                told = self._credits.of(member.stage, member.number, epoch, loop.time()) if member.beat.short else ()
+                unknown = () if member.beat.knows >= len(founders) else sorted(founders)
+                await channel.send(pb.Heartbeat(founders=unknown, credits=told))
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)

@@ -89,8 +89,8 @@ class Crew:
         return all(len(self.roster.serving(stage)) >= needed for stage in stages)
 
     def _may_be_first(self) -> bool:
-        """Whether the run would begin with this trainer, and with peers that another has welcomed. That one has not begun
-        as far as they know, but he may yet, with others: four of nine are a majority of six that nobody knows."""
+        """Whether the run would begin with this trainer, and with peers that another has welcomed. As far as they know
+        he has not begun; but he may yet, with others: four of nine are a majority of six that nobody knows."""
         known = self.history.lineage.number or self._has_begun or self.resuming
         return bool(self.manifest.settings.pipeline.standby) and not known
 

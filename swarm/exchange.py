@@ -77,6 +77,13 @@ class Channel:
         self._declined = False
         """Whether a payload was answered before it had come, so that an empty chunk may end it."""
 
+        self._since = 0.0
+        self._patience: asyncio.Timeout | None = None
+        """Since when a message is waited for, and what ends the waiting."""
+
+        self._looks: asyncio.TimerHandle | None = None
+        self._looks_at = 0.0
+
     @property
     def peer(self) -> str:
         return self._stream.peer
@@ -190,16 +197,38 @@ class Channel:
     async def receive_while_heard(self, silence: float) -> Body:
         """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
         so many seconds, on this stream or another: the message may wait in line behind much else."""
-        loop = asyncio.get_running_loop()
-        since = loop.time()
-        while True:
-            try:
-                async with asyncio.timeout_at(max(since, self._stream.contact.heard) + silence):
-                    body, _ = await self.receive(0)
-                    return body
-            except TimeoutError as error:
-                if loop.time() >= max(since, self._stream.contact.heard) + silence:
-                    raise SilentError(f"{self.peer} has been silent for {silence} s") from error
+        self._since = asyncio.get_running_loop().time()
+        ends = self._ends(silence)
+        if self._looks is None or ends < self._looks_at:
+            self._look_at(ends, silence)
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                body, _ = await self.receive(0)
+                return body
+        except TimeoutError as error:
+            raise SilentError(f"{self.peer} has been silent for {silence} s") from error
+        finally:
+            self._patience = None
+
+    def _ends(self, silence: float) -> float:
+        """When nothing will have come for so long."""
+        return max(self._since, self._stream.contact.heard) + silence
+
+    def _look_at(self, when: float, silence: float) -> None:
+        """Has that looked at: once for many messages."""
+        if self._looks is not None:
+            self._looks.cancel()
+        self._looks, self._looks_at = asyncio.get_running_loop().call_at(when, self._look, silence), when
+
+    def _look(self, silence: float) -> None:
+        self._looks = None
+        if self._patience is None:
+            return  # nobody waits
+        now, ends = asyncio.get_running_loop().time(), self._ends(silence)
+        if now < ends:
+            self._look_at(ends, silence)
+        else:
+            self._patience.reschedule(now)
 
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
@@ -234,6 +263,9 @@ class _Link:
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
     since: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
+    looks: asyncio.TimerHandle | None = None
+    """When its silence is looked at."""
+
     reached: float = -math.inf
     """When the first stream to it was open."""
 
@@ -301,6 +333,7 @@ class Pool:
         link = self._links.get(peer)
         if link is not None and link.reached == -math.inf:
             link.reached = asyncio.get_running_loop().time()
+            self._look_at(peer, link)
         return Channel(stream, self.meter)
 
     def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
@@ -308,38 +341,50 @@ class Pool:
         if link.watcher is None:
             link.since = asyncio.get_running_loop().time()
             link.watcher = asyncio.create_task(self._listen(peer, link))
+            self._look_at(peer, link)
+
+    def _look_at(self, peer: str, link: _Link) -> None:
+        """Has its silence looked at when it would have been too long."""
+        if link.looks is not None:
+            link.looks.cancel()
+        link.looks = asyncio.get_running_loop().call_at(link.ends(self.silence), self._look, peer, link)
+
+    def _look(self, peer: str, link: _Link) -> None:
+        """Cuts the exchanges with a peer when it has been silent too long, and ends the Watch when there are none."""
+        loop, link.looks = asyncio.get_running_loop(), None
+        if link.open and loop.time() < link.ends(self.silence):
+            self._look_at(peer, link)
+            return
+        if link.open:
+            for limit in link.open:
+                limit.reschedule(loop.time())
+            link.open.clear()
+            self.forget(peer)
+        if link.watcher is not None:
+            link.watcher.cancel()
+            link.watcher = None
 
     async def _listen(self, peer: str, link: _Link) -> None:
-        """Keeps a Watch with a peer for as long as exchanges are open; cuts them when it has been silent too long."""
-        loop = asyncio.get_running_loop()
+        """Keeps a Watch with a peer for as long as exchanges are open."""
         channel: Channel | None = None
         try:
             while link.open:
                 try:
-                    async with asyncio.timeout_at(link.ends(self.silence)) as patience:
-                        if channel is None:
-                            channel = await self._open(peer)
-                            patience.reschedule(link.ends(self.silence))
-                            await channel.send(pb.Watch())
-                        beat, _ = await channel.receive(0)
-                        if isinstance(beat, pb.Heartbeat):
-                            self.on_heartbeat(peer, beat)
+                    if channel is None:
+                        channel = await self._open(peer)
+                        await channel.send(pb.Watch())
+                    beat, _ = await channel.receive(0)
+                    if isinstance(beat, pb.Heartbeat):
+                        self.on_heartbeat(peer, beat)
                 except (UnreachableError, WireError):
                     # Exchanges that have ended say so themselves; those that have not may go on.
                     if channel is not None:
                         channel.close()
                     channel = None
                     await asyncio.sleep(REWATCH_SECONDS)
-                except TimeoutError:
-                    pass
-                if link.open and loop.time() >= link.ends(self.silence):
-                    for limit in link.open:
-                        limit.reschedule(loop.time())
-                    link.open.clear()
-                    self.forget(peer)
-                    return
         finally:
-            link.watcher = None
+            if link.watcher is asyncio.current_task():
+                link.watcher = None
             if channel is not None:
                 channel.close()
 
@@ -372,6 +417,8 @@ class Pool:
             self.forget(peer)
             if link.watcher is not None:
                 link.watcher.cancel()
+            if link.looks is not None:
+                link.looks.cancel()
 
 
 class Incoming:
@@ -405,6 +452,26 @@ class Incoming:
         await asyncio.wait((self._following,), timeout=seconds)
         self._check()
 
+    async def quiet(self, seconds: float) -> None:
+        """Waits until nothing was sent to the caller for so long, unless it goes away first; raises as `race` does."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        looks: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal looks
+            due = self.channel.said + seconds
+            if loop.time() < due:
+                looks = loop.call_at(due, look)
+            else:
+                event.set()
+
+        look()
+        try:
+            await self.race(event)
+        finally:
+            if looks is not None:
+                looks.cancel()
+
     def _check(self) -> None:
         if not self._following.done():
             return
@@ -425,11 +492,9 @@ def _look_at(ended: "asyncio.Future[Any]") -> None:
 
 async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat], seconds: float = HEARTBEAT_SECONDS) -> None:
     """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for so long; until it goes away."""
-    loop, channel = asyncio.get_running_loop(), incoming.channel
     while True:
-        await channel.send(beat())
-        while (left := channel.said + seconds - loop.time()) > 0:
-            await incoming.pause(left)
+        await incoming.channel.send(beat())
+        await incoming.quiet(seconds)
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 
 from .backend import Gradient, StageBackend
+from .messages import in_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class _Step:
     summed: Gradient | None = None
     summed_indices: tuple[int, ...] = ()
     own: frozenset[int] = frozenset()
-    others: frozenset[int] = frozenset()
+    credited: bytes = b""
     taken_back: int = 0
 
 
@@ -64,11 +65,12 @@ class GradientStore:
         """Whether half of the budget is used."""
         return 2 * self._held() * self._backend.gradient_bytes > self._budget
 
-    def credit(self, epoch: int, step: int, own: Collection[int], others: Collection[int]) -> None:
-        """The trainer has credited this member, and other replicas, with these microbatches."""
+    def credit(self, epoch: int, step: int, own: Collection[int], credited: bytes) -> None:
+        """The trainer has credited this member with its own, and it or other replicas with those whose bits are set
+        (`messages.to_bits`)."""
         entry = self._steps.get((epoch, step))
         if entry is not None:
-            entry.own, entry.others = frozenset(own), frozenset(others)
+            entry.own, entry.credited = frozenset(own), credited
 
     def _held(self) -> int:
         return sum(len(entry.apart) + (entry.summed is not None) for entry in self._steps.values())
@@ -79,7 +81,7 @@ class GradientStore:
         if not apart:
             return False
         for entry, index in apart:
-            if index in entry.others:
+            if in_bits(entry.credited, index) and index not in entry.own:
                 del entry.apart[index]
                 entry.taken_back += 1
                 return True

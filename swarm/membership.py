@@ -24,7 +24,7 @@ from .exchange import Channel, Meter
 from .host import Moment, StageHost
 from .keys import ProvenTerms, check_signed_manifest, check_term, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_crew, check_indices, from_scalar
+from .messages import Body, check_bits, check_crew, check_indices, from_scalar
 from .reduction import Reducer
 
 JOIN_SECONDS = 30.0
@@ -206,9 +206,9 @@ class Membership:
 
     def _take_credits(self, told: Iterable[pb.Credits]) -> None:
         for credits in told:
-            for indices in (credits.own, credits.others):
-                check_indices(tuple(indices), self.host.manifest.microbatches, self.channel.peer)
-            self.host.gradients.credit(credits.epoch, credits.step, credits.own, credits.others)
+            check_indices(tuple(credits.own), self.host.manifest.microbatches, self.channel.peer)
+            check_bits(credits.credited, self.host.manifest.microbatches, self.channel.peer)
+            self.host.gradients.credit(credits.epoch, credits.step, credits.own, credits.credited)
 
     def _lead(self, term: pb.Term, closed: int) -> None:
         """Checks that the message is the trainer's own, and follows its closed marker."""

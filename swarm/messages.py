@@ -6,7 +6,7 @@ its bounds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -137,6 +137,26 @@ def check_indices(indices: tuple[int, ...], microbatches: int, sender: str) -> N
         raise ProtocolError(f"{sender} sent indices that are not ascending")
     if indices and indices[-1] >= microbatches:
         raise ProtocolError(f"{sender} sent index {indices[-1]} of {microbatches}")
+
+
+def to_bits(indices: Iterable[int]) -> bytes:
+    """A bit for each index of a step, the lowest of a byte first; what is beyond the last one is left out."""
+    bits = bytearray()
+    for index in indices:
+        if index >> 3 >= len(bits):
+            bits.extend(bytes((index >> 3) + 1 - len(bits)))
+        bits[index >> 3] |= 1 << (index & 7)
+    return bytes(bits)
+
+
+def in_bits(bits: bytes, index: int) -> bool:
+    return index >> 3 < len(bits) and bool(bits[index >> 3] >> (index & 7) & 1)
+
+
+def check_bits(bits: bytes, microbatches: int, sender: str) -> None:
+    """Raises `ProtocolError` for more of them than a step has microbatches, in whole bytes."""
+    if len(bits) > (microbatches + 7) >> 3:
+        raise ProtocolError(f"{sender} sent {len(bits)} bytes of bits for {microbatches} microbatches")
 
 
 def check_crew(names: Sequence[int], sender: str) -> None:

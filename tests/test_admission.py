@@ -126,4 +126,4 @@ def test_who_runs_short_of_memory_is_told_what_it_is_credited_with(short: bool) 
         return beat
 
     beat = run(main(), limit=60.0)
-    assert list(beat.credits) == ([pb.Credits(step=0, own=[1, 3], others=[2])] if short else [])
+    assert list(beat.credits) == ([pb.Credits(step=0, own=[1, 3], credited=b"\x0e")] if short else [])

@@ -3,6 +3,7 @@
 import pytest
 from swarm_peer.swarm.exact_backend import WIDTH, ExactBackend
 from swarm_peer.swarm.gradients import GradientStore
+from swarm_peer.swarm.messages import to_bits
 
 BACKEND = ExactBackend(0, 0, 1)
 
@@ -52,7 +53,7 @@ def test_taking_one_back_from_a_sum_drops_the_sum_and_has_it_re_run() -> None:
 
 def test_what_is_credited_is_summed_before_what_may_be_taken_back() -> None:
     made = store(4)
-    made.credit(0, 5, own=(1, 2, 3), others=())
+    made.credit(0, 5, own=(1, 2, 3), credited=to_bits((1, 2, 3)))
     for index in (4, 5):
         made.add(0, 5, index, [10**index] * WIDTH)
     assert made.freeze(0, 5, (1, 2, 3, 4)).gradient == [11110] * WIDTH
@@ -61,7 +62,7 @@ def test_what_is_credited_is_summed_before_what_may_be_taken_back() -> None:
 
 def test_what_another_replica_is_credited_with_makes_room_first() -> None:
     made = store(4)
-    made.credit(0, 5, own=(0, 1), others=(2,))
+    made.credit(0, 5, own=(0, 1), credited=to_bits((0, 1, 2)))
     made.add(0, 5, 4, [10**4] * WIDTH)
     assert [index for index in range(5) if made.holds(0, 5, index)] == [0, 1, 3, 4]
     assert made.taken_back(0, 5) == 1
@@ -71,7 +72,7 @@ def test_what_another_replica_is_credited_with_makes_room_first() -> None:
 def test_credits_of_a_step_that_is_closed_say_nothing() -> None:
     made = store(4)
     made.close(0, closed=6)
-    made.credit(0, 5, own=(0,), others=(1,))
+    made.credit(0, 5, own=(0,), credited=to_bits((0, 1)))
     assert made.held() == {}
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from swarm_peer.errors import WireError
+from swarm_peer.errors import ProtocolError, WireError
 from swarm_peer.protos import swarm_pb2 as pb
-from swarm_peer.swarm.messages import pack, unpack
+from swarm_peer.swarm.messages import check_bits, in_bits, pack, to_bits, unpack
 
 KINDS = [field for field in pb.Envelope.DESCRIPTOR.fields if field.message_type is not None]
 
@@ -30,3 +30,16 @@ def test_whatever_its_length(size: int) -> None:
 def test_what_is_no_message_is_refused(frame: bytes) -> None:
     with pytest.raises(WireError, match="a peer sent"):
         unpack(frame, "a peer")
+
+
+@pytest.mark.parametrize("indices", [(), (0,), (7, 8), (3, 1, 30)])
+def test_bits_say_which_indices(indices: tuple[int, ...]) -> None:
+    bits = to_bits(indices)
+    assert [index for index in range(300) if in_bits(bits, index)] == sorted(indices)
+    check_bits(bits, max(indices, default=0) + 1, "a peer")
+
+
+def test_more_bits_than_a_step_has_microbatches_are_refused() -> None:
+    check_bits(bytes(2), 9, "a peer")
+    with pytest.raises(ProtocolError, match="3 bytes of bits for 16 microbatches"):
+        check_bits(bytes(3), 16, "a peer")
