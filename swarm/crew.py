@@ -7,7 +7,6 @@ majority of whoever he joined. Pure bookkeeping.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -80,18 +79,18 @@ class Crew:
 
     def is_complete(self) -> bool:
         stages = range(self.manifest.stages)
-        present = Counter(member.stage for member in self.roster.following())
-        if self.resumes and not self._may_be_first():
-            return self.has_majority() and all(present[stage] for stage in stages)
+        if self.resumes:
+            following = self.roster.following()
+            missing = set(stages).difference(member.stage for member in following)
+            enough = len(following) >= self.least_founders or not self._may_be_first()
+            return not missing and enough and self.has_majority()
         needed = self.manifest.settings.pipeline.min_replicas
-        if self.resumes:  # nobody is ready before the term has begun
-            return all(present[stage] >= needed for stage in stages)
         return all(len(self.roster.serving(stage)) >= needed for stage in stages)
 
     def _may_be_first(self) -> bool:
-        """Whether the run would begin with this trainer, and with peers that another has welcomed. As far as they know
-        he has not begun; but he may yet, with others: four of nine are a majority of six that nobody knows."""
-        known = self.history.lineage.number or self._has_begun or self.resuming
+        """Whether it would be for this trainer to begin the run, with peers that another has welcomed. As far as they
+        know he has not begun; but he may yet, with others: four of nine are a majority of six that nobody knows."""
+        known = self._has_begun or self.history.lineage.number or self.resuming
         return bool(self.manifest.settings.pipeline.standby) and not known
 
     @property

@@ -170,6 +170,7 @@ def test_whoever_begins_a_run_after_another_needs_as_many_as_he() -> None:
     """Trainers of four and of five of nine peers could both begin a run that asks for six."""
     crew = welcomed_before("abcdef")
     assert crew.is_complete()
+    assert crew.can_spare(members(crew)[0]), "nothing is lost yet"
     for member in members(crew)[:2]:
         member.live = False
     assert {member.stage for member in crew.roster.following()} == set(range(3))
