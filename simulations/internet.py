@@ -15,6 +15,7 @@ Not modelled: packet loss and what it does to TCP's window, queues that overflow
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -38,10 +39,10 @@ class Internet(MemoryNetwork):
     _relaying: dict[MemoryStream, list[Frame]] = field(default_factory=dict)
     """What relays have of a stream; the first is on its way out."""
 
-    _connections: dict[str, dict[str, Connection]] = field(default_factory=dict)
+    _connections: defaultdict[str, dict[str, Connection]] = field(default_factory=lambda: defaultdict(dict))
     """By sender and receiver."""
 
-    _ways: dict[str, dict[str, Way]] = field(default_factory=dict)
+    _ways: defaultdict[str, dict[str, Way]] = field(default_factory=lambda: defaultdict(dict))
     _credits: dict[MemoryStream, StreamWindow] = field(default_factory=dict)
     dial_pauses: Sequence[float] = DIAL_PAUSES
     _unacknowledged: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -66,14 +67,14 @@ class Internet(MemoryNetwork):
         self._connection(peer, caller)
 
     def _connection(self, sender: str, receiver: str) -> Connection:
-        of_sender = self._connections.setdefault(sender, {})
+        of_sender = self._connections[sender]
         found = of_sender.get(receiver)
         if found is None:
             found = of_sender[receiver] = Connection()
         return found
 
     def _way(self, sender: str, receiver: str) -> Way:
-        of_sender = self._ways.setdefault(sender, {})
+        of_sender = self._ways[sender]
         found = of_sender.get(receiver)
         if found is None:
             near, far = self.accesses[sender], self.accesses[receiver]
@@ -88,7 +89,10 @@ class Internet(MemoryNetwork):
         return 2 * self._way(sender, receiver).seconds
 
     def draw(self, sender: str, receiver: str) -> float:
-        way = self._way(sender, receiver)
+        return self._take(self._way(sender, receiver))
+
+    def _take(self, way: Way) -> float:
+        """What a frame takes on a way, drawn anew."""
         if way.relay is None:
             return way.seconds + self._jitter(way.near, way.far)
         return way.seconds + self._jitter(way.near, way.relay) + self._jitter(way.relay, way.far)
@@ -113,7 +117,9 @@ class Internet(MemoryNetwork):
             connection = self._connection(sender, stream.peer)
             if connection.window > FIRST_BYTES:
                 connection.note(loop.time(), 2 * way.seconds)
-            comes = max(self._comes(sender, stream), self.stalled.get((sender, stream.peer), 0.0))
+            stream.comes = comes = max(loop.time() + self._take(way), stream.comes)
+            if self.stalled:
+                comes = max(comes, self.stalled.get((sender, stream.peer), 0.0))
             stream.arrive_after(comes - loop.time(), frame)
             return
         moving = self._frame(sender, stream, frame, size)

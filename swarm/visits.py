@@ -188,17 +188,16 @@ class VisitTable:
 
     def open_visits(self) -> list[Visit]:
         """The visits that have not ended."""
-        self._open = [visit for visit in self._open if not visit.ended]
+        self._open = [visit for visit in self._open if not (visit.finished or visit.failure is not None)]
         return self._open
 
     def waiting_below(self) -> tuple[int, str]:
         """How many open visits wait for the stages below, and the peer that has most of them there, "" for nobody."""
-        peers: Counter[str] = Counter()
-        if self.phases[pb.BELOW]:
-            for visit in self.open_visits():
-                entry = visit.below.get(visit.own.stage + 1)
-                if entry is not None and visit.own.phase == pb.BELOW:
-                    peers[entry.peer] += 1
+        if not self.phases[pb.BELOW]:
+            return 0, ""
+        below = [visit for visit in self.open_visits() if visit.own.phase == pb.BELOW]
+        entries = [visit.below.get(visit.own.stage + 1) for visit in below]
+        peers = Counter([entry.peer for entry in entries if entry is not None])
         return self.phases[pb.BELOW], max(peers, key=lambda peer: (peers[peer], peer)) if peers else ""
 
     def has_room(self, step: int, oldest: int) -> bool:

@@ -30,7 +30,8 @@ class Workload:
     def load(self, phases: Mapping[pb.Phase, int], below: float) -> pb.Load:
         """What callers are told, with so many open visits in each phase; `below`: seconds that a visit is expected to
         take at the stages below."""
-        ahead, returning = (sum([phases.get(phase, 0) for phase in those]) for those in (_AHEAD, _RETURNING))
+        ahead = sum([phases.get(phase, 0) for phase in _AHEAD])
+        returning = sum([phases.get(phase, 0) for phase in _RETURNING])
         return to_message(self.pace.load(ahead, returning, below))
 
     def retry_after(self) -> int:
