@@ -77,12 +77,13 @@ class Channel:
         self._declined = False
         """Whether a payload was answered before it had come, so that an empty chunk may end it."""
 
-        self._since = 0.0
+        self._since = self._silence = 0.0
         self._patience: asyncio.Timeout | None = None
-        """Since when a message is waited for, and what ends the waiting."""
+        """Since when a message is waited for, how long the peer may be silent meanwhile, and what ends the waiting."""
 
         self._looks: asyncio.TimerHandle | None = None
         self._looks_at = 0.0
+        """When its silence is looked at: once for many messages."""
 
     @property
     def peer(self) -> str:
@@ -197,10 +198,10 @@ class Channel:
     async def receive_while_heard(self, silence: float) -> Body:
         """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
         so many seconds, on this stream or another: the message may wait in line behind much else."""
-        self._since = asyncio.get_running_loop().time()
-        ends = self._ends(silence)
+        self._since, self._silence = asyncio.get_running_loop().time(), silence
+        ends = self._ends()
         if self._looks is None or ends < self._looks_at:
-            self._look_at(ends, silence)
+            self._look_at(ends)
         try:
             async with asyncio.timeout(None) as self._patience:
                 body, _ = await self.receive(0)
@@ -210,23 +211,22 @@ class Channel:
         finally:
             self._patience = None
 
-    def _ends(self, silence: float) -> float:
-        """When nothing will have come for so long."""
-        return max(self._since, self._stream.contact.heard) + silence
+    def _ends(self) -> float:
+        """When nothing will have come for too long."""
+        return max(self._since, self._stream.contact.heard) + self._silence
 
-    def _look_at(self, when: float, silence: float) -> None:
-        """Has that looked at: once for many messages."""
+    def _look_at(self, when: float) -> None:
         if self._looks is not None:
             self._looks.cancel()
-        self._looks, self._looks_at = asyncio.get_running_loop().call_at(when, self._look, silence), when
+        self._looks, self._looks_at = asyncio.get_running_loop().call_at(when, self._look), when
 
-    def _look(self, silence: float) -> None:
+    def _look(self) -> None:
         self._looks = None
         if self._patience is None:
             return  # nobody waits
-        now, ends = asyncio.get_running_loop().time(), self._ends(silence)
+        now, ends = asyncio.get_running_loop().time(), self._ends()
         if now < ends:
-            self._look_at(ends, silence)
+            self._look_at(ends)
         else:
             self._patience.reschedule(now)
 
@@ -249,6 +249,8 @@ class Channel:
         return self._stream.relayed
 
     def close(self) -> None:
+        if self._looks is not None:
+            self._looks.cancel()
         self._stream.close()
 
 

@@ -1,7 +1,7 @@
 """An exchange as its callee sees it: what it waits for, and a caller that goes away meanwhile. Virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from swarm_peer.errors import ProtocolError, SilentError, UnreachableError
@@ -22,6 +22,7 @@ from swarm_peer.swarm.exchange import (
     serve_watch,
 )
 from swarm_peer.swarm.messages import pack, unpack
+from swarm_peer.swarm.transport import Stream
 
 from tests.exact import exact_manifest, exact_swarm
 
@@ -182,6 +183,40 @@ def test_a_first_contact_may_take_longer_than_a_silence() -> None:
     assert first_contact(4.8) == ("answered", 4.8)
     assert first_contact(6.5) == ("silent", 6.0)
     assert first_contact(1.0, frozen=True) == ("silent", 4.0), "once it is reached the limit is the usual one"
+
+
+def heard_until(pauses: Sequence[float], silences: Sequence[float]) -> float:
+    """When a peer counts as silent that says something after each of these pauses, and then nothing more; `silences`:
+    how long it may be so before each message, and after the last."""
+
+    async def main() -> float:
+        network, loop = MemoryNetwork(latency=(0.0, 0.0)), asyncio.get_running_loop()
+
+        async def talk(stream: Stream) -> None:
+            for pause in pauses:
+                await asyncio.sleep(pause)
+                await Channel(stream, Meter()).send(pb.Watch())
+            await asyncio.sleep(1e4)
+
+        await network.transport("talker").serve(talk)
+        channel = Channel(await network.transport("listener").open("talker"), Meter())
+        for silence in silences[:-1]:
+            await channel.receive_while_heard(silence)
+        with pytest.raises(SilentError, match=f"silent for {silences[-1]} s"):
+            await channel.receive_while_heard(silences[-1])
+        return loop.time()
+
+    return run(main(), limit=1e5)
+
+
+def test_a_peer_is_silent_from_its_last_word_on() -> None:
+    assert heard_until([2.5, 2.5, 0.5], [3.0] * 4) == pytest.approx(8.5)
+    assert heard_until([], [3.0]) == pytest.approx(3.0)
+
+
+def test_how_long_it_may_be_silent_may_change_with_every_message() -> None:
+    assert heard_until([100.0, 1.0], [600.0, 3.0, 3.0]) == pytest.approx(104.0)
+    assert heard_until([1.0, 20.0], [3.0, 30.0, 30.0]) == pytest.approx(51.0)
 
 
 async def pool_with(answer: Callable[[Incoming, Body], Awaitable[None]], size: int, link: Link | None = None) -> Pool:
