@@ -1,6 +1,6 @@
 """How much of the devices a swarm keeps, over link speed and latency, beside two other ways to train over such links.
 
-    python benchmarks/pipeline.py [--quick] [--emulate] [--jobs J] [--json FILE] [--plot FILE]
+    python benchmarks/pipeline.py [--quick] [--emulate] [--tcp NAME] [--slots N] [--jobs J] [--json FILE] [--plot FILE]
 
 A 65B shape in S stages with R replicas each: a visit keeps a device for 0.67 s forward and 1.34 s backward, and sends a
 tensor of 16.9 MB each way (8 bits an element). Kept is what was trained of what the devices alone could, from the first
@@ -21,12 +21,14 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.simulations.emulation import Emulation
+from swarm_peer.simulations.namespace import TCP
 from swarm_peer.simulations.outcome import Outcome
 from swarm_peer.simulations.scenario import Scenario, parse_scenario
 from swarm_peer.simulations.study import Study
@@ -91,8 +93,8 @@ class Point:
     latency: float
 
 
-def scenario_of(point: Point, *, scaled: bool = False) -> Scenario:
-    """`scaled`: as the emulation has it."""
+def scenario_of(point: Point, slots: int = SLOTS, *, scaled: bool = False) -> Scenario:
+    """`slots`: of a peer; `scaled`: as the emulation has it."""
     by = 20 if scaled else 1
     text = TEXT.format(
         model="smollm2-135m" if scaled else "llama-65b",
@@ -100,7 +102,7 @@ def scenario_of(point: Point, *, scaled: bool = False) -> Scenario:
         rank=16 if scaled else 8,
         stages=STAGES,
         replicas=REPLICAS,
-        slots=SLOTS,
+        slots=slots,
         steps=STEPS,
         batch=MICROBATCHES,
         count=STAGES * REPLICAS,
@@ -112,14 +114,20 @@ def scenario_of(point: Point, *, scaled: bool = False) -> Scenario:
     return parse_scenario(text, "benchmark", WAYS[point.way])
 
 
-def simulate(point: Point) -> Outcome:
-    return Study(scenario_of(point)).run()
+def simulate(point: Point, slots: int) -> Outcome:
+    return Study(scenario_of(point, slots)).run()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only 200 Mbit/s and 100 ms")
     parser.add_argument("--emulate", action="store_true", help="that point with real processes, too (Linux)")
+    parser.add_argument(
+        "--tcp", default=TCP, metavar="NAME", help="congestion control of the real processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=SLOTS, help="visits that may be open on a peer (default: %(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--plot", type=Path, help="draw the curves here")
@@ -127,16 +135,19 @@ def main() -> None:
     links = [AT] if options.quick else [(rate, latency) for latency in LATENCIES for rate in RATES]
     points = [Point(way, *link) for link in links for way in WAYS]
     print(
-        f"S = {STAGES} stages, R = {REPLICAS} replicas, {MICROBATCHES} microbatches a step, {SLOTS} slots a peer "
-        f"({int(0.8 * SLOTS * REPLICAS)} microbatches in flight)\n"
+        f"S = {STAGES} stages, R = {REPLICAS} replicas, {MICROBATCHES} microbatches a step, {options.slots} slots a peer "
+        f"({int(0.8 * options.slots * REPLICAS)} microbatches in flight)\n"
     )
     with ProcessPoolExecutor(options.jobs) as pool:
-        kept = {point: outcome.kept for point, outcome in zip(points, pool.map(simulate, points), strict=True)}
+        kept = {
+            point: outcome.kept
+            for point, outcome in zip(points, pool.map(partial(simulate, slots=options.slots), points), strict=True)
+        }
     print("| Mbit/s | ms | " + " | ".join(WAYS) + " |\n|---|---|" + "---|" * len(WAYS))
     for link in links:
         shares = " | ".join(f"{kept[Point(way, *link)]:.1%}" for way in WAYS)
         print(f"| {link[0]} | {link[1]} | {shares} |")
-    emulated = emulate() if options.emulate else {}
+    emulated = emulate(options.slots, options.tcp) if options.emulate else {}
     share = kept[Point("delayed", *AT)]
     print(f"\nat {AT[0]} Mbit/s and {AT[1]} ms: {share:.1%} kept; at least {LEAST:.0%} is wanted")
     if options.json:
@@ -147,11 +158,12 @@ def main() -> None:
     sys.exit(min([share, *emulated.values()]) < LEAST)
 
 
-def emulate() -> dict[str, float]:
+def emulate(slots: int, tcp: str) -> dict[str, float]:
     """Kept by real processes, by the way to train."""
     point = Point("delayed", *AT)
-    outcome = Emulation(scenario_of(point, scaled=True)).run()
-    simulated = Study(scenario_of(point, scaled=True)).run()
+    scenario = scenario_of(point, slots, scaled=True)
+    outcome = Emulation(scenario, tcp=tcp).run()
+    simulated = Study(scenario).run()
     print(f"\nemulated at this ratio: {outcome.kept:.1%} kept; {simulated.kept:.1%} when the same is simulated")
     print(f"the router took {outcome.router:.0%} of a core")
     return {point.way: outcome.kept}
