@@ -134,9 +134,10 @@ def main() -> None:
     options = parser.parse_args()
     links = [AT] if options.quick else [(rate, latency) for latency in LATENCIES for rate in RATES]
     points = [Point(way, *link) for link in links for way in WAYS]
+    in_flight = int(0.8 * options.slots * REPLICAS)
     print(
         f"S = {STAGES} stages, R = {REPLICAS} replicas, {MICROBATCHES} microbatches a step, {options.slots} slots a peer "
-        f"({int(0.8 * options.slots * REPLICAS)} microbatches in flight)\n"
+        f"({in_flight} in flight)\n"
     )
     with ProcessPoolExecutor(options.jobs) as pool:
         kept = {
