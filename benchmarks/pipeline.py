@@ -136,8 +136,8 @@ def main() -> None:
     points = [Point(way, *link) for link in links for way in WAYS]
     in_flight = int(0.8 * options.slots * REPLICAS)
     print(
-        f"S = {STAGES} stages, R = {REPLICAS} replicas, {MICROBATCHES} microbatches a step, {options.slots} slots a peer "
-        f"({in_flight} in flight)\n"
+        f"S = {STAGES} stages, R = {REPLICAS} replicas, {MICROBATCHES} microbatches a step, "
+        f"{options.slots} slots a peer ({in_flight} microbatches in flight)\n"
     )
     with ProcessPoolExecutor(options.jobs) as pool:
         kept = {
