@@ -31,12 +31,13 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, fetch_snapshot
 from swarm_peer.swarm.compute import ThreadDevice
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.fetching import fetch
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 from swarm_peer.swarm.snapshots import Snapshots
 from swarm_peer.swarm.versions import VersionStore
 

@@ -28,12 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
-from swarm_peer.swarm.exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Channel, Meter, Pool
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_stream import P2PStream
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 from swarm_peer.swarm.transport import Contact, Stream
 
 ROUND_TRIPS = (0.0, 0.1, 0.3)

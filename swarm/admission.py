@@ -21,12 +21,13 @@ from .conditions import Signal
 from .credits import CreditsTold
 from .epochs import Lineage, read_lineage
 from .errands import Errands
-from .exchange import Channel, Incoming, Meter, serve_exchanges, serve_watch
+from .exchange import Channel, Meter
 from .keys import ProvenTerms, public_key_of
 from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
 from .messages import Body, check_crew, check_indices, check_past
 from .roster import Member, Roster
+from .serving import Incoming, serve_exchanges, serve_watch
 from .transport import Stream
 
 LOADING_SECONDS = 600.0
@@ -178,7 +179,7 @@ class Admission:
         except WireError as error:
             why = str(error)
         finally:
-            stream.close()
+            channel.close()
             self._standbys.pop(channel, None)
             self._giving.discard(stream)
             if member is not None:

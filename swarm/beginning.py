@@ -12,10 +12,10 @@ from ..protos import swarm_pb2 as pb
 from .checkpoint import Checkpoint
 from .compute import Device
 from .epochs import Lineage
-from .exchange import Incoming
 from .manifest import Manifest
 from .restoring import Restoring
 from .roster import Roster
+from .serving import Incoming
 from .transport import Transport
 
 

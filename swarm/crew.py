@@ -3,7 +3,8 @@
 Owns what members have reported that they hold (Held). A new term needs a replica of every stage; with a standby
 configured also more than half of the members of the last Commit, or before the first, of the founders, so that no two
 halves of a swarm can both take themselves for the greater one. Those very peers: who has come since would make a
-majority of whoever he joined. Pure bookkeeping.
+majority of whoever he joined. As long as nobody knows of any founders, as many as the manifest asks for. Pure
+bookkeeping.
 """
 
 import hashlib

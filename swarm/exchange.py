@@ -1,9 +1,8 @@
 """Exchanges: one question and its answers on a stream that outlives it.
 
 `Channel` sends and receives messages with their payloads, in chunks, bounded. `Pool` keeps idle streams per peer, so
-that an exchange reuses a stream whose congestion window has grown. `serve_exchanges` is the other side: it answers
-exchange after exchange on one incoming stream. What is answered before its payload has come is not sent to its end.
-Every byte is metered.
+that an exchange reuses a stream whose congestion window has grown; the other side is `serving.py`. What is answered
+before its payload has come is not sent to its end. Every byte is metered.
 
 Liveness is a connection's, not an exchange's: while exchanges with a peer are open, the pool keeps one `Watch` with it,
 which brings a heartbeat whenever nothing else does for a second; a peer of which nothing comes for the limit, on
@@ -15,7 +14,7 @@ anything went wrong is closed, never reused.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 from ..errors import ProtocolError, SilentError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
+from .deadline import Deadline
 from .messages import Body, pack, payload_length, unpack
 from .transport import Contact, Stream, Transport
 
@@ -81,9 +81,7 @@ class Channel:
         self._patience: asyncio.Timeout | None = None
         """Since when a message is waited for, how long the peer may be silent meanwhile, and what ends the waiting."""
 
-        self._looks: asyncio.TimerHandle | None = None
-        self._looks_at = 0.0
-        """When its silence is looked at: once for many messages."""
+        self._deadline: Deadline | None = None
 
     @property
     def peer(self) -> str:
@@ -144,7 +142,7 @@ class Channel:
         finally:
             for task in (sending, answer):
                 task.cancel()
-                task.add_done_callback(_look_at)
+                task.add_done_callback(_ignore)
 
     async def _send_one(self, body: Body) -> int:
         """The bytes of its frame."""
@@ -199,11 +197,11 @@ class Channel:
         """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
         so many seconds, on this stream or another: the message may wait in line behind much else."""
         self._since, self._silence = asyncio.get_running_loop().time(), silence
-        ends = self._ends()
-        if self._looks is None or ends < self._looks_at:
-            self._look_at(ends)
+        if self._deadline is None:
+            self._deadline = Deadline(self._ends, self._give_up, careful=True)
         try:
             async with asyncio.timeout(None) as self._patience:
+                self._deadline.arm()
                 body, _ = await self.receive(0)
                 return body
         except TimeoutError as error:
@@ -212,23 +210,12 @@ class Channel:
             self._patience = None
 
     def _ends(self) -> float:
-        """When nothing will have come for too long."""
-        return max(self._since, self._stream.contact.heard) + self._silence
+        """When nothing will have come for too long; at once if nobody waits."""
+        return 0.0 if self._patience is None else max(self._since, self._stream.contact.heard) + self._silence
 
-    def _look_at(self, when: float) -> None:
-        if self._looks is not None:
-            self._looks.cancel()
-        self._looks, self._looks_at = asyncio.get_running_loop().call_at(when, self._look), when
-
-    def _look(self) -> None:
-        self._looks = None
-        if self._patience is None:
-            return  # nobody waits
-        now, ends = asyncio.get_running_loop().time(), self._ends()
-        if now < ends:
-            self._look_at(ends)
-        else:
-            self._patience.reschedule(now)
+    def _give_up(self) -> None:
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
@@ -249,8 +236,8 @@ class Channel:
         return self._stream.relayed
 
     def close(self) -> None:
-        if self._looks is not None:
-            self._looks.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._stream.close()
 
 
@@ -265,9 +252,7 @@ class _Link:
     open: dict[asyncio.Timeout, None] = field(default_factory=dict)
     since: float = 0.0
     watcher: "asyncio.Task[None] | None" = None
-    looks: asyncio.TimerHandle | None = None
-    """When its silence is looked at."""
-
+    deadline: Deadline | None = None
     reached: float = -math.inf
     """When the first stream to it was open."""
 
@@ -335,7 +320,8 @@ class Pool:
         link = self._links.get(peer)
         if link is not None and link.reached == -math.inf:
             link.reached = asyncio.get_running_loop().time()
-            self._look_at(peer, link)
+            if link.deadline is not None:
+                link.deadline.arm()  # which ends earlier from now on
         return Channel(stream, self.meter)
 
     def _watch(self, peer: str, link: _Link, limit: asyncio.Timeout) -> None:
@@ -343,23 +329,16 @@ class Pool:
         if link.watcher is None:
             link.since = asyncio.get_running_loop().time()
             link.watcher = asyncio.create_task(self._listen(peer, link))
-            self._look_at(peer, link)
+            if link.deadline is None:
+                link.deadline = Deadline(partial(link.ends, self.silence), partial(self._cut, peer, link), careful=True)
+            link.deadline.arm()
 
-    def _look_at(self, peer: str, link: _Link) -> None:
-        """Has its silence looked at when it would have been too long."""
-        if link.looks is not None:
-            link.looks.cancel()
-        link.looks = asyncio.get_running_loop().call_at(link.ends(self.silence), self._look, peer, link)
-
-    def _look(self, peer: str, link: _Link) -> None:
-        """Cuts the exchanges with a peer when it has been silent too long, and ends the Watch when there are none."""
-        loop, link.looks = asyncio.get_running_loop(), None
-        if link.open and loop.time() < link.ends(self.silence):
-            self._look_at(peer, link)
-            return
+    def _cut(self, peer: str, link: _Link) -> None:
+        """A peer has been silent too long: ends the exchanges with it, and the Watch."""
         if link.open:
+            now = asyncio.get_running_loop().time()
             for limit in link.open:
-                limit.reschedule(loop.time())
+                limit.reschedule(now)
             link.open.clear()
             self.forget(peer)
         if link.watcher is not None:
@@ -419,126 +398,12 @@ class Pool:
             self.forget(peer)
             if link.watcher is not None:
                 link.watcher.cancel()
-            if link.looks is not None:
-                link.looks.cancel()
+                link.watcher = None
+            if link.deadline is not None:
+                link.deadline.cancel()
 
 
-class Incoming:
-    """One exchange as its callee sees it: answers go out, and the caller's going away is noticed."""
-
-    def __init__(self, channel: Channel, following: "asyncio.Task[tuple[Body, bytes]]") -> None:
-        self.channel = channel
-        self._following = following
-
-    @property
-    def peer(self) -> str:
-        return self.channel.peer
-
-    async def race(self, event: asyncio.Event) -> None:
-        """Waits until `event` is set, unless the caller goes away first: then raises `UnreachableError`.
-
-        A caller that speaks before it was answered in full breaks the protocol: `ProtocolError`. In both cases the
-        event is set, so nobody else may wait for it.
-        """
-        if not event.is_set() and not self._following.done():
-            wake = partial(_set, event)
-            self._following.add_done_callback(wake)
-            try:
-                await event.wait()
-            finally:
-                self._following.remove_done_callback(wake)
-        self._check()
-
-    async def pause(self, seconds: float) -> None:
-        """Waits for a while, unless the caller goes away first; raises as `race` does."""
-        await asyncio.wait((self._following,), timeout=seconds)
-        self._check()
-
-    async def quiet(self, seconds: float) -> None:
-        """Waits until nothing was sent to the caller for so long, unless it goes away first; raises as `race` does."""
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
-        looks: asyncio.TimerHandle | None = None
-
-        def look() -> None:
-            nonlocal looks
-            due = self.channel.said + seconds
-            if loop.time() < due:
-                looks = loop.call_at(due, look)
-            else:
-                event.set()
-
-        look()
-        try:
-            await self.race(event)
-        finally:
-            if looks is not None:
-                looks.cancel()
-
-    def _check(self) -> None:
-        if not self._following.done():
-            return
-        if self._following.exception() is None:
-            raise ProtocolError(f"{self.peer} sent a second question before the answer to its first")
-        raise UnreachableError(f"{self.peer} went away")
-
-
-def _set(event: asyncio.Event, ended: object) -> None:
-    event.set()
-
-
-def _look_at(ended: "asyncio.Future[Any]") -> None:
+def _ignore(ended: "asyncio.Future[Any]") -> None:
     """Its error is of no interest."""
     if not ended.cancelled():
         ended.exception()
-
-
-async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat], seconds: float = HEARTBEAT_SECONDS) -> None:
-    """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for so long; until it goes away."""
-    while True:
-        await incoming.channel.send(beat())
-        await incoming.quiet(seconds)
-
-
-Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]
-
-
-async def _given(body: Body) -> tuple[Body, bytes]:
-    return body, b""
-
-
-async def serve_exchanges(
-    stream: Stream,
-    meter: Meter,
-    max_payload: Callable[[], int],
-    dispatch: Dispatch,
-    first: Body | None = None,
-    at_once: Callable[[Body, str], Body | None] = lambda body, sender: None,
-) -> None:
-    """Answers exchanges on one incoming stream until the other side closes it or breaks the protocol.
-
-    `dispatch(incoming, message, payload)` sends every answer of the exchange before it returns; `max_payload()` is
-    asked anew for each. `first`: a question that has been read already. `at_once(message, sender)` may have the whole
-    answer to one whose payload is still to come.
-    """
-    channel, is_free = Channel(stream, meter), True
-
-    def answer(body: Body, sender: str) -> Body | None:
-        return at_once(body, sender) if is_free else None
-
-    following = asyncio.ensure_future(_given(first) if first is not None else channel.receive(max_payload(), answer))
-    try:
-        while True:
-            try:
-                body, payload = await following
-                is_free = False
-                following = asyncio.ensure_future(channel.receive(max_payload(), answer))
-                await dispatch(Incoming(channel, following), body, payload)
-                is_free = True
-            except WireError as error:
-                await channel.send(pb.Refused(reason=pb.MALFORMED, detail=str(error)))
-                return
-    except UnreachableError:
-        return
-    finally:
-        following.cancel()
-        stream.close()

@@ -30,7 +30,7 @@ from .backend import BackwardResult, Context, ForwardResult, StageBackend, Stage
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
 from .epochs import Lineage
-from .exchange import Incoming, Pool
+from .exchange import Pool
 from .fetching import fetch
 from .gradients import GradientStore
 from .hop import CUT_OFF_SECONDS, DISTINCT_FAILURES, Hop
@@ -39,6 +39,7 @@ from .manifest import Manifest
 from .messages import check_run, from_scalar, to_scalar
 from .neighbours import Neighbours
 from .recollection import Recollection
+from .serving import Incoming
 from .snapshots import Snapshots
 from .versions import VersionStore
 from .visits import Attachment, Order, Visit, VisitKey, VisitTable, key_of

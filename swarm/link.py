@@ -16,10 +16,11 @@ from functools import partial
 from ..errors import RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
 from .directory import Directory
-from .exchange import Incoming, Pool
+from .exchange import Pool
 from .fetching import fetch
 from .manifest import Manifest
 from .messages import Body
+from .serving import Incoming
 
 FIRST_BYTES, GROWTH = 256 << 10, 4
 MOST_BYTES = 4 << 20

@@ -28,7 +28,7 @@ from .catching_up import fetch_snapshot
 from .compute import BACKGROUND, Device
 from .conditions import heed_cancellation, in_own_task, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
-from .exchange import HEARTBEAT_SECONDS, IDLE_STREAMS, Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from .exchange import HEARTBEAT_SECONDS, IDLE_STREAMS, Channel, Meter, Pool
 from .hanging import watch_device
 from .host import Moment, Observe, StageHost
 from .kept import SpillFile
@@ -41,6 +41,7 @@ from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, VIEW, Neighbours
 from .reduction import Reducer
+from .serving import Incoming, serve_exchanges, serve_watch
 from .sizes import state_bytes
 from .survey import Survey
 from .transport import Stream, Transport

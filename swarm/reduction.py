@@ -19,11 +19,12 @@ from ..protos import swarm_pb2 as pb
 from .backend import Arithmetic, Gradient, Scalar
 from .compute import BACKGROUND
 from .conditions import innermost
-from .exchange import Incoming, Pool
+from .exchange import Pool
 from .fetching import fetch
 from .gradients import Frozen
 from .host import Moment, StageHost
 from .messages import check_indices, from_scalar, to_scalar
+from .serving import Incoming
 
 LENT_SECONDS = 30.0
 """A reduction that was asked for so lately is kept a step longer: whoever takes a checkpoint reads one part after the

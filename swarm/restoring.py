@@ -11,7 +11,7 @@ from ..errors import StorageError
 from ..protos import swarm_pb2 as pb
 from .checkpoint import Checkpoint, StageCheckpoint
 from .compute import BACKGROUND, Device
-from .exchange import Incoming
+from .serving import Incoming
 from .snapshots import Snapshots
 from .versions import VersionStore
 

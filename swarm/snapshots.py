@@ -18,7 +18,7 @@ from ..errors import ProtocolError, UnreachableError
 from ..protos import swarm_pb2 as pb
 from .backend import State
 from .compute import BACKGROUND, Device
-from .exchange import Incoming
+from .serving import Incoming
 from .snapshot_parts import MAX_STATE_PARTS, part_bytes, parts_of
 from .versions import VersionStore
 

@@ -14,8 +14,9 @@ from swarm_peer.simulations.network import Link, MemoryNetwork, MemoryTransport
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import snapshots
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, Snapshot, fetch_snapshot
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.messages import Body
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 from swarm_peer.swarm.snapshots import Snapshots
 from swarm_peer.swarm.versions import VersionStore
 

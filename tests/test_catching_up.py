@@ -12,10 +12,11 @@ from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm import catching_up
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, fetch_snapshot
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 from swarm_peer.swarm.snapshot_parts import MOST_AT_ONCE, Offer, PartTable
 from swarm_peer.swarm.transport import Stream
 

@@ -10,18 +10,9 @@ from swarm_peer.simulations.network import Link, MemoryNetwork, MemoryStream
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from swarm_peer.swarm.events import Event, Lost
-from swarm_peer.swarm.exchange import (
-    CHUNK_BYTES,
-    TIDY_SECONDS,
-    Body,
-    Channel,
-    Incoming,
-    Meter,
-    Pool,
-    serve_exchanges,
-    serve_watch,
-)
+from swarm_peer.swarm.exchange import CHUNK_BYTES, TIDY_SECONDS, Body, Channel, Meter, Pool
 from swarm_peer.swarm.messages import pack, unpack
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 from swarm_peer.swarm.transport import Stream
 
 from tests.exact import exact_manifest, exact_swarm

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
-from swarm_peer.swarm.exchange import Channel, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Channel, Meter, Pool
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 
 from tests.p2p import LIMIT, folder
 

@@ -12,11 +12,12 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
-from swarm_peer.swarm.exchange import Body, Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Body, Meter, Pool
 from swarm_peer.swarm.hedging import UNMEASURED_SECONDS, Budget
 from swarm_peer.swarm.hop import Hop
 from swarm_peer.swarm.least_work import least_work
 from swarm_peer.swarm.neighbours import Neighbours
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 
 STAGE = 1
 SILENCE = 3.0

@@ -10,9 +10,10 @@ from swarm_peer.simulations.directory import MemoryDirectory
 from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
-from swarm_peer.swarm.exchange import Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.link import MAX_PROBE_BYTES, MOST_BYTES, Measured, measure_link, refusal_of_payload, serve_nothing
 from swarm_peer.swarm.manifest import Manifest
+from swarm_peer.swarm.serving import serve_exchanges, serve_watch
 
 from tests.exact import exact_manifest
 

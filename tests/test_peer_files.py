@@ -12,13 +12,14 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.directory import MemoryDirectory
 from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.swarm.directory import Record
-from swarm_peer.swarm.exchange import Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.file_serving import is_served, serve_file
 from swarm_peer.swarm.model.files import Files, FolderFiles
 from swarm_peer.swarm.model.peer_files import PeerFiles
 from swarm_peer.swarm.model.weights import stage_base
+from swarm_peer.swarm.serving import serve_exchanges, serve_watch
 
 from tests.checkpoints import run_of, write_checkpoint
 from tests.processes import LIMIT_SECONDS, home

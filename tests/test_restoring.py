@@ -14,11 +14,12 @@ from swarm_peer.swarm import restoring
 from swarm_peer.swarm.catching_up import fetch_snapshot
 from swarm_peer.swarm.checkpoint import Checkpoint, StageCheckpoint
 from swarm_peer.swarm.epochs import Lineage
-from swarm_peer.swarm.exchange import Incoming, Meter, Pool, serve_exchanges, serve_watch
+from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.fetching import fetch
 from swarm_peer.swarm.keys import SignedManifest
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.restoring import Restoring
+from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
 
 RUN, EPOCH = "run", 4
 CLOSED, VERSION = 6, 5

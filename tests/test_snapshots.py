@@ -8,9 +8,9 @@ from swarm_peer.errors import RefusedError, UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART
 from swarm_peer.swarm.compute import BACKGROUND
-from swarm_peer.swarm.exchange import Incoming
 from swarm_peer.swarm.fetching import fetch
 from swarm_peer.swarm.messages import Body, pack
+from swarm_peer.swarm.serving import Incoming
 from swarm_peer.swarm.snapshots import KEPT_SECONDS, SEND_SECONDS, SENDING_AT_ONCE, Snapshots
 
 from tests.donors import MOST, RUN, STAGE, VERSION, World, honest, in_virtual_time, now, small_parts

@@ -7,7 +7,7 @@ import asyncio
 
 from ...errors import ModelError
 from ...protos import swarm_pb2 as pb
-from ..exchange import Incoming
+from ..serving import Incoming
 from .config import CONFIG
 from .files import INDEX, Files
 
