@@ -19,7 +19,6 @@ from ..errors import (
     FailedError,
     FittingError,
     NonFiniteError,
-    ProtocolError,
     RefusedError,
     UnreachableError,
     WireError,
@@ -29,6 +28,7 @@ from .authority import Authority, to_refused
 from .backend import BackwardResult, Context, ForwardResult, StageBackend, StageInput, State
 from .compute import BACKWARD, FORWARD, ComputeQueue, Device
 from .conditions import Signal
+from .door import Door
 from .epochs import Lineage
 from .exchange import Pool
 from .fetching import fetch
@@ -36,7 +36,7 @@ from .gradients import GradientStore
 from .hop import CUT_OFF_SECONDS, DISTINCT_FAILURES, Hop
 from .kept import KeptStore, SpillFile
 from .manifest import Manifest
-from .messages import check_run, from_scalar, to_scalar
+from .messages import from_scalar, to_scalar
 from .neighbours import Neighbours
 from .recollection import Recollection
 from .serving import Incoming
@@ -83,6 +83,7 @@ class StageHost:
 
     def __post_init__(self) -> None:
         settings = self.manifest.settings
+        self.door = Door(self.manifest, self.authority, self.stage, self.peer_id, self.close)
         self.visits = VisitTable(min(settings.pipeline.slots, self.backend.slots or settings.pipeline.slots))
         self.gradients = GradientStore(self.backend, settings.limits.gradient_bytes)
         self.kept = KeptStore(settings.limits.visit_bytes, settings.limits.spill_bytes, self.spill)
@@ -169,7 +170,7 @@ class StageHost:
         if has_room or self.visits.get(key_of(run)) is not None:
             return None
         try:
-            self._check(run, sender)
+            self.door.check(run, sender)
         except (RefusedError, WireError):
             return None  # it is refused once all of it is here
         self.busy += 1
@@ -226,13 +227,13 @@ class StageHost:
 
     async def _admit(self, run: pb.Run, payload: bytes, sender: str) -> Visit | pb.Busy:
         """The visit that this Run is about: attached to, or begun. Raises `RefusedError`, `ProtocolError`."""
-        self._check(run, sender)
+        self.door.check(run, sender)
         key = key_of(run)
         known = await self._attachable(key, run, payload)
         if known is not None:
             return known
         if self.until is not None and run.mode == pb.TRAIN and run.step >= self.until:
-            raise self._refuse("NOT_READY", "this peer is leaving", sender)
+            raise self.door.refusal("NOT_READY", "this peer is leaving", sender)
         if not await self.versions.wait_for(run.version, VERSION_PAUSE_SECONDS):
             return pb.Busy(retry_after_ms=BUSY_RETRY_MS, version=True)
         known = await self._attachable(key, run, payload)
@@ -278,37 +279,10 @@ class StageHost:
             return None
         order: Order = tuple(run.order)
         if visit.attachment is not None and order <= visit.order:
-            raise self._refuse("SUPERSEDED", f"order {order} does not exceed {visit.order}", "a caller")
+            raise self.door.refusal("SUPERSEDED", f"order {order} does not exceed {visit.order}", "a caller")
         if visit.finished and run.mode == pb.TRAIN and not self.gradients.holds(key.epoch, key.step, key.index):
             return None
         return None if visit.failure is not None else visit
-
-    def _check(self, run: pb.Run, sender: str) -> None:
-        """Whether it is for this peer, of a trainer that leads, and fits; its payload may be still to come."""
-        check_run(run, self.manifest.stages, self.manifest.microbatches, sender)
-        if run.run != self.authority.run_id:
-            raise self._refuse("WRONG_RUN", f"this peer serves run {self.authority.run_id[:12]}", sender)
-        if run.first != self.stage:
-            raise self._refuse("WRONG_STAGE", f"this peer serves stage {self.stage}, not {run.first}", sender)
-        if run.epoch != self.authority.epoch:
-            detail = f"this peer is in epoch {self.authority.epoch}, not {run.epoch}"
-            raise self._refuse("WRONG_EPOCH", detail, sender)
-        self.authority.admit(run.term, sender)
-        self.close(run.closed)
-        if run.mode == pb.TRAIN and run.step < self.authority.closed:
-            raise self._refuse("CLOSED", f"step {run.step} is closed", sender)
-        length = run.samples * self.manifest.settings.data.sequence_length * 4
-        if run.samples > self.manifest.settings.train.microbatch:
-            raise ProtocolError(f"{sender} sent {run.samples} samples for a microbatch")
-        if run.last == self.manifest.stages - 1 and len(run.labels) != length:
-            raise ProtocolError(f"{sender} sent {len(run.labels)} bytes of labels; {length} are due")
-        if self.stage == 0 and run.payload != length:
-            raise ProtocolError(f"{sender} sent {run.payload} bytes of token ids; {length} are due")
-        if self.stage > 0 and not run.payload and not run.input_holder:
-            raise ProtocolError(f"{sender} sent neither input nor the name of its holder")
-
-    def _refuse(self, reason: str, detail: str, sender: str) -> RefusedError:
-        return RefusedError(reason, f"{detail} (asked by {sender})", self.peer_id)
 
     # ---- the work
 
