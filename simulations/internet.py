@@ -109,18 +109,8 @@ class Internet(MemoryNetwork):
         if waiting is None and (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return
-        loop, size = asyncio.get_running_loop(), stream.weigh(frame)
-        if size <= PACKET_BYTES and not stream.coming and waiting is None:
-            way = self._way(sender, stream.peer)
-            way.near.up.carried += size
-            way.far.down.carried += size
-            connection = self._connection(sender, stream.peer)
-            if connection.window > FIRST_BYTES:
-                connection.note(loop.time(), 2 * way.seconds)
-            stream.comes = comes = max(loop.time() + self._take(way), stream.comes)
-            if self.stalled:
-                comes = max(comes, self.stalled.get((sender, stream.peer), 0.0))
-            stream.arrive_after(comes - loop.time(), frame)
+        size = stream.weigh(frame)
+        if waiting is None and self._passes_at_once(sender, stream, frame, size):
             return
         moving = self._frame(sender, stream, frame, size)
         if waiting is None:
@@ -133,6 +123,30 @@ class Internet(MemoryNetwork):
         except asyncio.CancelledError:
             self._end(moving)
             raise
+
+    def post(self, sender: str, stream: MemoryStream, frame: bytes) -> bool:
+        if stream in self._sending:
+            return False
+        if (sender, stream.peer) in self.held:
+            self.carry(sender, stream, frame)
+            return True
+        return self._passes_at_once(sender, stream, frame, stream.weigh(frame))
+
+    def _passes_at_once(self, sender: str, stream: MemoryStream, frame: bytes, size: int) -> bool:
+        """Sends a frame on its way if it fits into a packet, and nothing of its stream is before it."""
+        if size > PACKET_BYTES or stream.coming:
+            return False
+        now, way = asyncio.get_running_loop().time(), self._way(sender, stream.peer)
+        way.near.up.carried += size
+        way.far.down.carried += size
+        connection = self._connection(sender, stream.peer)
+        if connection.window > FIRST_BYTES:
+            connection.note(now, 2 * way.seconds)
+        stream.comes = comes = max(now + self._take(way), stream.comes)
+        if self.stalled:
+            comes = max(comes, self.stalled.get((sender, stream.peer), 0.0))
+        stream.arrive_after(comes - now, frame)
+        return True
 
     def _frame(self, sender: str, stream: MemoryStream, content: bytes, size: int) -> Frame:
         loop = asyncio.get_running_loop()

@@ -6,8 +6,10 @@ comes. Knows no protocol: what TCP adds is `tcp.py`'s, what a frame goes through
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy
 
@@ -143,14 +145,24 @@ class Downlink:
             return now
         self._recent = [frame for frame in self._recent if frame[1] > now - MEMORY_SECONDS][1 - REMEMBERED :]
         self._recent.append((began, now, size))
-        if sum(bytes_ / max(end - start, bytes_ / self.rate) for start, end, bytes_ in self._recent) <= self.rate:
+        times = self._possibly_busy_since(now)
+        if not times:
             return now
         starts, ends, sizes = numpy.array(self._recent).T
-        since = starts[:, None]
+        since = numpy.array(times)[:, None]
         # Of what came evenly from its start to its end, the part that came since then.
         shares = numpy.clip((ends - since) / numpy.maximum(ends - starts, INSTANT_SECONDS), 0.0, 1.0)
         came = numpy.where(starts >= since, 1.0, shares) @ sizes
-        return now + max(0.0, float((came - (now - starts) * self.rate).max())) / self.rate
+        return now + max(0.0, float((came - (now - since[:, 0]) * self.rate).max())) / self.rate
+
+    def _possibly_busy_since(self, now: float) -> list[float]:
+        """When frames began since when more may have come than could pass, be all counted that had not come by then."""
+        ends = [end for _, end, _ in self._recent]
+        newest = list(accumulate(size for _, _, size in reversed(self._recent)))
+        rate, last = self.rate, len(ends) - 1
+        return [
+            start for start, _, _ in self._recent if newest[last - bisect_left(ends, start)] > (now - start) * rate
+        ]
 
     def change(self, factor: float) -> None:
         self.rate *= factor

@@ -40,6 +40,10 @@ class MemoryStream:
         self._local = local
         self._frames: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        self._arrives_in = NOBODY
+        """Whose it is when a frame arrives: with `_take` it is this node's."""
+
         self._arrival = 0.0
         self.weigh = network.weigher()
         self.comes = 0.0
@@ -55,11 +59,14 @@ class MemoryStream:
             raise WireError(f"a frame of {len(frame)} bytes is above the limit of {MAX_FRAME_BYTES}")
         await self._network.transmit(self._local, self, frame)
 
+    def post(self, frame: bytes) -> bool:
+        return not self.ended and self._network.post(self._local, self, frame)
+
     def arrive_after(self, seconds: float, frame: bytes | None) -> None:
         """Has a frame, or the end (None), come out at the other side; never before what was sent earlier."""
         loop = asyncio.get_running_loop()
         self._arrival = max(self._arrival, loop.time() + seconds)
-        loop.call_at(self._arrival, self.other._arrive, frame, context=NOBODY)
+        loop.call_at(self._arrival, self.other._arrive, frame, context=self.other._arrives_in)
 
     def _arrive(self, frame: bytes | None) -> None:
         if self.ended:
@@ -67,9 +74,34 @@ class MemoryStream:
         if frame is None:
             self.ended = True
             self._network.ends(self)
+        elif self._take is not None and self._reader is not None and not self._reader.done():
+            self._hand_over(frame, self._take, self._reader)
+            return
         else:
             self._frames.append(frame)
         self._wake()
+
+    def _hand_over(self, frame: bytes, take: Callable[[bytes], bool], waiting: asyncio.Future[None]) -> None:
+        self.contact.heard = asyncio.get_running_loop().time()
+        try:
+            if not take(frame):
+                waiting.set_result(None)
+        except WireError as error:
+            waiting.set_exception(error)
+
+    async def each(self, take: Callable[[bytes], bool]) -> None:
+        while self._frames:
+            if not take(await self.receive()):
+                return
+        if not self.ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            self._take, self._arrives_in = take, contextvars.copy_context()
+            try:
+                await self._reader
+            finally:
+                self._take, self._arrives_in, self._reader = None, NOBODY, None
+        if self.ended:
+            raise UnreachableError(f"the stream to {self.peer} has ended")
 
     async def receive(self) -> bytes:
         while not self._frames:
@@ -162,6 +194,11 @@ class MemoryNetwork:
         leaves_in = self.carry(sender, stream, frame)
         if leaves_in:
             await asyncio.sleep(leaves_in)
+
+    def post(self, sender: str, stream: MemoryStream, frame: bytes) -> bool:
+        """Sends a small frame, for which nobody waits; whether it could."""
+        self.carry(sender, stream, frame)
+        return True
 
     def ends(self, stream: MemoryStream) -> None:
         """A stream takes nothing any more; what is under way of it, a network that knows of that may drop."""

@@ -22,12 +22,13 @@ from .credits import CreditsTold
 from .epochs import Lineage, read_lineage
 from .errands import Errands
 from .exchange import Channel, Meter
+from .heartbeats import Heartbeats
 from .keys import ProvenTerms, public_key_of
 from .ledger import Ledger
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_crew, check_indices, check_past
+from .messages import Body, check_crew, check_indices, check_past, pack
 from .roster import Member, Roster
-from .serving import Incoming, serve_exchanges, serve_watch
+from .serving import Incoming, serve_exchanges
 from .transport import Stream
 
 LOADING_SECONDS = 600.0
@@ -115,12 +116,17 @@ class Admission:
     _standbys: dict[Channel, int] = field(default_factory=dict)
     """By standby: the step below which it has been told everything."""
 
+    _led: dict[Channel, Member] = field(default_factory=dict)
+    """Who is sent heartbeats."""
+
     _giving: set[Stream] = field(default_factory=set)
     """Streams of those who take from a checkpoint."""
 
     def __post_init__(self) -> None:
         self._proven = ProvenTerms(self.manifest)
         self._pace = self.manifest.settings.pipeline
+        self._heartbeats = Heartbeats(pb.Heartbeat, lambda: self._pace.heartbeat)
+        self._beating: asyncio.TimerHandle | None = None
         self._over = asyncio.Event()
         self._news = asyncio.Event()
         self._told = Signal()
@@ -167,11 +173,10 @@ class Admission:
                 return
             assert isinstance(hello, pb.Hello)
             member = await self._welcome(channel, hello)
-            beating = asyncio.create_task(self._beat(channel, member))
-            try:
-                await self._listen(channel, member)
-            finally:
-                beating.cancel()
+            self._led[channel] = member
+            if self._beating is None:
+                self._beat_later()
+            await self._listen(channel, member)
         except (TimeoutError, SilentError):
             why = "it was silent for too long"
         except UnreachableError:
@@ -180,6 +185,7 @@ class Admission:
             why = str(error)
         finally:
             channel.close()
+            self._led.pop(channel, None)
             self._standbys.pop(channel, None)
             self._giving.discard(stream)
             if member is not None:
@@ -189,7 +195,7 @@ class Admission:
     async def _give(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         """Answers those who restore a checkpoint from here."""
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat, self._pace.heartbeat)
+            await self._heartbeats.serve(incoming)
         elif isinstance(body, pb.Fetch):
             await self.listener.beginning.serve_fetch(incoming, body)
         else:
@@ -305,16 +311,24 @@ class Admission:
         self._over.set()
         self._news.set()
 
-    async def _beat(self, channel: Channel, member: Member) -> None:
-        """A member knows by it that its trainer lives."""
-        with contextlib.suppress(UnreachableError):
-            loop = asyncio.get_running_loop()
-            while True:
-                await asyncio.sleep(self._pace.heartbeat)
-                founders, epoch = self.listener.founders, self.listener.beginning.epoch
-                told = self._credits.of(member.stage, member.number, epoch, loop.time()) if member.beat.short else ()
+    def _beat_later(self) -> None:
+        self._beating = asyncio.get_running_loop().call_later(self._pace.heartbeat, self._beat)
+
+    def _beat(self) -> None:
+        """Members know by it that their trainer lives. One to whom more is on its way just then hears enough."""
+        self._beating = None
+        if not self._led:
+            return
+        self._beat_later()
+        now, founders, epoch = asyncio.get_running_loop().time(), self.listener.founders, self.listener.beginning.epoch
+        usual = pack(pb.Heartbeat())
+        for channel, member in self._led.items():
+            frame = usual
+            if member.beat.short or member.beat.knows < len(founders):
+                told = self._credits.of(member.stage, member.number, epoch, now) if member.beat.short else ()
                 unknown = () if member.beat.knows >= len(founders) else sorted(founders)
-                await channel.send(pb.Heartbeat(founders=unknown, credits=told))
+                frame = pack(pb.Heartbeat(founders=unknown, credits=told))
+            channel.post(frame)
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:
         earlier = self.roster.by_peer(channel.peer)
@@ -423,6 +437,8 @@ class Admission:
     def close(self) -> None:
         """Ends every control stream, and takes no more: whoever is led by this trainer looks for another."""
         self._closed = True
+        if self._beating is not None:
+            self._beating.cancel()
         for channel in (*self._channels.values(), *self._standbys):
             channel.close()
         for stream in self._giving:

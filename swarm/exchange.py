@@ -78,8 +78,9 @@ class Channel:
         """Whether a payload was answered before it had come, so that an empty chunk may end it."""
 
         self._since = self._silence = 0.0
-        self._patience: asyncio.Timeout | None = None
-        """Since when a message is waited for, how long the peer may be silent meanwhile, and what ends the waiting."""
+        self._waits = self._was_silent = False
+        """Since when a message is waited for, how long the peer may be silent meanwhile, whether one is waited for now,
+        and whether the peer was silent for longer."""
 
         self._deadline: Deadline | None = None
 
@@ -119,6 +120,14 @@ class Channel:
             category = category or _CATEGORY.get(type(body))
             if category:
                 setattr(self._meter, category, getattr(self._meter, category) + total)
+
+    def post(self, frame: bytes) -> bool:
+        """Sends a packed message of a few bytes without waiting; whether that could be (`Stream.post`)."""
+        posted = self._stream.post(frame)
+        if posted:
+            self._meter.sent += len(frame)
+            self._stream.contact.said = asyncio.get_running_loop().time()
+        return posted
 
     async def ask(
         self, body: Body, payload: bytes, max_payload: int, *, begins: Callable[[], None] = lambda: None
@@ -195,27 +204,40 @@ class Channel:
 
     async def receive_while_heard(self, silence: float) -> Body:
         """The next message, which has no payload. Raises `SilentError` when nothing at all has come from the peer for
-        so many seconds, on this stream or another: the message may wait in line behind much else."""
-        self._since, self._silence = asyncio.get_running_loop().time(), silence
+        so many seconds, on this stream or another: the message may wait in line behind much else. The stream is closed
+        then."""
+        self._since, self._silence, self._waits = asyncio.get_running_loop().time(), silence, True
         if self._deadline is None:
             self._deadline = Deadline(self._ends, self._give_up, careful=True)
+        self._deadline.arm()
         try:
-            async with asyncio.timeout(None) as self._patience:
-                self._deadline.arm()
-                body, _ = await self.receive(0)
-                return body
-        except TimeoutError as error:
-            raise SilentError(f"{self.peer} has been silent for {silence} s") from error
+            body, _ = await self.receive(0)
+            return body
+        except UnreachableError as error:
+            if self._was_silent:
+                raise SilentError(f"{self.peer} has been silent for {silence} s") from error
+            raise
         finally:
-            self._patience = None
+            self._waits = False
+
+    async def each(self, take: Callable[[Body], bool]) -> None:
+        """Has `take` called with every message as soon as it is there, until that returns False; none has a payload.
+        Raises as `receive` does."""
+
+        def unpacked(frame: bytes) -> bool:
+            self._meter.received += len(frame)
+            return take(unpack(frame, self.peer))
+
+        await self._stream.each(unpacked)
 
     def _ends(self) -> float:
         """When nothing will have come for too long; at once if nobody waits."""
-        return 0.0 if self._patience is None else max(self._since, self._stream.contact.heard) + self._silence
+        return max(self._since, self._stream.contact.heard) + self._silence if self._waits else 0.0
 
     def _give_up(self) -> None:
-        if self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        if self._waits:
+            self._was_silent = True
+            self.close()
 
     async def _receive_one(self) -> Body:
         frame = await self._stream.receive()
@@ -223,9 +245,8 @@ class Channel:
         return unpack(frame, self.peer)
 
     @property
-    def said(self) -> float:
-        """When anything was last sent to the peer, on this stream or another."""
-        return self._stream.contact.said
+    def contact(self) -> Contact:
+        return self._stream.contact
 
     @property
     def ended(self) -> bool:
@@ -347,6 +368,12 @@ class Pool:
 
     async def _listen(self, peer: str, link: _Link) -> None:
         """Keeps a Watch with a peer for as long as exchanges are open."""
+
+        def take(beat: Body) -> bool:
+            if isinstance(beat, pb.Heartbeat):
+                self.on_heartbeat(peer, beat)
+            return bool(link.open)
+
         channel: Channel | None = None
         try:
             while link.open:
@@ -354,9 +381,7 @@ class Pool:
                     if channel is None:
                         channel = await self._open(peer)
                         await channel.send(pb.Watch())
-                    beat, _ = await channel.receive(0)
-                    if isinstance(beat, pb.Heartbeat):
-                        self.on_heartbeat(peer, beat)
+                    await channel.each(take)
                 except (UnreachableError, WireError):
                     # Exchanges that have ended say so themselves; those that have not may go on.
                     if channel is not None:

@@ -24,7 +24,7 @@ from .exchange import Channel, Meter
 from .host import Moment, StageHost
 from .keys import ProvenTerms, check_signed_manifest, check_term, public_key_of
 from .manifest import PROTOCOL_VERSION, Manifest
-from .messages import Body, check_bits, check_crew, check_indices, from_scalar
+from .messages import Body, check_bits, check_crew, check_indices, from_scalar, pack
 from .reduction import Reducer
 
 JOIN_SECONDS = 30.0
@@ -280,7 +280,9 @@ class Membership:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.host.manifest.settings.pipeline.heartbeat)
-            await self._say(self._heartbeat())
+            beat = self._heartbeat()
+            if self._sending.locked() or not self.channel.post(pack(beat)):
+                await self._say(beat)
 
     def _ready(self, latest: int) -> pb.Ready:
         digest, slots = self.host.versions.digest(latest), self.host.visits.slots

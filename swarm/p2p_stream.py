@@ -5,6 +5,7 @@ A frame is its length (4 bytes, little-endian) and its bytes; the length is chec
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from ..errors import UnreachableError, WireError
 from .transport import MAX_FRAME_BYTES, Contact
@@ -59,6 +60,16 @@ class P2PStream:
             self.close()
             raise self._ended() from error
 
+    def post(self, frame: bytes) -> bool:
+        if self._closed or self._writer.transport.get_write_buffer_size():
+            return False
+        try:
+            self._writer.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
+        except (OSError, RuntimeError):
+            self.close()
+            return False
+        return True
+
     async def receive(self) -> bytes:
         if self._closed:
             raise self._ended()
@@ -77,6 +88,10 @@ class P2PStream:
             raise self._ended() from error
         self._length = None
         return frame
+
+    async def each(self, take: Callable[[bytes], bool]) -> None:
+        while take(await self.receive()):
+            pass
 
     async def _read(self, size: int) -> bytes:
         """So many bytes; on a thin link they come little by little. Raises `EOFError`, `OSError`."""

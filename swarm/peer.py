@@ -30,6 +30,7 @@ from .conditions import heed_cancellation, in_own_task, innermost
 from .directory import SEQUENCE_BITS, TRAINER_STAGE, Directory, Record
 from .exchange import HEARTBEAT_SECONDS, IDLE_STREAMS, Channel, Meter, Pool
 from .hanging import watch_device
+from .heartbeats import Heartbeats
 from .host import Moment, Observe, StageHost
 from .kept import SpillFile
 from .link import refusal_of_payload, serve_nothing
@@ -41,7 +42,7 @@ from .model.file_serving import serve_file
 from .model.files import Files
 from .neighbours import POLICIES, VIEW, Neighbours
 from .reduction import Reducer
-from .serving import Incoming, serve_exchanges, serve_watch
+from .serving import Incoming, serve_exchanges
 from .sizes import state_bytes
 from .survey import Survey
 from .transport import Stream, Transport
@@ -121,6 +122,7 @@ class Peer:
 
         self.pool = Pool(self.transport, self.meter)
         self.host: StageHost | None = None
+        self._heartbeats = Heartbeats(self._beat, self._heartbeat_seconds)
         self.leaving = ""
         """Why it leaves, "" while it stays."""
 
@@ -447,6 +449,9 @@ class Peer:
     def _beat(self) -> pb.Heartbeat:
         return pb.Heartbeat() if self.host is None else pb.Heartbeat(load=self.host.load())
 
+    def _heartbeat_seconds(self) -> float:
+        return HEARTBEAT_SECONDS if self.host is None else self.host.manifest.settings.pipeline.heartbeat
+
     async def _serve(self, stream: Stream) -> None:
         await serve_exchanges(stream, self.meter, self._payload_limit, self._dispatch, at_once=self._at_once)
 
@@ -460,8 +465,7 @@ class Peer:
 
     async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            pace = None if self.host is None else self.host.manifest.settings.pipeline
-            await serve_watch(incoming, self._beat, HEARTBEAT_SECONDS if pace is None else pace.heartbeat)
+            await self._heartbeats.serve(incoming)
         elif self.host is None or self._reducer is None:
             await incoming.channel.send(pb.Refused(reason=pb.NOT_READY, detail="this peer has no stage yet"))
         elif isinstance(body, pb.Run):

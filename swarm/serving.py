@@ -9,8 +9,7 @@ from functools import partial
 
 from ..errors import ProtocolError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
-from .deadline import Deadline
-from .exchange import HEARTBEAT_SECONDS, Channel, Meter
+from .exchange import Channel, Meter
 from .messages import Body
 from .transport import Stream
 
@@ -46,16 +45,6 @@ class Incoming:
         await asyncio.wait((self._following,), timeout=seconds)
         self._check()
 
-    async def quiet(self, seconds: float) -> None:
-        """Waits until nothing was sent to the caller for so long, unless it goes away first; raises as `race` does."""
-        event = asyncio.Event()
-        deadline = Deadline(lambda: self.channel.said + seconds, event.set)
-        deadline.arm()
-        try:
-            await self.race(event)
-        finally:
-            deadline.cancel()
-
     def _check(self) -> None:
         if not self._following.done():
             return
@@ -66,13 +55,6 @@ class Incoming:
 
 def _set(event: asyncio.Event, ended: object) -> None:
     event.set()
-
-
-async def serve_watch(incoming: Incoming, beat: Callable[[], pb.Heartbeat], seconds: float = HEARTBEAT_SECONDS) -> None:
-    """Sends a heartbeat, made anew, whenever nothing else was sent to the caller for so long; until it goes away."""
-    while True:
-        await incoming.channel.send(beat())
-        await incoming.quiet(seconds)
 
 
 Dispatch = Callable[[Incoming, Body, bytes], Awaitable[None]]

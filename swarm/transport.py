@@ -71,8 +71,18 @@ class Stream(Protocol):
         """Sends one frame, waiting while the other side is slow. Raises `UnreachableError`, `WireError`."""
         ...
 
+    def post(self, frame: bytes) -> bool:
+        """Sends a small frame without waiting. False if that cannot be: the stream has ended, or what was sent before
+        has not left yet; then it is not sent."""
+        ...
+
     async def receive(self) -> bytes:
         """The next frame. Raises `UnreachableError` at the end of the stream, `WireError` for one too large."""
+        ...
+
+    async def each(self, take: Callable[[bytes], bool]) -> None:
+        """Has `take` called with every frame as soon as it is there, until that returns False. Raises as `receive`
+        does, and what `take` raises."""
         ...
 
     def close(self) -> None:

@@ -21,6 +21,11 @@ from .backend import Scalar
 RELAY_SECONDS = 0.25
 """For how long the news that a visit waits below waits itself, for the news of who has it there."""
 
+DEEP_SECONDS = 5.0
+"""For how long the news waits of who has a visit further down, for more of its kind. Who has it in the next stage leads
+past a peer that dies, and knows the others; they are of use when two die at once. In a pipeline of S stages a microbatch
+would cost S squared / 2 messages otherwise."""
+
 Order = tuple[int, ...]
 
 
@@ -47,17 +52,21 @@ class Attachment:
         self._untold = {entry.stage: entry for entry in known}
         self.changed = asyncio.Event()
         self._mentioning: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def tell(self, entries: Sequence[pb.PathEntry] = ()) -> None:
         """Queues changes of the path (only the latest of a stage is kept) and wakes the waiting exchange."""
         self._untold.update((entry.stage, entry) for entry in entries)
         self.changed.set()
 
-    def mention(self, entries: Sequence[pb.PathEntry]) -> None:
-        """Queues changes that may wait a moment for company."""
+    def mention(self, entries: Sequence[pb.PathEntry], seconds: float = RELAY_SECONDS) -> None:
+        """Queues changes that may wait so long for company."""
         self._untold.update((entry.stage, entry) for entry in entries)
-        if self._mentioning is None and not self.changed.is_set():
-            self._mentioning = asyncio.get_running_loop().call_later(RELAY_SECONDS, self.changed.set)
+        loop = asyncio.get_running_loop()
+        if not self.changed.is_set() and (self._mentioning is None or loop.time() + seconds < self._due):
+            self.end()
+            self._due = loop.time() + seconds
+            self._mentioning = loop.call_at(self._due, self.changed.set)
 
     def take(self) -> list[pb.PathEntry]:
         """What the caller has not been told, and now is."""
@@ -79,7 +88,8 @@ class Visit:
     """One visit. `own` is this stage's path entry, `below` the entries that the stages below have reported.
 
     `output` and `input_gradient` are at hand while it is open; from its end on they are kept elsewhere (`kept.py`).
-    `phases`: how many open visits of its stage are in each, this one among them while it is open there.
+    `phases`: how many open visits of its stage are in each, this one among them while it is open there; `waiting`: how
+    many wait for the stages below, by the peer of the next one that has them.
     """
 
     key: VisitKey
@@ -95,6 +105,8 @@ class Visit:
     finished: bool = False
     failure: FailedError | None = None
     phases: Counter[pb.Phase] = field(default_factory=Counter)
+    waiting: Counter[str] = field(default_factory=Counter)
+    _waits_for: str = ""
 
     @property
     def ended(self) -> bool:
@@ -130,6 +142,7 @@ class Visit:
         self.own = pb.PathEntry(
             stage=self.own.stage, member=self.own.member, peer=self.own.peer, begun=self.own.begun, phase=phase
         )
+        self.count_below()
         if self.attachment:
             (self.attachment.mention if phase == pb.BELOW else self.attachment.tell)([self.own])
 
@@ -139,18 +152,38 @@ class Visit:
         news = [entry for entry in entries if self.own.stage < entry.stage <= self.run.last]
         moved = [entry for entry in news if _holder(self.below.get(entry.stage)) != _holder(entry)]
         self.below.update((entry.stage, entry) for entry in news)
+        if moved:
+            self.count_below()
         if self.attachment and moved:
-            self.attachment.tell(moved)
+            if any(entry.stage == self.own.stage + 1 for entry in moved):
+                self.attachment.tell(moved)
+            else:
+                self.attachment.mention(moved, DEEP_SECONDS)
 
     def end(self, failure: FailedError | None = None) -> None:
         if not self.ended:
             self.phases[self.own.phase] -= 1
         self.finished = failure is None
         self.failure = failure
+        self.count_below()
         self.data = b""
         if self.attachment:
             self.attachment.tell()
         self._hand_over()
+
+    def count_below(self) -> None:
+        """Keeps `waiting` right after a change of what it counts."""
+        entry = None if self.ended or self.own.phase != pb.BELOW else self.below.get(self.own.stage + 1)
+        peer = "" if entry is None else entry.peer
+        if peer == self._waits_for:
+            return
+        if self._waits_for:
+            self.waiting[self._waits_for] -= 1
+            if not self.waiting[self._waits_for]:
+                del self.waiting[self._waits_for]
+        if peer:
+            self.waiting[peer] += 1
+        self._waits_for = peer
 
     def _hand_over(self) -> None:
         """Leaves what it sent to whoever waits for it."""
@@ -173,9 +206,10 @@ class VisitTable:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._visits: dict[VisitKey, Visit] = {}
-        self._open: list[Visit] = []
         self.phases: Counter[pb.Phase] = Counter()
         """How many open visits are in each. Every answer to a caller tells of them."""
+
+        self._waiting: Counter[str] = Counter()
 
         self._begun: dict[VisitKey, int] = {}
 
@@ -188,17 +222,12 @@ class VisitTable:
 
     def open_visits(self) -> list[Visit]:
         """The visits that have not ended."""
-        self._open = [visit for visit in self._open if not (visit.finished or visit.failure is not None)]
-        return self._open
+        return [visit for visit in self._visits.values() if not visit.ended]
 
     def waiting_below(self) -> tuple[int, str]:
         """How many open visits wait for the stages below, and the peer that has most of them there, "" for nobody."""
-        if not self.phases[pb.BELOW]:
-            return 0, ""
-        below = [visit for visit in self.open_visits() if visit.own.phase == pb.BELOW]
-        entries = [visit.below.get(visit.own.stage + 1) for visit in below]
-        peers = Counter([entry.peer for entry in entries if entry is not None])
-        return self.phases[pb.BELOW], max(peers, key=lambda peer: (peers[peer], peer)) if peers else ""
+        most = max(((count, peer) for peer, count in self._waiting.items()), default=(0, ""))
+        return self.phases[pb.BELOW], most[1]
 
     def has_room(self, step: int, oldest: int) -> bool:
         reserved = 1 if self.slots > 1 and step > oldest else 0
@@ -207,8 +236,7 @@ class VisitTable:
     def add(self, visit: Visit) -> None:
         """Adds a visit that begins; its own entry says how many times this stage-visit has begun here."""
         self._visits[visit.key] = visit
-        self._open.append(visit)
-        visit.phases = self.phases
+        visit.phases, visit.waiting = self.phases, self._waiting
         self.phases[visit.own.phase] += 1
         self._begun[visit.key] = visit.own.begun = self._begun.get(visit.key, 0) + 1
 
@@ -220,8 +248,7 @@ class VisitTable:
         visit.run = run
         visit.below = {stage: entry for stage, entry in visit.below.items() if stage not in run.lacking}
         visit.below.update((entry.stage, entry) for entry in run.hint if visit.own.stage < entry.stage <= run.last)
-        if visit not in self._open:
-            self._open.append(visit)
+        visit.count_below()
 
     def rebadge(self, member: int) -> None:
         """From now on all visits are those of this member: the same process has a new place in the run."""

@@ -15,8 +15,9 @@ from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm import snapshots
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, Snapshot, fetch_snapshot
 from swarm_peer.swarm.exchange import Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.messages import Body
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.snapshots import Snapshots
 from swarm_peer.swarm.versions import VersionStore
 
@@ -81,7 +82,7 @@ class Donor:
 
     async def _dispatch(self, incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat)
+            await Heartbeats(pb.Heartbeat).serve(incoming)
             return
         assert isinstance(body, pb.Fetch)
         task = asyncio.current_task()

@@ -13,10 +13,11 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.swarm import catching_up
 from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, fetch_snapshot
 from swarm_peer.swarm.exchange import Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.snapshot_parts import MOST_AT_ONCE, Offer, PartTable
 from swarm_peer.swarm.transport import Stream
 
@@ -277,7 +278,7 @@ def test_a_real_donor_that_ends_in_the_middle_is_done_without(recorded: type[Rec
         def serving(transport: P2PTransport) -> Callable[[Stream], Awaitable[None]]:
             async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
                 if isinstance(body, pb.Watch):
-                    await serve_watch(incoming, pb.Heartbeat)
+                    await Heartbeats(pb.Heartbeat).serve(incoming)
                     return
                 assert isinstance(body, pb.Fetch)
                 given[transport.peer_id] += body.part != BEYOND_EVERY_PART

@@ -11,8 +11,9 @@ from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.compute import BACKGROUND, BACKWARD, FORWARD
 from swarm_peer.swarm.events import Event, Lost
 from swarm_peer.swarm.exchange import CHUNK_BYTES, TIDY_SECONDS, Body, Channel, Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.messages import pack, unpack
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.transport import Stream
 
 from tests.exact import exact_manifest, exact_swarm
@@ -215,7 +216,7 @@ async def pool_with(answer: Callable[[Incoming, Body], Awaitable[None]], size: i
     network = MemoryNetwork(latency=(0.0, 0.0))
 
     async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
-        await (serve_watch(incoming, pb.Heartbeat) if isinstance(body, pb.Watch) else answer(incoming, body))
+        await (Heartbeats(pb.Heartbeat).serve(incoming) if isinstance(body, pb.Watch) else answer(incoming, body))
 
     await network.transport("callee").serve(lambda stream: serve_exchanges(stream, Meter(), lambda: size, dispatch))
     return Pool(network.transport("caller", link), Meter(), silence=3.0)
@@ -338,7 +339,9 @@ def test_whoever_waits_for_his_turn_hears_at_once_that_it_is_in_vain() -> None:
 
         async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
             await (
-                serve_watch(incoming, pb.Heartbeat) if isinstance(body, pb.Watch) else incoming.channel.send(pb.Done())
+                Heartbeats(pb.Heartbeat).serve(incoming)
+                if isinstance(body, pb.Watch)
+                else incoming.channel.send(pb.Done())
             )
 
         await network.transport("callee").serve(

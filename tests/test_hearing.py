@@ -10,10 +10,11 @@ import pytest
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.exchange import Channel, Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 
 from tests.p2p import LIMIT, folder
 
@@ -31,7 +32,7 @@ TENSOR = os.urandom(600_000)
 
 async def answer(incoming: Incoming, body: Body, payload: bytes) -> None:
     if isinstance(body, pb.Watch):
-        await serve_watch(incoming, pb.Heartbeat)
+        await Heartbeats(pb.Heartbeat).serve(incoming)
     else:
         await incoming.channel.send(pb.PartResult(), payload)
 

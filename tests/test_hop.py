@@ -13,11 +13,12 @@ from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Body, Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.hedging import UNMEASURED_SECONDS, Budget
 from swarm_peer.swarm.hop import Hop
 from swarm_peer.swarm.least_work import least_work
 from swarm_peer.swarm.neighbours import Neighbours
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 
 STAGE = 1
 SILENCE = 3.0
@@ -62,7 +63,7 @@ def outcome(
         async def attend(name: str) -> None:
             async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
                 if isinstance(body, pb.Watch):
-                    await serve_watch(incoming, pb.Heartbeat)
+                    await Heartbeats(pb.Heartbeat).serve(incoming)
                 else:
                     await scripts[name](incoming)
 
@@ -156,7 +157,7 @@ def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
 
         async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
             if isinstance(body, pb.Watch):
-                await serve_watch(incoming, pb.Heartbeat)
+                await Heartbeats(pb.Heartbeat).serve(incoming)
             await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
             await incoming.channel.send(pb.Done())
 

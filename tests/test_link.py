@@ -11,9 +11,10 @@ from swarm_peer.simulations.network import Link, MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.link import MAX_PROBE_BYTES, MOST_BYTES, Measured, measure_link, refusal_of_payload, serve_nothing
 from swarm_peer.swarm.manifest import Manifest
-from swarm_peer.swarm.serving import serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import serve_exchanges
 
 from tests.exact import exact_manifest
 
@@ -39,7 +40,7 @@ def measured(
             async def serve(stream: Any, number: int = number) -> None:
                 async def dispatch(incoming: Any, body: Any, payload: bytes) -> None:
                     if isinstance(body, pb.Watch):
-                        await serve_watch(incoming, pb.Heartbeat)
+                        await Heartbeats(pb.Heartbeat).serve(incoming)
                     elif number == deaf:
                         await asyncio.Event().wait()
                     else:

@@ -63,6 +63,49 @@ async def _send_all(stream: Stream, frames: list[bytes]) -> None:
         await stream.send(frame)
 
 
+def test_small_frames_are_posted_without_waiting_and_taken_one_by_one(run: Run, folder: Path) -> None:
+    async def body() -> None:
+        async with two(folder) as (server, client):
+            posted: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+            ended = asyncio.Event()
+
+            async def serve(stream: Stream) -> None:
+                first = stream.post(b"a beat")
+                await stream.receive()
+                # What is larger than the socket's buffer has not left when the next one is to be posted.
+                sending = asyncio.create_task(stream.send(bytes(MAX_FRAME_BYTES)))
+                await asyncio.sleep(0)
+                between = stream.post(b"in vain")
+                await sending
+                with contextlib.suppress(UnreachableError):
+                    await stream.receive()
+                posted.set_result([first, between, stream.post(b"too late")])
+                ended.set()
+
+            await server.serve(serve)
+            stream = await client.open(server.peer_id, server.addresses)
+            sizes: list[int] = []
+            began = asyncio.Event()
+
+            def take(frame: bytes) -> bool:
+                sizes.append(len(frame))
+                began.set()
+                return len(sizes) < 2
+
+            first = asyncio.create_task(stream.each(take))
+            await began.wait()
+            await stream.send(b"go on")
+            await first
+            stream.close()
+            await ended.wait()
+            assert sizes == [6, MAX_FRAME_BYTES]
+            assert await posted == [True, False, False]
+            with pytest.raises(UnreachableError):
+                await stream.each(take)
+
+    run(body())
+
+
 def test_oversize_frame_is_refused_before_it_is_sent_or_read(run: Run, folder: Path) -> None:
     async def body() -> None:
         async with two(folder) as (server, client):

@@ -13,13 +13,14 @@ from swarm_peer.simulations.directory import MemoryDirectory
 from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.swarm.directory import Record
 from swarm_peer.swarm.exchange import Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.file_serving import is_served, serve_file
 from swarm_peer.swarm.model.files import Files, FolderFiles
 from swarm_peer.swarm.model.peer_files import PeerFiles
 from swarm_peer.swarm.model.weights import stage_base
-from swarm_peer.swarm.serving import serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import serve_exchanges
 
 from tests.checkpoints import run_of, write_checkpoint
 from tests.processes import LIMIT_SECONDS, home
@@ -49,7 +50,7 @@ def from_peers(manifest: Manifest, donors: list[Files | None], work: Callable[[P
             async def serve(stream: Any, files: Files | None = files) -> None:
                 async def dispatch(incoming: Any, body: Any, payload: bytes) -> None:
                     if isinstance(body, pb.Watch):
-                        await serve_watch(incoming, pb.Heartbeat)
+                        await Heartbeats(pb.Heartbeat).serve(incoming)
                         return
                     assert isinstance(body, pb.Fetch)
                     await serve_file(incoming, body, files, manifest.run_id)

@@ -16,10 +16,11 @@ from swarm_peer.swarm.checkpoint import Checkpoint, StageCheckpoint
 from swarm_peer.swarm.epochs import Lineage
 from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.fetching import fetch
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.keys import SignedManifest
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.restoring import Restoring
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 
 RUN, EPOCH = "run", 4
 CLOSED, VERSION = 6, 5
@@ -64,7 +65,7 @@ class World:
     async def start(self) -> None:
         async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
             if isinstance(body, pb.Watch):
-                await serve_watch(incoming, pb.Heartbeat)
+                await Heartbeats(pb.Heartbeat).serve(incoming)
             else:
                 assert isinstance(body, pb.Fetch)
                 await self.restoring.serve(incoming, body)
