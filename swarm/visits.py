@@ -21,10 +21,10 @@ from .backend import Scalar
 RELAY_SECONDS = 0.25
 """For how long the news that a visit waits below waits itself, for the news of who has it there."""
 
-DEEP_SECONDS = 5.0
-"""For how long the news waits of who has a visit further down, for more of its kind. Who has it in the next stage leads
-past a peer that dies, and knows the others; they are of use when two die at once. In a pipeline of S stages a microbatch
-would cost S squared / 2 messages otherwise."""
+DEEP_SECONDS, MAX_DEEP_SECONDS = 5.0, 60.0
+"""For how long the news waits, for more of its kind, of who has a visit two stages down; with each stage further twice as
+long. Who has it in the next stage leads past a peer that dies, and knows the others; they are of use when two die at
+once, or more. In a pipeline of S stages a microbatch would cost S squared / 2 messages otherwise."""
 
 Order = tuple[int, ...]
 
@@ -155,10 +155,11 @@ class Visit:
         if moved:
             self.count_below()
         if self.attachment and moved:
-            if any(entry.stage == self.own.stage + 1 for entry in moved):
+            further = min(entry.stage for entry in moved) - self.own.stage - 1
+            if not further:
                 self.attachment.tell(moved)
             else:
-                self.attachment.mention(moved, DEEP_SECONDS)
+                self.attachment.mention(moved, min(DEEP_SECONDS * 2.0 ** (further - 1), MAX_DEEP_SECONDS))
 
     def end(self, failure: FailedError | None = None) -> None:
         if not self.ended:
