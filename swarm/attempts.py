@@ -106,6 +106,11 @@ class Attempt:
                     raise ProtocolError(f"{self.peer} answered a Run with {reply.DESCRIPTOR.name}")
                 reply, data = await channel.receive(self.max_payload)
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether its callee has it, and does nothing itself: the clock does not run."""
+        return self.arrived is not None and self.clock.since is None
+
     def way(self) -> float:
         """Seconds for its way there."""
         return 0.0 if self.arrived is None or self.way_from is None else self.arrived - self.way_from

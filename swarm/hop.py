@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import FailedError, RefusedError, UnreachableError, WireError
 from ..protos import swarm_pb2 as pb
@@ -109,6 +110,8 @@ class _Calling:
         self._hedge_from = 0.0
         self._unanswered_since: float | None = None
         self._cut_off: set[str] = set()
+        self._goes_on: asyncio.Future[None] | None = None
+        """Done when the clock of the only attempt, which stands still, goes on."""
 
     async def run(self) -> tuple[pb.Done, bytes]:
         try:
@@ -164,7 +167,7 @@ class _Calling:
             request=request,
             payload=self.payload,
             max_payload=self.hop.max_payload,
-            hear=self.hear,
+            hear=self._heard,
             again=lambda: next(self._numbers),
             is_hedge=is_hedge,
         )
@@ -175,19 +178,30 @@ class _Calling:
     async def _wait(self) -> None:
         """Returns when an attempt has ended; until then hedges it once it is due."""
         while True:
-            done, _ = await asyncio.wait(
-                self.running.values(), timeout=self._look_again(), return_when=asyncio.FIRST_COMPLETED
-            )
-            if done:
+            waited_for: list[asyncio.Future[Any]] = [*self.running.values()]
+            if len(self.running) == 1 and all(attempt.stands_still for attempt in self.running):
+                self._goes_on = asyncio.get_running_loop().create_future()
+                waited_for.append(self._goes_on)
+            await asyncio.wait(waited_for, timeout=self._look_again(), return_when=asyncio.FIRST_COMPLETED)
+            self._goes_on = None
+            if any(task.done() for task in self.running.values()):
                 return
             self._hedge()
 
+    def _heard(self, changes: Sequence[pb.PathEntry]) -> None:
+        self.hear(changes)
+        goes_on = self._goes_on
+        if goes_on is not None and not goes_on.done() and not all(attempt.stands_still for attempt in self.running):
+            goes_on.set_result(None)
+
     def _look_again(self) -> float | None:
-        """Seconds after which the only attempt may be due: its clock may stand still, but runs no faster than time."""
+        """Seconds after which the only attempt may be due; None while its clock stands still."""
         if len(self.running) > 1:
             return None
         now = asyncio.get_running_loop().time()
         (attempt,) = self.running
+        if attempt.stands_still:
+            return None
         left = self._times.limit_of(attempt.call.expected) - attempt.clock.own(now)
         if attempt.arrived is None:
             left = min(left, self._arrivals.limit - (0.0 if attempt.way_from is None else now - attempt.way_from))

@@ -196,6 +196,26 @@ def test_patience_begins_anew_with_every_answer() -> None:
     assert seconds > 2 * PATIENCE
 
 
+def waiting_below(seconds: float) -> Script:
+    """Computes for 5 s, waits below for so long, and hangs in its backward."""
+
+    async def play(incoming: Incoming) -> None:
+        await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
+        for pause, phase in ((5.0, pb.BELOW), (seconds, pb.BACKWARD)):
+            await incoming.pause(pause)
+            await incoming.channel.send(pb.Progress(changes=[pb.PathEntry(stage=STAGE, phase=phase)]))
+        await incoming.race(asyncio.Event())
+
+    return play
+
+
+@pytest.mark.parametrize("seconds", [1.0, 300.0])
+def test_a_call_is_hedged_by_its_callee_s_own_time_whenever_that_goes_on(seconds: float) -> None:
+    ended, after = outcome(in_order(waiting_below(seconds), answer(pb.Done())))
+    assert isinstance(ended, pb.Done)
+    assert after == pytest.approx(seconds + UNMEASURED_SECONDS, abs=0.5)
+
+
 @pytest.mark.parametrize("reason", [pb.INPUT_GONE, pb.GRADIENT_GONE])
 def test_what_is_gone_ends_the_call_though_another_attempt_hangs(reason: Any) -> None:
     ended, seconds = outcome(in_order(hang, failed(reason)))
