@@ -160,9 +160,7 @@ class Downlink:
         ends = [end for _, end, _ in self._recent]
         newest = list(accumulate(size for _, _, size in reversed(self._recent)))
         rate, last = self.rate, len(ends) - 1
-        return [
-            start for start, _, _ in self._recent if newest[last - bisect_left(ends, start)] > (now - start) * rate
-        ]
+        return [start for start, _, _ in self._recent if newest[last - bisect_left(ends, start)] > (now - start) * rate]
 
     def change(self, factor: float) -> None:
         self.rate *= factor

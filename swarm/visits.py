@@ -22,8 +22,8 @@ RELAY_SECONDS = 0.25
 """For how long the news that a visit waits below waits itself, for the news of who has it there."""
 
 DEEP_SECONDS, MAX_DEEP_SECONDS = 5.0, 60.0
-"""For how long the news waits, for more of its kind, of who has a visit two stages down; with each stage further twice as
-long. Who has it in the next stage leads past a peer that dies, and knows the others; they are of use when two die at
+"""For how long the news waits, for more of its kind, of who has a visit two stages down; with each stage further twice
+as long. Who has it in the next stage leads past a peer that dies, and knows the others; they are of use when two die at
 once, or more. In a pipeline of S stages a microbatch would cost S squared / 2 messages otherwise."""
 
 Order = tuple[int, ...]

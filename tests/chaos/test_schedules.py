@@ -150,7 +150,7 @@ def test_the_same_seed_gives_the_same_log_in_another_process(tmp_path: Path) -> 
 def test_a_failing_schedule_is_shrunk_to_what_it_needs() -> None:
     needed = kill_at("reduce", 1, step=1)
     others = tuple(Fault("slow", at, 2.0, f"peer {number}") for number, at in enumerate((1.0, 2.0, 3.0)))
-    schedule = Schedule(5, 1, 3, standby=True, faults=(*others, needed), latency=(0.02, 0.2), directory_delay=0.3)
+    schedule = Schedule(0, 1, 3, standby=True, faults=(*others, needed), latency=(0.02, 0.2), directory_delay=0.3)
 
     def breaks(schedule: Schedule) -> bool:
         with MUTANTS["no-rerun"].broken():
