@@ -150,7 +150,10 @@ class _Calling:
         if hinted and hinted.peer not in self.tried and not self.neighbours.is_banned(self.stage, hinted.peer):
             await self.neighbours.locate(self.stage, hinted.peer)
             return hinted.peer
-        return await self.neighbours.choose(self.stage, self.tried)
+        peer = await self.neighbours.choose(self.stage, self.tried)
+        if peer in self.tried:  # all are: first those that were busy, before one that would fail by the same numbers
+            peer = await self.neighbours.choose(self.stage, {*self.unusable, *self.unfit})
+        return peer
 
     def _start(self, peer: str, base: Order, *, is_hedge: bool) -> None:
         request = pb.Run()

@@ -183,6 +183,23 @@ def test_calls_that_wait_for_their_turn_are_not_hedged() -> None:
     assert run(main(), limit=1000.0) == Budget(), "none has begun"
 
 
+def test_one_that_was_busy_is_asked_again_before_one_that_failed_by_its_own_numbers() -> None:
+    asked: list[str] = []
+
+    async def busy_at_first(incoming: Incoming) -> None:
+        asked.append("busy")
+        late = len(asked) > 1
+        await incoming.channel.send(pb.Done() if late else pb.Busy(retry_after_ms=50, load=pb.Load(forward=10**8)))
+
+    async def fail(incoming: Incoming) -> None:
+        asked.append("failing")
+        await failed(pb.NON_FINITE)(incoming)
+
+    ended, _ = outcome({"a": busy_at_first, "b": fail})
+    assert isinstance(ended, pb.Done)
+    assert asked == ["busy", "failing", "busy"]
+
+
 def test_patience_begins_anew_with_every_answer() -> None:
     busy = 0
 
