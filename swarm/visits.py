@@ -21,11 +21,6 @@ from .backend import Scalar
 RELAY_SECONDS = 0.25
 """For how long the news that a visit waits below waits itself, for the news of who has it there."""
 
-DEEP_SECONDS, MAX_DEEP_SECONDS = 5.0, 60.0
-"""For how long the news waits, for more of its kind, of who has a visit two stages down; with each stage further twice
-as long. Who has it in the next stage leads past a peer that dies, and knows the others; they are of use when two die at
-once, or more. In a pipeline of S stages a microbatch would cost S squared / 2 messages otherwise."""
-
 Order = tuple[int, ...]
 
 
@@ -52,21 +47,17 @@ class Attachment:
         self._untold = {entry.stage: entry for entry in known}
         self.changed = asyncio.Event()
         self._mentioning: asyncio.TimerHandle | None = None
-        self._due = 0.0
 
     def tell(self, entries: Sequence[pb.PathEntry] = ()) -> None:
         """Queues changes of the path (only the latest of a stage is kept) and wakes the waiting exchange."""
         self._untold.update((entry.stage, entry) for entry in entries)
         self.changed.set()
 
-    def mention(self, entries: Sequence[pb.PathEntry], seconds: float = RELAY_SECONDS) -> None:
-        """Queues changes that may wait so long for company."""
+    def mention(self, entries: Sequence[pb.PathEntry]) -> None:
+        """Queues changes that may wait a moment for company."""
         self._untold.update((entry.stage, entry) for entry in entries)
-        loop = asyncio.get_running_loop()
-        if not self.changed.is_set() and (self._mentioning is None or loop.time() + seconds < self._due):
-            self.end()
-            self._due = loop.time() + seconds
-            self._mentioning = loop.call_at(self._due, self.changed.set)
+        if self._mentioning is None and not self.changed.is_set():
+            self._mentioning = asyncio.get_running_loop().call_later(RELAY_SECONDS, self.changed.set)
 
     def take(self) -> list[pb.PathEntry]:
         """What the caller has not been told, and now is."""
@@ -155,11 +146,7 @@ class Visit:
         if moved:
             self.count_below()
         if self.attachment and moved:
-            further = min(entry.stage for entry in moved) - self.own.stage - 1
-            if not further:
-                self.attachment.tell(moved)
-            else:
-                self.attachment.mention(moved, min(DEEP_SECONDS * 2.0 ** (further - 1), MAX_DEEP_SECONDS))
+            self.attachment.tell(moved)
 
     def end(self, failure: FailedError | None = None) -> None:
         if not self.ended:

@@ -106,7 +106,7 @@ def test_sessions_come_from_a_table(tmp_path: Path) -> None:
         {"machine": 1, "begin": 3.0, "end": 12.0, "leaves": False, "stage": None},
         {"machine": 0, "begin": 14.4, "end": None, "leaves": False, "stage": None},
     ]
-    outcome = Study(scenario).run()
+    outcome = Study(scenario, seed=1).run()
     assert outcome.finished
     assert (outcome.lost, outcome.left) == (1, 2)
 
