@@ -45,8 +45,14 @@ def to_message(load: Load) -> pb.Load:
 
 def from_message(message: pb.Load) -> Load | None:
     """What a callee says of itself, bounded; None if it has not measured itself yet."""
-    said = (message.forward, message.backward, message.backlog, message.below)
-    return Load(*[min(part / 1e6, MAX_SECONDS) for part in said]) if said[0] or said[1] else None
+    forward, backward = message.forward, message.backward
+    if not forward and not backward:
+        return None
+    return Load(_seconds(forward), _seconds(backward), _seconds(message.backlog), _seconds(message.below))
+
+
+def _seconds(microseconds: int) -> float:
+    return min(microseconds / 1e6, MAX_SECONDS)
 
 
 def _microseconds(seconds: float) -> int:

@@ -62,7 +62,7 @@ class Replica(NamedTuple):
     sent: int = 0
     ahead: int = 0
     returning: int = 0
-    load: Load | None = None
+    load: Load | None = None  # the last three: what the peer says
     others: float = 0.0
     heard: float = 0.0
 
@@ -169,7 +169,7 @@ def told(wiring: Wiring, peer: str, load: Load, now: float) -> Wiring:
     if replica is None:
         return wiring
     ours = replica.ahead * load.service + replica.returning * load.backward
-    return wiring.replaced(replica._replace(load=load, others=max(0.0, load.backlog - ours), heard=now))
+    return wiring.replaced(Replica(*replica[:-3], load, max(0.0, load.backlog - ours), now))
 
 
 def accepted(wiring: Wiring, peer: str, seconds: float) -> Wiring:
