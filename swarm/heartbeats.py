@@ -49,10 +49,10 @@ class Heartbeats:
 
     def _tick(self) -> None:
         """To whom it would be too late the next time, one is sent now."""
+        self._tick_later()
         said_before = asyncio.get_running_loop().time() - self._seconds() * (1 - 1 / TICKS) - ROUNDING_SECONDS
         quiet = [channel for channel, contact in self._watching.items() if contact.said < said_before]
         if quiet:
             frame = pack(self._make())
             for channel in quiet:
                 channel.post(frame)
-        self._tick_later()

@@ -38,14 +38,6 @@ class Incoming:
                 await event.wait()
             finally:
                 self._following.remove_done_callback(wake)
-        self._check()
-
-    async def pause(self, seconds: float) -> None:
-        """Waits for a while, unless the caller goes away first; raises as `race` does."""
-        await asyncio.wait((self._following,), timeout=seconds)
-        self._check()
-
-    def _check(self) -> None:
         if not self._following.done():
             return
         if self._following.exception() is None:

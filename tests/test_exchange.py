@@ -16,6 +16,7 @@ from swarm_peer.swarm.messages import pack, unpack
 from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.transport import Stream
 
+from tests.callees import pause
 from tests.exact import exact_manifest, exact_swarm
 
 Wait = Callable[[Incoming], Awaitable[None]]
@@ -70,7 +71,7 @@ def an_event_after(seconds: float) -> Wait:
 
 
 def a_pause_of(seconds: float) -> Wait:
-    return lambda incoming: incoming.pause(seconds)
+    return lambda incoming: pause(incoming, seconds)
 
 
 def test_a_wait_ends_with_its_event() -> None:
@@ -185,8 +186,8 @@ def heard_until(pauses: Sequence[float], silences: Sequence[float]) -> float:
         network, loop = MemoryNetwork(latency=(0.0, 0.0)), asyncio.get_running_loop()
 
         async def talk(stream: Stream) -> None:
-            for pause in pauses:
-                await asyncio.sleep(pause)
+            for gap in pauses:
+                await asyncio.sleep(gap)
                 await Channel(stream, Meter()).send(pb.Watch())
             await asyncio.sleep(1e4)
 
@@ -265,9 +266,9 @@ def beats(every: float, seconds: float) -> list[float]:
 
         async def answer(incoming: Incoming, body: Body) -> None:
             while loop.time() + every < seconds:
-                await incoming.pause(every)
+                await pause(incoming, every)
                 await incoming.channel.send(pb.Progress())
-            await incoming.pause(seconds - loop.time())
+            await pause(incoming, seconds - loop.time())
             await incoming.channel.send(pb.Done())
 
         pool = await pool_with(answer, size=0)

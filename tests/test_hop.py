@@ -20,6 +20,8 @@ from swarm_peer.swarm.least_work import least_work
 from swarm_peer.swarm.neighbours import Neighbours
 from swarm_peer.swarm.serving import Incoming, serve_exchanges
 
+from tests.callees import pause
+
 STAGE = 1
 SILENCE = 3.0
 PATIENCE = 30.0
@@ -35,7 +37,7 @@ async def hang(incoming: Incoming) -> None:
 
 def answer(message: Body, after: float = 0.0) -> Script:
     async def play(incoming: Incoming) -> None:
-        await incoming.pause(after)
+        await pause(incoming, after)
         await incoming.channel.send(message)
 
     return play
@@ -218,8 +220,8 @@ def waiting_below(seconds: float) -> Script:
 
     async def play(incoming: Incoming) -> None:
         await incoming.channel.send(pb.Accepted(changes=[pb.PathEntry(stage=STAGE, phase=pb.FORWARD)]))
-        for pause, phase in ((5.0, pb.BELOW), (seconds, pb.BACKWARD)):
-            await incoming.pause(pause)
+        for gap, phase in ((5.0, pb.BELOW), (seconds, pb.BACKWARD)):
+            await pause(incoming, gap)
             await incoming.channel.send(pb.Progress(changes=[pb.PathEntry(stage=STAGE, phase=phase)]))
         await incoming.race(asyncio.Event())
 
