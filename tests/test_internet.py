@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -299,6 +300,28 @@ def test_many_slow_senders_fill_a_downlink() -> None:
 # ---- acknowledgements
 
 FAST, ROUND_TRIP = 1e9, 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_downlink_passes_what_came_by_lindley_s_recursion(seed: int) -> None:
+    """Beside the same in steps of half a millisecond: frames come evenly, and what has not passed waits."""
+    draw, step = random.Random(seed), 5e-4
+    ends = sorted(draw.uniform(0.01, 2.0) for _ in range(12))
+    frames = [(end - draw.uniform(0.01, min(end, 0.4)), end, draw.uniform(1e4, 2e5)) for end in ends]
+    downlink = Downlink(rate=RATE)
+    for number, (began, end, size) in enumerate(frames):
+        known, waiting = frames[: number + 1], 0.0
+        for tick in range(round(end / step)):
+            now = tick * step
+            came = sum(bytes_ * step / (until - since) for since, until, bytes_ in known if since <= now < until)
+            waiting = max(0.0, waiting + came - RATE * step)
+        assert downlink.take(began, end, size) - end == pytest.approx(waiting / RATE, abs=4 * step)
+
+
+def test_a_frame_that_comes_alone_passes_at_the_rate_of_the_downlink() -> None:
+    assert Downlink(rate=RATE).take(1.0, 1.0, RATE) == 2.0
+    assert Downlink(rate=RATE).take(1.0, 1.25, RATE) == 2.0
+    assert Downlink(rate=RATE).take(1.0, 2.5, RATE) == 2.5
 
 
 def test_a_connection_doubles_what_it_sends_in_each_round_trip() -> None:
