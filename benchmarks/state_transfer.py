@@ -33,11 +33,12 @@ from swarm_peer.swarm.catching_up import BEYOND_EVERY_PART, fetch_snapshot
 from swarm_peer.swarm.compute import ThreadDevice
 from swarm_peer.swarm.exchange import Meter, Pool
 from swarm_peer.swarm.fetching import fetch
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.snapshots import Snapshots
 from swarm_peer.swarm.versions import VersionStore
 
@@ -89,10 +90,11 @@ async def give(name: str, listen: str, announce: str, size: int) -> None:
     versions = VersionStore()
     versions.put(VERSION, data, b"")
     snapshots = Snapshots(RUN, STAGE, Exporting(), device, MAX_PAYLOAD)  # type: ignore[arg-type]
+    heartbeats = Heartbeats(pb.Heartbeat)
 
     async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat)
+            await heartbeats.serve(incoming)
         elif isinstance(body, pb.Fetch) and body.kind == pb.Fetch.STATE:
             await snapshots.serve(incoming, body, versions)
         elif isinstance(body, pb.Fetch) and body.kind == pb.Fetch.NOTHING:

@@ -29,12 +29,13 @@ from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.loopback_proxy import ProxyNet
 from swarm_peer.swarm.exchange import Channel, Meter, Pool
+from swarm_peer.swarm.heartbeats import Heartbeats
 from swarm_peer.swarm.keys import Identity
 from swarm_peer.swarm.messages import Body
 from swarm_peer.swarm.p2p_stream import P2PStream
 from swarm_peer.swarm.p2p_transport import P2PTransport
 from swarm_peer.swarm.process import Interrupted, run_process
-from swarm_peer.swarm.serving import Incoming, serve_exchanges, serve_watch
+from swarm_peer.swarm.serving import Incoming, serve_exchanges
 from swarm_peer.swarm.transport import Contact, Stream
 
 ROUND_TRIPS = (0.0, 0.1, 0.3)
@@ -68,6 +69,9 @@ class Multiplexed:
     async def write(self, number: int, kind: bytes, data: bytes) -> None:
         async with self._turn:  # first come, first served: one frame of each stream in turn
             await self.stream.send(number.to_bytes(4, "little") + kind + data)
+
+    def post(self, number: int, kind: bytes, data: bytes) -> bool:
+        return not self._turn.locked() and self.stream.post(number.to_bytes(4, "little") + kind + data)
 
     async def _read(self) -> None:
         try:
@@ -112,6 +116,16 @@ class Substream:
         self._credit -= len(frame)
         await self._carrier.write(self._number, b"d", frame)
 
+    def post(self, frame: bytes) -> bool:
+        if self._credit < len(frame) or not self._carrier.post(self._number, b"d", frame):
+            return False
+        self._credit -= len(frame)
+        return True
+
+    async def each(self, take: Callable[[bytes], bool]) -> None:
+        while take(await self.receive()):
+            pass
+
     async def receive(self) -> bytes:
         frame = await self._arrived.get()
         if frame is None:
@@ -135,11 +149,11 @@ class Substream:
 
 async def serve(listen: str, announce: str) -> None:
     """The callee: answers each Run with as many bytes as came with it; a stream that begins with Hello is a carrier."""
-    meter = Meter()
+    meter, heartbeats = Meter(), Heartbeats(pb.Heartbeat)
 
     async def answer(incoming: Incoming, body: Body, payload: bytes) -> None:
         if isinstance(body, pb.Watch):
-            await serve_watch(incoming, pb.Heartbeat)
+            await heartbeats.serve(incoming)
         await incoming.channel.send(pb.Done(), payload)
 
     async def one(stream: Stream) -> None:

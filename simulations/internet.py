@@ -114,8 +114,7 @@ class Internet(MemoryNetwork):
             return
         moving = self._frame(sender, stream, frame, size)
         if waiting is None:
-            self._sending[stream] = [moving]
-            self._begin(moving)
+            self._begin_with(moving)
         else:
             waiting.append(moving)
         try:
@@ -130,7 +129,10 @@ class Internet(MemoryNetwork):
         if (sender, stream.peer) in self.held:
             self.carry(sender, stream, frame)
             return True
-        return self._passes_at_once(sender, stream, frame, stream.weigh(frame))
+        size = stream.weigh(frame)
+        if not self._passes_at_once(sender, stream, frame, size):
+            self._begin_with(self._frame(sender, stream, frame, size))
+        return True
 
     def _passes_at_once(self, sender: str, stream: MemoryStream, frame: bytes, size: int) -> bool:
         """Sends a frame on its way if it fits into a packet, and nothing of its stream is before it."""
@@ -152,6 +154,11 @@ class Internet(MemoryNetwork):
         loop = asyncio.get_running_loop()
         connection = self._connection(sender, stream.peer)
         return Frame(sender, stream, content, float(size), loop.time(), loop.create_future(), connection)
+
+    def _begin_with(self, frame: Frame) -> None:
+        """As the first of its stream."""
+        self._sending[frame.stream] = [frame]
+        self._begin(frame)
 
     def _begin(self, frame: Frame) -> None:
         """It goes out onto its sender's uplink."""

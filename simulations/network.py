@@ -86,7 +86,7 @@ class MemoryStream:
         try:
             if not take(frame):
                 waiting.set_result(None)
-        except WireError as error:
+        except Exception as error:  # whatever it is, `each` raises it
             waiting.set_exception(error)
 
     async def each(self, take: Callable[[bytes], bool]) -> None:

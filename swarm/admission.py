@@ -321,13 +321,14 @@ class Admission:
             return
         self._beat_later()
         now, founders, epoch = asyncio.get_running_loop().time(), self.listener.founders, self.listener.beginning.epoch
-        usual = pack(pb.Heartbeat())
+        usual, with_founders = pb.Heartbeat(), pb.Heartbeat(founders=sorted(founders))
+        frames = {True: pack(usual), False: pack(with_founders)}
         for channel, member in self._led.items():
-            frame = usual
-            if member.beat.short or member.beat.knows < len(founders):
-                told = self._credits.of(member.stage, member.number, epoch, now) if member.beat.short else ()
-                unknown = () if member.beat.knows >= len(founders) else sorted(founders)
-                frame = pack(pb.Heartbeat(founders=unknown, credits=told))
+            knows = member.beat.knows >= len(founders)
+            frame = frames[knows]
+            if member.beat.short:
+                told = self._credits.of(member.stage, member.number, epoch, now)
+                frame = pack(pb.Heartbeat(founders=() if knows else with_founders.founders, credits=told))
             channel.post(frame)
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:

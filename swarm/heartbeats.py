@@ -16,11 +16,10 @@ from .transport import Contact
 TICKS = 4
 """So often in the time of one heartbeat it is looked who needs one."""
 
-ROUNDING_SECONDS = 1e-6
-
 
 class Heartbeats:
-    """Each who watches is sent one, made by `make`, whenever nothing else was sent to it for `seconds()`."""
+    """Each who watches is sent one, made by `make`, whenever nothing else was sent to it for `seconds()`, give or take
+    half a tick."""
 
     def __init__(
         self, make: Callable[[], pb.Heartbeat], seconds: Callable[[], float] = lambda: HEARTBEAT_SECONDS
@@ -48,9 +47,8 @@ class Heartbeats:
         self._timer = asyncio.get_running_loop().call_later(self._seconds() / TICKS, self._tick)
 
     def _tick(self) -> None:
-        """To whom it would be too late the next time, one is sent now."""
         self._tick_later()
-        said_before = asyncio.get_running_loop().time() - self._seconds() * (1 - 1 / TICKS) - ROUNDING_SECONDS
+        said_before = asyncio.get_running_loop().time() - self._seconds() * (1 - 1 / (2 * TICKS))
         quiet = [channel for channel, contact in self._watching.items() if contact.said < said_before]
         if quiet:
             frame = pack(self._make())

@@ -89,7 +89,7 @@ class Hop:
 @dataclass(eq=False)
 class _Calling:
     """The attempts of one `Hop.call`. `tried`: peers asked since all were last busy; `unfit`: those that answered with
-    what the visit itself may be to blame for, once for each time."""
+    what the visit itself may be to blame for, once for each time; `busy`: those that said last that they are."""
 
     hop: Hop
     request: pb.Run
@@ -105,6 +105,7 @@ class _Calling:
         self.neighbours = self.hop.neighbours
         self.tried: dict[str, None] = dict.fromkeys(self.unusable)
         self.unfit: list[str] = []
+        self.busy: set[str] = set()
         self.running: dict[Attempt, asyncio.Task[tuple[Answer, bytes]]] = {}
         self._numbers = itertools.count(1)
         self._hedge_from = 0.0
@@ -151,8 +152,9 @@ class _Calling:
             await self.neighbours.locate(self.stage, hinted.peer)
             return hinted.peer
         peer = await self.neighbours.choose(self.stage, self.tried)
-        if peer in self.tried:  # all are: first those that were busy, before one that would fail by the same numbers
-            peer = await self.neighbours.choose(self.stage, {*self.unusable, *self.unfit})
+        if peer in self.tried and self.busy:  # all are: those that were busy, before one that would fail again
+            others = set(self.neighbours.peers(self.stage)).difference(self.busy)
+            peer = await self.neighbours.choose(self.stage, others)
         return peer
 
     def _start(self, peer: str, base: Order, *, is_hedge: bool) -> None:
@@ -254,12 +256,14 @@ class _Calling:
                 raise FailedError(self.stage, "CUT_OFF") from None
             return None
         self._unanswered_since = None
+        self.busy.discard(attempt.peer)
         if isinstance(reply, pb.Done):
             self._note_done(attempt, now)
             return reply, data
         if isinstance(reply, pb.Busy):
+            self.busy.add(attempt.peer)
             if not self.running and len(self.tried) >= self.neighbours.usable(self.stage):
-                self.tried = dict.fromkeys(self.unusable)
+                self.tried = dict.fromkeys((*self.unusable, *self.unfit))
                 await self.neighbours.refresh(self.stage)
                 await asyncio.sleep(max(BUSY_PAUSE_SECONDS, min(reply.retry_after_ms, 1000) / 1000))
             return None

@@ -208,10 +208,6 @@ class VisitTable:
     def open(self) -> int:
         return sum(self.phases.values())
 
-    def open_visits(self) -> list[Visit]:
-        """The visits that have not ended."""
-        return [visit for visit in self._visits.values() if not visit.ended]
-
     def waiting_below(self) -> tuple[int, str]:
         """How many open visits wait for the stages below, and the peer that has most of them there, "" for nobody."""
         most = max(((count, peer) for peer, count in self._waiting.items()), default=(0, ""))

@@ -1,8 +1,10 @@
 """The exact run: a manifest for the exact backend, its samples, and a reference loop written on its own."""
 
 import hashlib
+from collections import Counter
 from typing import Any
 
+from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.swarm import SimulatedSwarm
 from swarm_peer.swarm.checkpoint import MemoryCheckpoints
 from swarm_peer.swarm.driving import Microbatch
@@ -10,6 +12,7 @@ from swarm_peer.swarm.exact_backend import ExactArithmetic, ExactBackend
 from swarm_peer.swarm.keys import Identity, delegate, sign_manifest, sign_term
 from swarm_peer.swarm.manifest import LlamaShape, Manifest, freeze, parse_settings
 from swarm_peer.swarm.peer import Parts
+from swarm_peer.swarm.visits import Visit, VisitTable
 
 ORGANIZER = Identity.from_seed("organizer")
 TRAINER = Identity.from_seed("trainer")
@@ -102,3 +105,16 @@ def memory(manifest: Manifest, every: int = 1) -> MemoryCheckpoints:
         return backend.digest(backend.load(state))
 
     return MemoryCheckpoints(every, digest)
+
+
+def open_visits(table: VisitTable) -> list[Visit]:
+    return [visit for visit in table._visits.values() if not visit.ended]
+
+
+def check_counts(table: VisitTable) -> None:
+    """Counts anew what a table counts with every change of a visit."""
+    visits = open_visits(table)
+    below = [visit for visit in visits if visit.own.phase == pb.BELOW]
+    holders = [visit.below.get(visit.own.stage + 1) for visit in below]
+    assert (table.open, table.waiting_below()[0]) == (len(visits), len(below))
+    assert table._waiting == Counter(holder.peer for holder in holders if holder is not None)

@@ -7,6 +7,8 @@ from typing import Any, cast
 import pytest
 from swarm_peer.errors import UnreachableError
 from swarm_peer.protos import swarm_pb2 as pb
+from swarm_peer.simulations.internet import Internet
+from swarm_peer.simulations.links import Access, Downlink, Uplink
 from swarm_peer.simulations.network import MemoryNetwork
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.admission import Admission, Listener
@@ -127,3 +129,40 @@ def test_who_runs_short_of_memory_is_told_what_it_is_credited_with(short: bool) 
 
     beat = run(main(), limit=60.0)
     assert list(beat.credits) == ([pb.Credits(step=0, own=[1, 3], credited=b"\x0e")] if short else [])
+
+
+class Crowd(Quiet):
+    founders = tuple(range(1, 1001))
+
+
+def test_members_hear_every_second_whatever_there_is_to_tell_and_whoever_was_there_before() -> None:
+    """A thousand founders take more than a packet of an internet; whoever knows them is told no more of them."""
+
+    async def beats(network: Internet, run_id: str, name: str, knows: int) -> tuple[float, int]:
+        """Seconds between the third heartbeat and the fourth, and how many founders that tells of."""
+        loop, stream = asyncio.get_running_loop(), await network.transport(name).open("trainer")
+        await stream.send(pack(pb.Hello(run=run_id, protocol=PROTOCOL_VERSION)))
+        assert isinstance(unpack(await stream.receive(), "trainer"), pb.Welcome)
+        await stream.send(pack(pb.Heartbeat(knows=knows)))
+        for _ in range(3):
+            await stream.receive()
+        began, beat = loop.time(), unpack(await stream.receive(), "trainer")
+        stream.close()
+        assert isinstance(beat, pb.Heartbeat)
+        return round(loop.time() - began, 1), len(beat.founders)
+
+    async def main() -> None:
+        manifest = exact_manifest()
+        names = ("trainer", "knowing", "unknowing", "late")
+        network = Internet(seed=1, accesses={name: Access(Uplink(1e6), Downlink(1e6)) for name in names})
+        admission = door([], ledger_of(manifest))
+        admission.listener = cast(Listener, Crowd())
+        await network.transport("trainer").serve(admission.serve)
+        both = await asyncio.gather(
+            beats(network, manifest.run_id, "knowing", 1000), beats(network, manifest.run_id, "unknowing", 0)
+        )
+        assert both == [(1.0, 0), (1.0, 1000)]
+        await asyncio.sleep(10.0)
+        assert await beats(network, manifest.run_id, "late", 0) == (1.0, 1000)
+
+    run(main(), limit=60.0)

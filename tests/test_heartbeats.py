@@ -88,7 +88,7 @@ def test_who_is_told_something_else_needs_no_heartbeat() -> None:
             await asyncio.sleep(1.3)
             await callee.channels["caller"].send(pb.Progress())
         await asyncio.sleep(3.0)
-        assert came == [0.0, 1.3, 2.6, 3.9, 5.5]
+        assert came == [0.0, 1.3, 2.6, 3.9, 6.0]
 
     run(main(), limit=100.0)
 

@@ -202,6 +202,24 @@ def test_one_that_was_busy_is_asked_again_before_one_that_failed_by_its_own_numb
     assert asked == ["busy", "failing", "busy"]
 
 
+def test_one_that_failed_by_its_own_numbers_is_asked_no_more_while_another_is_busy() -> None:
+    asked: list[str] = []
+
+    def playing(name: str, *answers: Body) -> Script:
+        left = list(answers)
+
+        async def play(incoming: Incoming) -> None:
+            asked.append(name)
+            await incoming.channel.send(left.pop(0) if len(left) > 1 else left[0])
+
+        return play
+
+    busy, fails = pb.Busy(retry_after_ms=50), pb.Failed(stage=STAGE, reason=pb.NON_FINITE)
+    ended, _ = outcome({"a": playing("a", *[busy] * 5, pb.Done()), "b": playing("b", fails)})
+    assert isinstance(ended, pb.Done)
+    assert (asked.count("a"), asked.count("b")) == (6, 1)
+
+
 def test_patience_begins_anew_with_every_answer() -> None:
     busy = 0
 

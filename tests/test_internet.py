@@ -104,6 +104,30 @@ def test_streams_share_an_uplink_and_small_ones_pass_large_ones() -> None:
     assert one[0] - OPENING == pytest.approx(2.0 + WAY, abs=0.1)
 
 
+def test_what_is_posted_goes_like_what_is_sent_and_is_dropped_while_that_still_goes() -> None:
+    posted: list[bool] = []
+
+    async def send(network: Internet) -> None:
+        stream = await opened(network)
+        posted.append(stream.post(MEGABYTE))
+        posted.append(stream.post(b"in vain"))
+        await asyncio.sleep(1.5)
+        posted.append(stream.post(b"beat"))
+        network.cut("near", "far")
+        posted.append(stream.post(b"held"))
+        await asyncio.sleep(1.0)
+        network.heal("near", "far")
+        stream.close()
+        posted.append(stream.post(b"late"))
+
+    came = carried(send)
+    assert posted == [True, False, True, True, False]
+    assert [size for _, _, size in came] == [1_000_000, 4, 4, 0]
+    assert came[0][0] == pytest.approx(OPENING + 1.0 + WAY)
+    assert came[1][0] == pytest.approx(OPENING + 1.5 + WAY)
+    assert came[2][0] > OPENING + 2.5
+
+
 def test_senders_share_a_downlink() -> None:
     async def send(network: Internet) -> None:
         one, two = await opened(network, "near"), await opened(network, "other")

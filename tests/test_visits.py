@@ -9,6 +9,8 @@ from swarm_peer.protos import swarm_pb2 as pb
 from swarm_peer.simulations.virtual_time import run
 from swarm_peer.swarm.visits import RELAY_SECONDS, Attachment, Visit, VisitKey, VisitTable
 
+from tests.exact import check_counts
+
 Did = Callable[[Visit], None]
 
 
@@ -80,7 +82,7 @@ def test_a_table_counts_its_open_visits_by_phase() -> None:
     table = VisitTable(slots=4)
 
     def counts() -> dict[pb.Phase, int]:
-        assert table.open == len(table.open_visits())
+        check_counts(table)
         return {phase: count for phase, count in table.phases.items() if count}
 
     visits = [Visit(VisitKey(0, pb.TRAIN, 0, index), entry(1, pb.QUEUED), pb.Run(last=2), b"") for index in range(3)]
@@ -100,6 +102,15 @@ def test_a_table_counts_its_open_visits_by_phase() -> None:
     visits[1].enter(pb.BELOW)
     table.rebadge(9)
     assert counts() == {pb.FORWARD: 1, pb.BELOW: 1}
+    visits[1].hear([entry(2, pb.QUEUED, member=5)])
+    visits[0].hear([entry(2, pb.QUEUED, member=6)])
+    assert table.waiting_below() == (1, "peer 5")
+    visits[0].enter(pb.BELOW)
+    assert table.waiting_below() == (2, "peer 6"), "of two that have as many the last by name"
+    visits[0].hear([entry(2, pb.FORWARD, member=5)])
+    assert table.waiting_below() == (2, "peer 5")
+    assert counts() == {pb.BELOW: 2}
     visits[1].end()
     visits[0].end()
     assert counts() == {}
+    assert table.waiting_below() == (0, "")

@@ -21,7 +21,7 @@ from swarm_peer.swarm.keys import Identity, delegate, sign_term
 from swarm_peer.swarm.messages import pack
 from swarm_peer.swarm.reduction import GroupReduction, Reducer
 
-from tests.exact import LENGTH
+from tests.exact import LENGTH, open_visits
 
 STRANGER = Identity.from_seed("stranger")
 REPEATS_SECONDS = 0.05
@@ -126,7 +126,7 @@ def repeat_runs(swarm: SimulatedSwarm, peer: str, seconds: float) -> bool:
         return False
 
     def frames() -> list[list[bytes]]:
-        runs = [(visit.run, visit.data) for visit in host.visits.open_visits()]
+        runs = [(visit.run, visit.data) for visit in open_visits(host.visits)]
         return [[pack(run), *([pack(pb.Chunk(data=data))] if run.payload else [])] for run, data in runs]
 
     _as_stranger(swarm, peer, frames, seconds)

@@ -34,7 +34,7 @@ from tests.chaos.crews import Crews
 from tests.chaos.liars import flip_reduction, forge_term, repeat_runs, spoil_gradient, spoil_what_is_over
 from tests.chaos.schedules import LEAVE, LOSE, MOVE, RESUME, STANDBY, TRAINER, WRONG_KINDS, Fault, Schedule
 from tests.chaos.watched import WatchedBackend
-from tests.exact import ORGANIZER, exact_manifest, exact_swarm, memory
+from tests.exact import ORGANIZER, check_counts, exact_manifest, exact_swarm, memory
 from tests.exact import TRAINER as TRAINER_IDENTITY
 
 VIRTUAL_SECONDS = 400.0
@@ -193,7 +193,7 @@ class Chaos:
         self._note(peer, moment)
         host, reducer = swarm.peers[peer].host, swarm.peers[peer]._reducer
         if moment.name == "queued" and host is not None and reducer is not None:
-            assert host.visits.open == len(host.visits.open_visits())
+            check_counts(host.visits)
             self.most_open = max(self.most_open, host.visits.open)
             self.most_kept = max(self.most_kept, len(reducer.kept))
         if moment.name == "applied":
