@@ -26,7 +26,7 @@ from swarm_peer.swarm.visits import Visit
 
 from tests.chaos import written
 from tests.chaos.mutants import Mutant, ignore, nobody, yes
-from tests.chaos.schedules import Schedule, draw_elastic
+from tests.chaos.schedules import Schedule, draw_elastic, draw_made_anew
 from tests.chaos.virtual import Chaos
 
 _admit = StageHost._admit
@@ -125,7 +125,7 @@ ELASTIC_MUTANTS: dict[str, Mutant] = {
     "first-commit-told": Mutant(
         "of a step of which a reduction was made anew the last Commit counts",
         ((Crew, "commits", first_that_was_told), (TakingOver, "_renew", ignore)),
-        draw=draw_elastic,
+        draw=draw_made_anew,
         limit=ELASTIC_SECONDS,
     ),
     "leave-waiting": hand_written(

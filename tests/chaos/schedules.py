@@ -210,6 +210,16 @@ def draw_elastic(seed: int) -> Schedule:
     )
 
 
+def draw_made_anew(seed: int) -> Schedule:
+    """The elastic schedule of this seed, in which a reduction is lost besides, and then the trainer."""
+    elastic, draw = draw_elastic(seed), random.Random(f"made anew {seed}")
+    base = replace(elastic, replicas=3, standby=True)
+    lost = _orphan_a_reduction(draw, base)
+    trainer = Fault("kill", draw.uniform(2.0, 8.0), 4.0, TRAINER, "", lost[-1].trigger)
+    others = (fault for fault in elastic.faults if fault.kind != RESUME)
+    return replace(base, faults=(*lost, trainer, *others))
+
+
 def draw_wrong_state(seed: int) -> Schedule:
     """One update goes wrong on one of three replicas. Until it is found, others compute with what it sends them: losses
     are those of the reference no longer, but the states of a stage must be equal again, and nothing lost."""
