@@ -337,6 +337,7 @@ class Trainer:
                 await self.signal.wait_for(lambda: self.driver.in_flight < self._window())
                 self._drive(number, index)
         await self.signal.wait_for(lambda: self.closing.closed >= settings.train.steps)
+        await self.signal.wait_for(partial(self.roster.some_at, settings.train.steps))
         self.heldout["after"] = await self.driver.evaluate(settings.train.steps, self._window)
         await self.errands.run(settings.train.steps)
         if self._checkpointing is not None:

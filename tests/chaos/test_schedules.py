@@ -26,7 +26,7 @@ from tests.chaos.schedules import (
 )
 from tests.chaos.shrinking import shrink
 from tests.chaos.virtual import Chaos
-from tests.chaos.written import LIMIT, WRITTEN
+from tests.chaos.written import LIMIT, WRITTEN, over_while_a_stage_is_away
 
 PLAIN = Schedule(seed=0, staleness=1, replicas=2, standby=False, faults=())
 
@@ -170,3 +170,9 @@ def test_a_wrong_state_is_found_and_fetched_anew(seed: int) -> None:
     check_promises(report, schedule)
     found = [fault for fault in report["faults"] if "differs from the other replicas" in fault["why"]]
     assert bool(found) == bool(chaos.done)
+
+
+@pytest.mark.parametrize("seed", range(4, 7))
+def test_a_run_is_over_when_somebody_of_every_stage_is_there(seed: int) -> None:
+    """Of seed 5 the report had a newcomer's empty state for a stage."""
+    assert problem_of(over_while_a_stage_is_away(seed))[0] is None

@@ -109,3 +109,19 @@ WRITTEN: tuple[Callable[[int], Schedule], ...] = (
     more_come_than_there_were,
     frozen_before_the_commit,
 )
+
+
+def over_while_a_stage_is_away(seed: int) -> Schedule:
+    """All steps are done when the second trainer goes, whose successor knows nobody of a stage but a newcomer."""
+    last = Trigger("applied", 0, 4, 1)
+    faults = (
+        Fault("kill", 0.05, 20.0, trigger=Trigger("applied", 0, 4, 0)),
+        Fault("kill", 0.05, 20.0, trigger=last),
+        Fault("kill", 1.98, 4.0, TRAINER, trigger=last),
+        Fault("isolate", 2.7, 2.0, "peer 4", TRAINER),
+        Fault("freeze", 4.264, 20.0, TRAINER),
+        Fault("one-way cut", 0.0, 8.0, "", "peer 5", Trigger("held", 0, 4, 0)),
+        Fault(LOSE, 0.0, 2.0, "stage 1", "", Trigger("part", 2, 4, 0)),
+    )
+    limits = {"visits": 4, "spilled": 4, "disk": 4, "checkpoints": 2}
+    return Schedule(seed, 1, 3, standby=True, faults=faults, directory_stale=3.0, patience=0.1, **limits)
