@@ -86,7 +86,7 @@ class MemoryStream:
         try:
             if not take(frame):
                 waiting.set_result(None)
-        except Exception as error:  # whatever it is, `each` raises it
+        except WireError as error:
             waiting.set_exception(error)
 
     async def each(self, take: Callable[[bytes], bool]) -> None:

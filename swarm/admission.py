@@ -321,14 +321,13 @@ class Admission:
             return
         self._beat_later()
         now, founders, epoch = asyncio.get_running_loop().time(), self.listener.founders, self.listener.beginning.epoch
-        usual, with_founders = pb.Heartbeat(), pb.Heartbeat(founders=sorted(founders))
-        frames = {True: pack(usual), False: pack(with_founders)}
+        usual, naming = pack(pb.Heartbeat()), pack(pb.Heartbeat(founders=sorted(founders)))
         for channel, member in self._led.items():
             knows = member.beat.knows >= len(founders)
-            frame = frames[knows]
+            frame = usual if knows else naming
             if member.beat.short:
                 told = self._credits.of(member.stage, member.number, epoch, now)
-                frame = pack(pb.Heartbeat(founders=() if knows else with_founders.founders, credits=told))
+                frame = pack(pb.Heartbeat(founders=() if knows else sorted(founders), credits=told))
             channel.post(frame)
 
     async def _welcome(self, channel: Channel, hello: pb.Hello) -> Member:

@@ -82,7 +82,7 @@ class Stream(Protocol):
 
     async def each(self, take: Callable[[bytes], bool]) -> None:
         """Has `take` called with every frame as soon as it is there, until that returns False. Raises as `receive`
-        does, and what `take` raises."""
+        does, and `WireError` if `take` does."""
         ...
 
     def close(self) -> None:
