@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
-from ..kernels import engine
+from ..kernels import blockwise, engine
 
 THRESHOLD = 6.0
 """LLM.int8(): an input feature of which some value is as large goes in full precision."""
@@ -32,6 +32,10 @@ TILE_ELEMENTS = 1 << 22
 
 GPU_TILE_ELEMENTS = 1 << 24
 """On a GPU, where each of the few kernels of a tile has to be started: 64 MiB."""
+
+
+QUANT_STATE = "quant_state.bitsandbytes__nf4"
+"""What bitsandbytes appends to a weight's name for what it says of its quantization, JSON."""
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -135,11 +139,12 @@ def empty(base: str, outputs: int, inputs: int) -> "QuantizedLinear":
 
 class Nf4Linear(QuantizedLinear):
     """Blocks go on from row to row. Buffers: `codes` uint8 [out * in / 2]; for its B blocks either `scale_codes`
-    uint8 [B] and `scale_scales` float32 [B / 256, rounded up], or `scales` float32 [B], as bitsandbytes has them
-    without double quantization."""
+    uint8 [B] and `scale_scales` float32 [B / 256, rounded up], and with `shifted` what is added to all of them,
+    `scale_shift` float32 [1], as bitsandbytes has it; or `scales` float32 [B], without double quantization."""
 
     scale_codes: Tensor | None
     scale_scales: Tensor | None
+    scale_shift: Tensor | None
     scales: Tensor | None
 
     def __init__(
@@ -149,6 +154,7 @@ class Nf4Linear(QuantizedLinear):
         *,
         block: int = 64,
         double: bool = True,
+        shifted: bool = False,
         bias: Tensor | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -163,6 +169,7 @@ class Nf4Linear(QuantizedLinear):
         self.register_buffer("codes", torch.full((engine.code_bytes("nf4", elements),), 0x77, dtype=torch.uint8))
         self.register_buffer("scale_codes", torch.full((blocks,), 127, dtype=torch.uint8) if double else None)
         self.register_buffer("scale_scales", torch.zeros(-(-blocks // engine.SCALE_BLOCK)) if double else None)
+        self.register_buffer("scale_shift", torch.zeros(1) if double and shifted else None)
         self.register_buffer("scales", None if double else torch.zeros(blocks))
         self.to(device)
 
@@ -179,29 +186,65 @@ class Nf4Linear(QuantizedLinear):
     @classmethod
     def from_bitsandbytes(cls, state: Mapping[str, Tensor], prefix: str = "") -> "Nf4Linear":
         """The layer of a checkpoint that bitsandbytes wrote (`Linear4bit`, nf4, with or without double quantization):
-        the same codes, its scales as they decode there. Raises `ModelError` for anything else."""
+        the same codes, and scales that decode as they do there (to 3e-7). Raises `ModelError` for anything else."""
         name = f"{prefix}weight"
-        packed = state.get(f"{name}.quant_state.bitsandbytes__nf4")
+        packed = state.get(f"{name}.{QUANT_STATE}")
         if packed is None or name not in state or f"{name}.absmax" not in state:
             raise ModelError(f"{name}: no nf4 weight of bitsandbytes; it has {sorted(state)[:8]}")
         try:
             told = json.loads(bytes(packed.tolist()).decode())
             (outputs, inputs), block = told["shape"], told["blocksize"]
-            scales = state[f"{name}.absmax"]
-            if "nested_blocksize" in told:
-                levels, beside = state[f"{name}.nested_quant_map"].float(), state[f"{name}.nested_absmax"].float()
-                shared = beside.repeat_interleave(told["nested_blocksize"])[: len(scales)]
-                scales = levels[scales.int()] * shared + told["nested_offset"]
-        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise ModelError(f"{name}: its quantization state cannot be read: {error}") from error
-        layer = cls(inputs, outputs, block=block, double=False, bias=state.get(f"{prefix}bias"))
-        codes = state[name].reshape(-1)
-        assert layer.scales is not None
-        if codes.shape != layer.codes.shape or scales.shape != layer.scales.shape:
-            raise ModelError(f"{name}: {len(codes)} bytes of codes and {len(scales)} scales for [{outputs}, {inputs}]")
-        layer.codes.copy_(codes)
-        layer.scales.copy_(scales)
+            codes, scales = state[name].reshape(-1), state[f"{name}.absmax"].reshape(-1)
+            elements = outputs * inputs
+            if len(codes) != engine.code_bytes("nf4", elements) or len(scales) != -(-elements // block):
+                raise ModelError(
+                    f"{name}: {len(codes)} bytes of codes and {len(scales)} scales for [{outputs}, {inputs}]"
+                )
+            levels = state.get(f"{name}.quant_map")
+            if levels is not None and levels.tolist() != list(blockwise.NF4_LEVELS):
+                raise ModelError(f"{name}: its levels are {levels.tolist()[:16]}, which are not those of nf4")
+            beside, shift = state.get(f"{name}.nested_absmax"), float(told.get("nested_offset", 0.0))
+            if "nested_blocksize" in told and _is_usual(told["nested_blocksize"], state[f"{name}.nested_quant_map"]):
+                assert beside is not None
+                layer = cls(inputs, outputs, block=block, shifted=shift != 0.0, bias=state.get(f"{prefix}bias"))
+                held = {"scale_codes": scales, "scale_scales": beside, "scale_shift": torch.tensor([shift])}
+            else:
+                if "nested_blocksize" in told:
+                    assert beside is not None
+                    nested = state[f"{name}.nested_quant_map"].float()
+                    shared = beside.float().repeat_interleave(told["nested_blocksize"])[: len(scales)]
+                    scales = nested[scales.int()] * shared + shift
+                layer = cls(inputs, outputs, block=block, double=False, bias=state.get(f"{prefix}bias"))
+                held = {"scales": scales}
+            for buffer, content in {"codes": codes, **held}.items():
+                if getattr(layer, buffer) is not None:
+                    if getattr(layer, buffer).shape != content.shape:
+                        raise ModelError(f"{name}: {len(content)} {buffer} for [{outputs}, {inputs}]")
+                    getattr(layer, buffer).copy_(content)
+        except (AssertionError, KeyError, ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
+            raise ModelError(f"{name}: its quantization state cannot be read: {error!r}") from error
         return layer
+
+    def to_bitsandbytes(self, prefix: str = "", dtype: str = "bfloat16") -> dict[str, Tensor]:
+        """The tensors of it in a checkpoint, as bitsandbytes names them and reads them again. `dtype`: what it is to
+        compute in there."""
+        name = f"{prefix}weight"
+        told: dict[str, Any] = {"quant_type": "nf4", "blocksize": self.block, "dtype": dtype}
+        told["shape"] = [self.out_features, self.in_features]
+        state = {name: self.codes.view(-1, 1), f"{name}.quant_map": torch.tensor(blockwise.NF4_LEVELS)}
+        if self.scales is not None:
+            state[f"{name}.absmax"] = self.scales
+        else:
+            assert self.scale_codes is not None
+            assert self.scale_scales is not None
+            shift = 0.0 if self.scale_shift is None else self.scale_shift.item()
+            told |= {"nested_blocksize": engine.SCALE_BLOCK, "nested_dtype": "float32", "nested_offset": shift}
+            state |= {f"{name}.absmax": self.scale_codes, f"{name}.nested_absmax": self.scale_scales}
+            state[f"{name}.nested_quant_map"] = torch.tensor(blockwise.dynamic_levels())
+        state[f"{name}.{QUANT_STATE}"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+        if self.bias is not None:
+            state[f"{prefix}bias"] = self.bias
+        return {at: tensor.cpu().contiguous() for at, tensor in state.items()}
 
     def rows(self, first: int, last: int) -> Tensor:
         start, end = first * self.in_features, last * self.in_features
@@ -221,7 +264,8 @@ class Nf4Linear(QuantizedLinear):
         codes, scales = self.scale_codes[group * engine.SCALE_BLOCK : last], self.scale_scales[group:]
         scales = scales[: -(-len(codes) // engine.SCALE_BLOCK)]
         values = engine.values_of("dynamic", codes, scales, len(codes), engine.SCALE_BLOCK, check=False)
-        return values[first - group * engine.SCALE_BLOCK :]
+        values = values[first - group * engine.SCALE_BLOCK :]
+        return values if self.scale_shift is None else values + self.scale_shift
 
     def multiply(self, inputs: Tensor) -> Tensor:
         fits = self.block % engine.FUSED_STEP == 0 and self.in_features % self.block == 0
@@ -229,6 +273,14 @@ class Nf4Linear(QuantizedLinear):
             scales, threads = self.decoded_scales(), torch.get_num_threads()
             return engine.nf4_matmul(inputs, self.codes, scales, self.out_features, self.block, threads)
         return super().multiply(inputs)
+
+
+def _is_usual(block: int, levels: Tensor) -> bool:
+    """Whether a double quantization is that of `Nf4Linear`: bitsandbytes has its levels to a unit in the last place."""
+    ours = torch.tensor(blockwise.dynamic_levels())
+    return (
+        block == engine.SCALE_BLOCK and levels.shape == ours.shape and torch.allclose(levels.float().cpu(), ours, 3e-7)
+    )
 
 
 class Int8Linear(QuantizedLinear):

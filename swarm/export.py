@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..compression.linear import quantized
+from ..compression.linear import QuantizedLinear, quantized
 from ..errors import StorageError, UsageError
 from .collecting import Collected
 from .manifest import LlamaShape, Manifest
+from .model.checkpoint import Weight
 from .model.names import block_linears
 from .model.opening import BESIDE_TOKENIZER, TOKENIZER
 
@@ -69,7 +70,7 @@ def export_model(
     folder: Path,
     manifest: Manifest,
     collected: Collected,
-    base: Iterable[tuple[str, Tensor]],
+    base: Iterable[tuple[str, Weight]],
     *,
     dtype: MergedType = "bf16",
     tokenizer: Path | None = None,
@@ -91,7 +92,7 @@ def export_model(
 
 
 def _merged(
-    manifest: Manifest, collected: Collected, base: Iterable[tuple[str, Tensor]]
+    manifest: Manifest, collected: Collected, base: Iterable[tuple[str, Weight]]
 ) -> Iterator[tuple[str, Tensor]]:
     settings = manifest.settings
     trained = {name: tensor for state in collected.states.values() for name, tensor in state.parameters.items()}
@@ -103,17 +104,18 @@ def _merged(
     scale = settings.train.lora_alpha / settings.train.lora_rank
     for name, tensor in base:
         layer = name.removesuffix(".weight")
-        wide = tensor.float()
+        wide = as_held(tensor, settings.model.base if layer in linears else "fp32")
         if layer in linears:
-            wide = as_held(wide, settings.model.base)
             down, up = trained.get(f"{layer}.lora_A"), trained.get(f"{layer}.lora_B")
             if down is not None and up is not None:
                 wide = wide + scale * (up @ down)
         yield name, wide
 
 
-def as_held(weight: Tensor, base: str) -> Tensor:
+def as_held(weight: Weight, base: str) -> Tensor:
     """What a stage computes with that holds this weight in a base format, fp32."""
+    if isinstance(weight, QuantizedLinear):
+        return weight.weight()
     if base in ("nf4", "int8"):
         return quantized(base, weight).weight()
     return weight.to(torch.bfloat16).float() if base == "bf16" else weight.float()

@@ -11,15 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import SwarmError
 from .collecting import Collected, collect_as_trainer, collect_from_run
 from .directory import Directory
 from .exchange import Meter, Pool
 from .export import MergedType, check_target, export_adapter, export_model
 from .manifest import Manifest
-from .model.checkpoint import Checkpoint
+from .model.checkpoint import Checkpoint, Weight
 from .model.opening import open_checkpoint, tokenizer_folder
 from .model.weights import stage_base
 from .trainer import Trainer
@@ -89,7 +87,7 @@ class Export:
             )
 
 
-def _base(manifest: Manifest, checkpoint: Checkpoint | None) -> Iterator[tuple[str, Tensor]]:
+def _base(manifest: Manifest, checkpoint: Checkpoint | None) -> Iterator[tuple[str, Weight]]:
     """The tensors of all stages, each once: tied embeddings are the first stage's and the last one's."""
     given: set[str] = set()
     for stage in range(manifest.stages):

@@ -61,6 +61,8 @@ def _freeze(
     if settings.model.compute_dtype == "auto":
         model = settings.model.model_copy(update={"compute_dtype": resolve_compute_dtype()})
         settings = settings.model_copy(update={"model": model})
+    if checkpoint is not None and checkpoint.is_nf4:
+        settings = _on_nf4(settings)
     _check_payload(settings, shape)
     chat = _chat(settings.data, folder)
     texts = [text_path(name) for name in settings.data.texts]
@@ -81,6 +83,17 @@ def _freeze(
         nonce=nonce,
     )
     return _prepared(manifest, files, texts, heldout, tokenizer, chat)
+
+
+def _on_nf4(settings: Settings) -> Settings:
+    """For a checkpoint whose linear layers are in nf4."""
+    if settings.train.mode == "full":
+        raise ManifestError(f"{settings.model.name} is in nf4: only adapters can be trained on it (train.mode = lora)")
+    if settings.model.base not in ("auto", "nf4"):
+        raise ManifestError(
+            f"{settings.model.name} is in nf4: model.base is {settings.model.base!r}; wanted nf4 or auto"
+        )
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"base": "nf4"})})
 
 
 def _check_payload(settings: Settings, shape: LlamaShape) -> None:

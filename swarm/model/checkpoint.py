@@ -1,44 +1,62 @@
 """One checkpoint in Hugging Face's layout, from whichever source: what it is, and its tensors one after the other.
 
 Reads config.json, the index of a sharded one, the header of every safetensors file, and then only the bytes of the
-wanted tensors; never pickle. What a run trains is fixed by `Weights` (see `manifest.py`): the headers are checked
-before anything is read, a piece's digest while it is read, and its last tensor is handed out only after that.
+wanted tensors; never pickle. Linear layers may be in nf4 already, as bitsandbytes writes them: the codes under the
+weight's name, and beside them what it takes to decode them. What a run trains is fixed by `Weights` (see
+`manifest.py`): the headers are checked before anything is read, a piece's digest while it is read, and its last tensor
+is handed out only after that.
 
 Errors: `ModelError` with the file, the tensor or piece, what came and what is wanted; and what the source raises.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ...compression.linear import QUANT_STATE, Nf4Linear, QuantizedLinear
 from ...errors import ModelError
 from ..manifest import LlamaShape, Weights
 from .config import CONFIG, CONFIG_BYTES, parse_config
 from .files import INDEX, SINGLE, Files
 from .header import LENGTH_BYTES, Entry, header_length, parse_header
-from .names import Piece, pieces
+from .names import Piece, block_linears, pieces
+
+Weight: TypeAlias = Tensor | QuantizedLinear
+"""As a checkpoint has it: numbers, or nf4 already."""
 
 Progress = Callable[[int, int], None]
 """Called as bytes come, with (bytes so far, bytes in all); may raise to end the reading."""
 
 _INDEX_BYTES = 64 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", QUANT_STATE)
+"""What may lie beside the codes of a weight, by the end of its name."""
+
+_MOST_STATE_BYTES = 1 << 16
+_PART_DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A tensor of the checkpoint: which file, and where in it."""
+    """A tensor of the checkpoint: which file, and where in it. `parts`: what lies beside it, by the end of its name,
+    if it is the codes of a weight in nf4."""
 
     file: str
     entry: Entry
+    parts: dict[str, "Located"] = field(default_factory=dict)
+
+    def all(self, name: str) -> "dict[str, Located]":
+        """It and its parts, by their names in the files."""
+        return {name: self, **{f"{name}.{part}": located for part, located in self.parts.items()}}
 
 
 class Checkpoint:
@@ -66,17 +84,36 @@ class Checkpoint:
         if missing:
             raise ModelError(f"{self.files.name_of(INDEX)}: {missing[0]} is missing")
         headers = {file: self._header(file) for file in sorted({files[name] for name in wanted})}
+
+        def locate(name: str) -> Located | None:
+            file = files.get(name, SINGLE if SINGLE in headers else "")
+            if file and file not in headers:
+                headers[file] = self._header(file)
+            entry = headers.get(file, {}).get(name)
+            return None if entry is None else Located(file, entry)
+
+        linears = _linears(self.shape)
         found: dict[str, Located] = {}
         for name, size in wanted.items():
-            where, entry = self.files.name_of(files[name]), headers[files[name]].get(name)
-            if entry is None:
+            where, located = self.files.name_of(files[name]), locate(name)
+            if located is None:
                 raise ModelError(f"{where}: {name} is missing")
-            if entry.dtype not in _DTYPES:
-                raise ModelError(f"{where}: {name} has dtype {entry.dtype}; wanted one of {', '.join(_DTYPES)}")
-            if entry.shape != size:
-                raise ModelError(f"{where}: {name} has shape {entry.shape}; config.json wants {size}")
-            found[name] = Located(files[name], entry)
+            if located.entry.dtype == "U8" and name in linears:
+                parts = {part: locate(f"{name}.{part}") for part in _PARTS}
+                located.parts.update({part: at for part, at in parts.items() if at is not None})
+                _check_packed(where, name, size, located)
+            elif located.entry.dtype not in _DTYPES:
+                dtypes = ", ".join(_DTYPES)
+                raise ModelError(f"{where}: {name} has dtype {located.entry.dtype}; wanted one of {dtypes}")
+            elif located.entry.shape != size:
+                raise ModelError(f"{where}: {name} has shape {located.entry.shape}; config.json wants {size}")
+            found[name] = located
         return found
+
+    @property
+    def is_nf4(self) -> bool:
+        """Whether linear layers of it are in nf4. Raises `ModelError`."""
+        return any(located.parts for located in self.tensors.values())
 
     def weights(self, progress: Progress | None = None) -> Weights:
         """What a manifest says of this checkpoint. Reads a local one whole, for its pieces; a remote one's pieces stay
@@ -99,8 +136,8 @@ class Checkpoint:
 
     def read(
         self, wanted: Sequence[Piece], digests: Sequence[str] = (), progress: Progress | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of the wanted pieces, in the checkpoint's own dtype, on the CPU, one after the other. `digests`:
+    ) -> Iterator[tuple[str, Weight]]:
+        """The tensors of the wanted pieces, as the checkpoint has them, on the CPU, one after the other. `digests`:
         of all pieces, or empty to take what comes. Raises `ModelError`."""
 
         def check(piece: Piece, came: str) -> None:
@@ -116,10 +153,10 @@ class Checkpoint:
 
     def _read(
         self, wanted: Sequence[Piece], digested: Callable[[Piece, str], None], progress: Progress | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> Iterator[tuple[str, Weight]]:
         tensors = self.tensors
-        entries = [tensors[name].entry for piece in wanted for name in piece.shapes]
-        done, total = 0, sum(entry.stop - entry.start for entry in entries)
+        read = [at.entry for piece in wanted for name in piece.shapes for at in tensors[name].all(name).values()]
+        done, total = 0, sum(entry.stop - entry.start for entry in read)
 
         def came(count: int) -> None:
             nonlocal done
@@ -131,31 +168,55 @@ class Checkpoint:
             digest = hashlib.sha256()
             names = sorted(piece.shapes)
             for name in names:
-                entry = tensors[name].entry
-                content = memoryview(bytearray(entry.stop - entry.start))
-                self.files.read(tensors[name].file, entry.start, content, came)
-                digest.update(_canonical([name, entry.dtype, entry.shape]) + b"\n")
-                digest.update(content)
-                tensor = torch.frombuffer(content, dtype=_DTYPES[entry.dtype]).view(entry.shape)
-                if not torch.isfinite(tensor).all():
-                    self._forget(name)
-                    where = self.files.name_of(tensors[name].file)
-                    raise ModelError(f"{where}: {name} holds NaN or infinity; fetch it again")
+                contents: dict[str, Tensor] = {}
+                for at, located in tensors[name].all(name).items():
+                    entry = located.entry
+                    content = memoryview(bytearray(entry.stop - entry.start))
+                    self.files.read(located.file, entry.start, content, came)
+                    digest.update(_canonical([at, entry.dtype, entry.shape]) + b"\n")
+                    digest.update(content)
+                    dtype = (_PART_DTYPES if tensors[name].parts else _DTYPES)[entry.dtype]
+                    contents[at] = torch.frombuffer(content, dtype=dtype).view(entry.shape)
+                weight = self._checked(name, piece.shapes[name], contents)
                 if name == names[-1]:
                     digested(piece, digest.hexdigest())
-                yield name, tensor
-                del tensor, content
+                yield name, weight
+                del weight, contents, content
+
+    def _checked(self, name: str, size: tuple[int, ...], contents: dict[str, Tensor]) -> Weight:
+        """The weight that these tensors make up. Raises `ModelError`."""
+        located = self.tensors[name]
+        where = self.files.name_of(located.file)
+        weight: Weight = contents[name]
+        numbers = contents[name]
+        try:
+            if located.parts:
+                layer = Nf4Linear.from_bitsandbytes(contents, name.removesuffix("weight"))
+                if (layer.out_features, layer.in_features) != size:
+                    raise ModelError(f"{name} is [{layer.out_features}, {layer.in_features}]; config.json wants {size}")
+                weight, numbers = layer, layer.decoded_scales()
+            if not torch.isfinite(numbers).all():
+                raise ModelError(f"{name} holds NaN or infinity; fetch it again")
+        except ModelError as error:
+            self._forget(name)
+            raise ModelError(f"{where}: {error}") from error
+        return weight
 
     def _forget(self, name: str) -> None:
-        located = self.tensors[name]
-        self.files.forget(located.file, located.entry.start, located.entry.stop)
+        for located in self.tensors[name].all(name).values():
+            self.files.forget(located.file, located.entry.start, located.entry.stop)
 
     def _headers(self) -> str:
-        listed = [[name, found.entry.dtype, found.entry.shape] for name, found in sorted(self.tensors.items())]
+        listed = [[name, entry.dtype, entry.shape] for name, entry in sorted(self._entries().items())]
         return hashlib.sha256(_canonical({"shape": self.shape.model_dump(mode="json"), "tensors": listed})).hexdigest()
 
+    def _entries(self) -> dict[str, Entry]:
+        """All tensors that belong to it, by their names in the files."""
+        return {at: located.entry for name, found in self.tensors.items() for at, located in found.all(name).items()}
+
     def _names(self) -> set[str]:
-        return {CONFIG, *(found.file for found in self.tensors.values())}
+        every = (located for name, found in self.tensors.items() for located in found.all(name).values())
+        return {CONFIG, *(located.file for located in every)}
 
     def _header(self, file: str) -> dict[str, Entry]:
         size, where = self.files.size(file), self.files.name_of(file)
@@ -186,6 +247,25 @@ class Checkpoint:
                     f"{where}: {name} is said to be in {file!r}; wanted a .safetensors file beside the index"
                 )
         return files
+
+
+def _linears(shape: LlamaShape) -> set[str]:
+    return {f"{name}.weight" for layer in range(shape.num_hidden_layers) for name in block_linears(shape, layer)}
+
+
+def _check_packed(where: str, name: str, size: tuple[int, ...], located: Located) -> None:
+    """Whether this can be a weight of this size in nf4, as far as the headers say. Raises `ModelError`."""
+    elements = math.prod(size)
+    for at, part in located.all(name).items():
+        if part.entry.dtype not in _PART_DTYPES:
+            raise ModelError(f"{where}: {at} has dtype {part.entry.dtype}; wanted one of {', '.join(_PART_DTYPES)}")
+        if not 0 < part.entry.stop - part.entry.start <= 4 * elements + _MOST_STATE_BYTES:
+            raise ModelError(f"{where}: {at} has shape {part.entry.shape}; config.json wants {size} of {name}")
+    if math.prod(located.entry.shape) != (elements + 1) // 2:
+        raise ModelError(f"{where}: {name} has {located.entry.shape} bytes of codes; config.json wants {size}")
+    missing = [part for part in ("absmax", QUANT_STATE) if part not in located.parts]
+    if missing:
+        raise ModelError(f"{where}: {name}.{missing[0]} is missing: without it its codes cannot be read")
 
 
 def _canonical(value: object) -> bytes:

@@ -90,14 +90,27 @@ def _check_family(config: dict[str, Any], where: str) -> None:
             raise _refuse(where, key, config[key], "false: biases are not supported")
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise _refuse(where, "partial_rotary_factor", config["partial_rotary_factor"], "1.0 or nothing")
-    if config.get("quantization_config") is not None:
-        raise _refuse(where, "quantization_config", config["quantization_config"], "a 16- or 32-bit checkpoint")
+    if not _is_plain_or_nf4(config.get("quantization_config")):
+        wanted = "nothing (a 16- or 32-bit checkpoint), or nf4 by bitsandbytes"
+        raise _refuse(where, "quantization_config", config["quantization_config"], wanted)
     if architectures[0] == "MistralForCausalLM":
         # transformers' default is a window of 4096, so a missing key is a window too.
         window = config.get("sliding_window", 4096)
         reach = config.get("max_position_embeddings")
         if window is not None and not (isinstance(window, int) and isinstance(reach, int) and window >= reach):
             raise _refuse(where, "sliding_window", window, "null, or no less than max_position_embeddings")
+
+
+def _is_plain_or_nf4(quantization: Any) -> bool:
+    if quantization is None:
+        return True
+    return (
+        isinstance(quantization, dict)
+        and quantization.get("quant_method") == "bitsandbytes"
+        and quantization.get("load_in_4bit") is True
+        and quantization.get("bnb_4bit_quant_type") == "nf4"
+        and quantization.get("bnb_4bit_quant_storage", "uint8") == "uint8"
+    )
 
 
 def parse_shape(config: dict[str, Any], where: str = "config.json") -> LlamaShape:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ...compression.linear import QuantizedLinear, empty, quantized
 from ...errors import ModelError
 from ..manifest import Manifest
+from .checkpoint import Weight
 from .names import block_linears, stage_base_shapes
 
 Held: TypeAlias = Mapping[str, Tensor | QuantizedLinear]
@@ -36,7 +37,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DEFAULT_STORE_BYTES = 50 << 30
 
 
-def hold(manifest: Manifest, stage: int, base: Iterable[tuple[str, Tensor]], device: torch.device) -> Held:
+def hold(manifest: Manifest, stage: int, base: Iterable[tuple[str, Weight]], device: torch.device) -> Held:
     """The base of a stage on a device, from its tensors as they come. Raises `ModelError`."""
     wanted = stage_base_shapes(manifest, stage)
     settings = manifest.settings
@@ -44,9 +45,14 @@ def hold(manifest: Manifest, stage: int, base: Iterable[tuple[str, Tensor]], dev
     plain = torch.float32 if settings.train.mode == "full" else DTYPES[settings.model.compute_dtype]
     held: dict[str, Tensor | QuantizedLinear] = {}
     for name, tensor in base:
-        if tuple(tensor.shape) != wanted.get(name):
-            raise ModelError(f"stage {stage}: {name} is {tuple(tensor.shape)}; wanted {wanted.get(name)}")
-        if name in linears and form in QUANTIZED:
+        size = tuple(tensor.shape) if isinstance(tensor, Tensor) else (tensor.out_features, tensor.in_features)
+        if size != wanted.get(name):
+            raise ModelError(f"stage {stage}: {name} is {size}; wanted {wanted.get(name)}")
+        if isinstance(tensor, QuantizedLinear):
+            if form != "nf4" or name not in linears:
+                raise ModelError(f"stage {stage}: {name} is nf4 in the checkpoint; the run wants a base in {form}")
+            held[name] = tensor.to(device)
+        elif name in linears and form in QUANTIZED:
             # On the CPU, whatever the device: the same codes, and the device never holds the layer whole.
             held[name] = quantized(form, tensor).to(device)
         else:
@@ -73,11 +79,12 @@ class HeldStore:
         self._limit = limit
 
     def get_or_make(
-        self, manifest: Manifest, stage: int, device: torch.device, make: Callable[[], Iterable[tuple[str, Tensor]]]
+        self, manifest: Manifest, stage: int, device: torch.device, make: Callable[[], Iterable[tuple[str, Weight]]]
     ) -> Held:
         """The base of a stage, kept or made of the tensors that `make` gives. Raises what `hold` and `make` do.
 
-        Kept is what took work: a base that is not quantized lies elsewhere as it is, and a random one is made anew.
+        Kept is what took work: a base that is not quantized here lies elsewhere as it is, and a random one is made
+        anew.
         """
         if manifest.weights is None or manifest.settings.model.base not in QUANTIZED:
             return hold(manifest, stage, make(), device)
@@ -85,8 +92,16 @@ class HeldStore:
         found = _load(path, manifest, stage, device)
         if found is not None:
             return found
-        made = hold(manifest, stage, make(), torch.device("cpu"))
-        self._save(path, made)
+        came: list[Weight] = []
+
+        def noted() -> Iterator[tuple[str, Weight]]:
+            for name, weight in make():
+                came.extend([weight] if isinstance(weight, QuantizedLinear) else [])
+                yield name, weight
+
+        made = hold(manifest, stage, noted(), torch.device("cpu"))
+        if not came:
+            self._save(path, made)
         return {name: part.to(device) for name, part in made.items()}
 
     def _save(self, path: Path, held: Held) -> None:

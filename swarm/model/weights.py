@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import ModelError
 from ..initial import base_tensor
 from ..manifest import LlamaShape, Manifest
-from .checkpoint import Checkpoint, Progress
+from .checkpoint import Checkpoint, Progress, Weight
 from .names import stage_base_shapes, stage_pieces
 
 
@@ -22,7 +22,7 @@ def random_base(seed: int, shape: LlamaShape, wanted: Mapping[str, tuple[int, ..
 
 def stage_base(
     manifest: Manifest, stage: int, checkpoint: Checkpoint | None, progress: Progress | None = None
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Weight]]:
     """The base tensors of one stage, one after the other: whoever quantizes them holds no more than one as it came.
     `checkpoint` is None for a run without one (random base).
 
