@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from swarm_peer.swarm import sizes
 from swarm_peer.swarm.events import MemberPulse
-from swarm_peer.swarm.export import model_config
 from swarm_peer.swarm.manifest import LlamaShape, parse_settings
+from swarm_peer.swarm.model.folder import model_config
 from swarm_peer.swarm.model.names import base_shapes, stage_base_shapes
 from swarm_peer.swarm.model.table import MODELS
 from swarm_peer.swarm.plan_command import sketched

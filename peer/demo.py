@@ -32,7 +32,7 @@ def run_demo(options: argparse.Namespace) -> int:
         text_path(name)
     if options.export:
         # Imported here: it takes torch with it, which the children need and this process does not.
-        from ..swarm.export import check_target
+        from ..swarm.model.folder import check_target
 
         check_target(options.export)
     folder = SharedFolder.temporary()

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import FittingError, ModelError, SwarmError
 from ..swarm.advice import checked
@@ -28,7 +27,7 @@ from ..swarm.exchange import Pool
 from ..swarm.link import Measured, measure_link
 from ..swarm.machine import AS_IT_IS, Device, Link, Machine, Overrides, overridden
 from ..swarm.manifest import Manifest
-from ..swarm.model.checkpoint import Checkpoint, Progress
+from ..swarm.model.checkpoint import Checkpoint, Progress, Weight
 from ..swarm.model.files import Files, FolderFiles
 from ..swarm.model.held import HeldStore
 from ..swarm.model.opening import open_checkpoint
@@ -90,7 +89,7 @@ class Hosting:
         found = self._check(manifest, stage, device)
         recompute = found.recompute
 
-        def read() -> Iterator[tuple[str, Tensor]]:
+        def read() -> Iterator[tuple[str, Weight]]:
             checkpoint = self._open(manifest)
             if checkpoint is not None:
                 self._sources.append(checkpoint.files)

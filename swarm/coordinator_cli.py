@@ -1,4 +1,5 @@
-"""`swarm-coordinator`: lead a run, stand by in one or plan one; take what one has trained, or measure it.
+"""`swarm-coordinator`: lead a run, stand by in one, plan one or make a model ready; take what one has trained, or
+measure it.
 
 Its exit codes are those of `flags.py`.
 """
@@ -31,7 +32,7 @@ COMMANDS = ("status", "top", "watch", "pause", "resume", "drain", "ban")
 def main(arguments: Sequence[str] | None = None) -> int:
     commands = dict.fromkeys(COMMANDS, _command)
     commands |= {"start": _start, "export": _export, "evaluate": _evaluate, "invite": _invite, "plan": _plan}
-    commands["replay"] = _replay
+    commands |= {"quantize": _quantize, "replay": _replay}
     return _program().run(commands, arguments)
 
 
@@ -130,6 +131,21 @@ def _program() -> Program:
         help="such as 8x:memory=24GB,gflops=20000,up=100,down=500,rtt=60ms: eight peers, Mbit/s and round trip",
     )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+    quantize = commands.add_parser("quantize", help="make of a model one in nf4, fitted to a text")
+    quantize.add_argument("model", help="a name of the model table, a folder, a URL or a Hub id")
+    quantize.add_argument("folder", type=Path, metavar="DIR", help="a new folder: what `model.name` can name then")
+    quantize.add_argument(
+        "--texts",
+        nargs="+",
+        required=True,
+        metavar="TEXT",
+        help="like what it is to be trained on, and not held out",
+    )
+    quantize.add_argument("--samples", type=_some, default=256, metavar="N", help="of the texts (default: 256)")
+    quantize.add_argument("--tokens", type=_some, default=128, metavar="N", help="of a sample (default: 128)")
+    quantize.add_argument("--device", default="cpu", help="what computes: cpu (default), cuda:0")
+    quantize.add_argument("--threads", type=_some, metavar="N", help="of the CPU (default: torch's)")
     from .api.commands import add_parsers
 
     add_parsers(commands)
@@ -310,6 +326,12 @@ def _plan(options: argparse.Namespace) -> int:
     from .plan_command import run_plan
 
     return run_plan(options)
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from .quantize_command import run_quantize
+
+    return run_quantize(options)
 
 
 def _replay(options: argparse.Namespace) -> int:

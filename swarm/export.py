@@ -8,31 +8,22 @@ Errors: `UsageError` if the folder holds something already or is asked for what 
 if it cannot be written.
 """
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..compression.linear import QuantizedLinear, quantized
-from ..errors import StorageError, UsageError
+from ..errors import UsageError
 from .collecting import Collected
-from .manifest import LlamaShape, Manifest
+from .manifest import Manifest
 from .model.checkpoint import Weight
+from .model.folder import MergedType, Shards, copy_tokenizer, model_config, new_folder, write_json
 from .model.names import block_linears
-from .model.opening import BESIDE_TOKENIZER, TOKENIZER
 
-SHARD_BYTES = 4 << 30
-"""Files of a checkpoint are about this large at most, but for a single larger tensor."""
-
-MergedType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -60,9 +51,9 @@ def export_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    with _new_folder(folder) as made:
+    with new_folder(folder) as made:
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_json(made / "adapter_config.json", config)
+        write_json(made / "adapter_config.json", config)
         _write_card(made, "peft", manifest, collected, notes or {})
 
 
@@ -78,16 +69,14 @@ def export_model(
 ) -> None:
     """Writes the whole model: `base` gives its tensors one by one, in any order (none where everything was trained).
     `tokenizer`: the folder of its tokenizer, which is copied."""
-    with _new_folder(folder) as made:
-        writer = _Shards(made)
+    with new_folder(folder) as made:
+        writer = Shards(made)
         for name, tensor in _merged(manifest, collected, base):
             writer.add(name, tensor.to(_TYPES[dtype]).contiguous())
         writer.finish()
-        _write_json(made / "config.json", model_config(manifest.shape, dtype))
+        write_json(made / "config.json", model_config(manifest.shape, dtype))
         if tokenizer is not None:
-            for path in (tokenizer / name for name in (TOKENIZER, *BESIDE_TOKENIZER)):
-                if path.is_file():
-                    shutil.copyfile(path, made / path.name)
+            copy_tokenizer(tokenizer, made)
         _write_card(made, "transformers", manifest, collected, notes or {})
 
 
@@ -119,90 +108,6 @@ def as_held(weight: Weight, base: str) -> Tensor:
     if base in ("nf4", "int8"):
         return quantized(base, weight).weight()
     return weight.to(torch.bfloat16).float() if base == "bf16" else weight.float()
-
-
-def model_config(shape: LlamaShape, dtype: MergedType) -> dict[str, Any]:
-    """The config.json of a Llama of this shape."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "use_cache": True,
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
-        **shape.model_dump(),
-    }
-
-
-class _Shards:
-    """Writes tensors into numbered files as they come, and then the index."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: list[dict[str, int]] = []
-        self._open: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        if self._open and self._bytes + size > SHARD_BYTES:
-            self._write()
-        self._open[name] = tensor
-        self._bytes += size
-
-    def _write(self) -> None:
-        save_file(self._open, self._folder / f"part-{len(self._files)}", metadata={"format": "pt"})
-        self._files.append({name: tensor.numel() * tensor.element_size() for name, tensor in self._open.items()})
-        self._open, self._bytes = {}, 0
-
-    def finish(self) -> None:
-        """Names the files as Hugging Face does, which takes their number."""
-        self._write()
-        count = len(self._files)
-        if count == 1:
-            (self._folder / "part-0").rename(self._folder / "model.safetensors")
-            return
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(self._files):
-            file = f"model-{number + 1:05}-of-{count:05}.safetensors"
-            (self._folder / f"part-{number}").rename(self._folder / file)
-            weight_map |= dict.fromkeys(names, file)
-        total = sum(size for names in self._files for size in names.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(self._folder / "model.safetensors.index.json", index)
-
-
-def check_target(target: Path) -> None:
-    """Raises `UsageError` unless a new folder can have this name."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there already and not empty: name another folder, or move it away")
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block has ended well, and is gone otherwise."""
-    check_target(target)
-    made: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        yield made
-        if target.exists():
-            target.rmdir()
-        made.chmod(0o755)
-        for path in made.iterdir():
-            path.chmod(0o644)
-        os.replace(made, target)
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_card(folder: Path, library: str, manifest: Manifest, collected: Collected, notes: Mapping[str, Any]) -> None:

@@ -15,9 +15,10 @@ from ..errors import SwarmError
 from .collecting import Collected, collect_as_trainer, collect_from_run
 from .directory import Directory
 from .exchange import Meter, Pool
-from .export import MergedType, check_target, export_adapter, export_model
+from .export import export_adapter, export_model
 from .manifest import Manifest
 from .model.checkpoint import Checkpoint, Weight
+from .model.folder import MergedType, check_target
 from .model.opening import open_checkpoint, tokenizer_folder
 from .model.weights import stage_base
 from .trainer import Trainer

@@ -2,7 +2,7 @@
 
     python tests/adapter_loss.py MODEL BASE [ADAPTER] < TOKENS.npy
 
-MODEL: a folder in Hugging Face's layout. BASE: what its linear layers are held in. Prints nats a label token over the
+MODEL: a folder in Hugging Face's layout. BASE: what its linear layers are held in, or `as it is`. Prints nats a label token over the
 rows of TOKENS, int [rows, length + 1].
 """
 
@@ -11,15 +11,18 @@ import sys
 
 import numpy as np
 import torch
-from swarm_peer.swarm.model.as_trained import use_base
+from swarm_peer.swarm.model.as_trained import open_model, use_base
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 
 def main() -> None:
     folder, base, *adapter = sys.argv[1:]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    use_base(model, base)
+    if base == "as it is":
+        model = open_model(folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        use_base(model, base)
     if adapter:
         from peft import PeftModel
 

@@ -18,10 +18,11 @@ from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.collecting import Collected, collect_from_run
 from swarm_peer.swarm.data import Corpus, heldout_batches
 from swarm_peer.swarm.exchange import Meter, Pool
-from swarm_peer.swarm.export import export_adapter, export_model, model_config
+from swarm_peer.swarm.export import export_adapter, export_model
 from swarm_peer.swarm.exporting import Export
 from swarm_peer.swarm.manifest import Manifest
 from swarm_peer.swarm.model.config import TINY
+from swarm_peer.swarm.model.folder import model_config
 from swarm_peer.swarm.model.names import base_shapes, trainable_shapes
 from swarm_peer.swarm.model.opening import open_checkpoint
 from swarm_peer.swarm.model.weights import random_base, stage_base
@@ -209,7 +210,7 @@ def test_an_adapter_of_some_linear_layers(tmp_path: Path) -> None:
 
 
 def test_a_large_model_is_written_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm_peer.swarm.export.SHARD_BYTES", 200_000)
+    monkeypatch.setattr("swarm_peer.swarm.model.folder.SHARD_BYTES", 200_000)
     manifest = tiny_manifest(mode="full")
     export_model(tmp_path / "m", manifest, collected_of(manifest), (), dtype="fp32")
     index = json.loads((tmp_path / "m/model.safetensors.index.json").read_text())

@@ -1,0 +1,197 @@
+"""A checkpoint's linear layers in nf4, fitted to a text: made once, by whoever offers the model, and read by all peers.
+
+The text goes through the model layer by layer, each as it has been quantized; every linear layer's codes are chosen for
+what it is given there (`compression/calibrated.py`). One layer is held at a time, and the hidden states of the text.
+What comes out is a checkpoint as bitsandbytes writes one, a quarter of what 16 bits take to be read by peers.
+
+Errors: `ModelError` for a checkpoint that is in nf4 already, and what reading it raises; those of `folder.py`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..compression.calibrated import Gram, calibrated, output_error
+from ..compression.linear import Nf4Linear, QuantizedLinear
+from ..errors import ModelError
+from .manifest import LlamaShape
+from .model.block import attention, feed_forward, rms_norm, rotary_tables
+from .model.checkpoint import Checkpoint, Weight
+from .model.folder import Shards, copy_tokenizer, model_config, new_folder, write_json
+from .model.names import EMBEDDING, Piece, block_linears, block_prefix, pieces
+from .model.opening import tokenizer_folder
+
+BATCH_TOKENS = 4096
+"""Computed at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One linear layer: the error of its outputs on the text, as it is now and rounded weight by weight, of 1."""
+
+    name: str
+    error: float
+    rounded: float
+
+
+def write_calibrated(
+    folder: Path,
+    checkpoint: Checkpoint,
+    samples: Tensor,
+    *,
+    device: str = "cpu",
+    tell: Callable[[Fitted], None] = lambda fitted: None,
+) -> None:
+    """Writes the checkpoint in nf4 to a new folder, with its tokenizer. `samples`: token ids [samples, tokens] of the
+    text; `tell` hears of each linear layer. Blocks."""
+    with new_folder(folder) as made:
+        writer = Shards(made)
+        dtype = "fp32"
+        for name, weight in fit(checkpoint, samples, device=device, tell=tell):
+            if isinstance(weight, Nf4Linear):
+                for at, tensor in weight.to_bitsandbytes(name.removesuffix("weight")).items():
+                    writer.add(at, tensor)
+            else:
+                assert isinstance(weight, Tensor)
+                dtype = "fp32" if weight.dtype == torch.float32 else "bf16"
+                writer.add(name, weight)
+        writer.finish()
+        config = model_config(checkpoint.shape, "fp32" if dtype == "fp32" else "bf16")
+        write_json(made / "config.json", config | {"quantization_config": quantization_config(config["dtype"])})
+        copy_tokenizer(tokenizer_folder(checkpoint.files), made)
+
+
+def quantization_config(dtype: str) -> dict[str, object]:
+    """What `transformers` is told of such a checkpoint."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": ["lm_head"],
+    }
+
+
+def fit(
+    checkpoint: Checkpoint, samples: Tensor, *, device: str, tell: Callable[[Fitted], None]
+) -> Iterator[tuple[str, Weight]]:
+    """The tensors of the checkpoint one after the other, linear layers as `Nf4Linear`, on the CPU."""
+    if checkpoint.is_nf4:
+        raise ModelError(f"{checkpoint.files.where}: is in nf4 already; wanted a 16- or 32-bit checkpoint")
+    hidden: list[Tensor] = []
+    layers = 0
+    for piece in pieces(checkpoint.shape):
+        weights = dict(_numbers(checkpoint, piece))
+        if EMBEDDING in weights:
+            yield from weights.items()
+            embedding = weights[EMBEDDING].float()
+            hidden = [embedding[part] for part in torch.split(samples, max(1, BATCH_TOKENS // samples.shape[1]))]
+        elif any(name.startswith(block_prefix(layers)) for name in weights):
+            layer = _Layer(checkpoint.shape, layers, weights, torch.device(device), tell)
+            with torch.no_grad():
+                yield from layer.fit(hidden)
+            layers += 1
+        else:
+            yield from weights.items()
+
+
+def _numbers(checkpoint: Checkpoint, piece: Piece) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in checkpoint.read([piece]):
+        assert isinstance(weight, Tensor)
+        yield name, weight
+
+
+class _Watched(QuantizedLinear):
+    """In a linear layer's place: sums up what it is given, and gives nothing."""
+
+    def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = inputs, outputs
+        self.gram = Gram(inputs, device)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.gram.add(inputs)
+        return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+
+
+class _Layer:
+    """One decoder layer, whose linear layers are quantized one after the other, in the order in which they are used.
+    What a linear layer is given has come through those before it as they are now."""
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        number: int,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        tell: Callable[[Fitted], None],
+    ) -> None:
+        self._shape = shape
+        self._weights = weights
+        self._device = device
+        self._tell = tell
+        self._prefix = block_prefix(number)
+        self._linears = {f"{name}.weight": size for name, size in block_linears(shape, number).items()}
+        self._parameters: dict[str, Tensor | QuantizedLinear] = {
+            name: weight.to(device) for name, weight in weights.items() if name not in self._linears
+        }
+
+    def fit(self, hidden: list[Tensor]) -> Iterator[tuple[str, Weight]]:
+        """Its tensors. `hidden`, batches of [samples, tokens, hidden] on the CPU, are what comes out of it then."""
+
+        def norm_of(name: str, states: Tensor) -> Tensor:
+            return rms_norm(states, self._norm(name), self._shape.rms_norm_eps)
+
+        def attend(states: Tensor) -> Tensor:
+            tables = rotary_tables(self._shape, states.shape[1], states)
+            normed = norm_of("input_layernorm", states)
+            return attention(self._parameters, f"{self._prefix}self_attn", self._shape, normed, tables, 1.0)
+
+        def feed(states: Tensor) -> Tensor:
+            return feed_forward(
+                self._parameters, f"{self._prefix}mlp", norm_of("post_attention_layernorm", states), 1.0
+            )
+
+        for part, groups in (
+            (attend, (("q_proj", "k_proj", "v_proj"), ("o_proj",))),
+            (feed, (("gate_proj", "up_proj"), ("down_proj",))),
+        ):
+            for group in groups:
+                self._fit_group(group, part, hidden)
+            for number, states in enumerate(hidden):
+                states = states.to(self._device)
+                hidden[number] = (states + part(states)).cpu()
+        for name, weight in self._weights.items():
+            held = self._parameters.pop(name)
+            yield name, held.to("cpu") if isinstance(held, QuantizedLinear) else weight
+
+    def _norm(self, name: str) -> Tensor:
+        weight = self._parameters[f"{self._prefix}{name}.weight"]
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _fit_group(self, group: tuple[str, ...], part: Callable[[Tensor], Tensor], hidden: list[Tensor]) -> None:
+        """Quantizes the linear layers that share an input."""
+        names = [name for name in self._linears if name.split(".")[-2] in group]
+        later = [name for name in self._linears if name not in self._parameters]
+        for name in later:
+            self._parameters[name] = _Watched(*self._linears[name], self._device)
+        for states in hidden:
+            part(states.to(self._device))
+        watched = self._parameters[names[0]]
+        assert isinstance(watched, _Watched)
+        gram = watched.gram.matrix
+        for name in later:
+            del self._parameters[name]
+        for name in names:
+            weight = self._weights[name].to(self._device, torch.float32)
+            layer = calibrated(weight, gram)
+            rounded = output_error(weight, Nf4Linear.quantize(weight).weight(), gram)
+            self._tell(Fitted(name.removesuffix(".weight"), output_error(weight, layer.weight(), gram), rounded))
+            self._parameters[name] = layer
