@@ -2,8 +2,8 @@
 
     python tests/adapter_loss.py MODEL BASE [ADAPTER] < TOKENS.npy
 
-MODEL: a folder in Hugging Face's layout. BASE: what its linear layers are held in, or `as it is`. Prints nats a label token over the
-rows of TOKENS, int [rows, length + 1].
+MODEL: a folder in Hugging Face's layout. BASE: what its linear layers are held in, or `as it is`. Prints nats a label
+token over the rows of TOKENS, int [rows, length + 1].
 """
 
 import io

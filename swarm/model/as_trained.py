@@ -1,8 +1,8 @@
 """Puts a `transformers` model onto the base that a run trained its adapters on.
 
 An adapter that was trained on an nf4 or int8 base fits that base: on the 16-bit one its loss is a little different.
-`use_base(model, "nf4")`, before `peft` loads the adapter, gives the loss that the swarm had. A checkpoint that is in nf4
-itself `open_model` opens, without bitsandbytes.
+`use_base(model, "nf4")`, before `peft` loads the adapter, gives the loss that the swarm had. A checkpoint that is in
+nf4 itself `open_model` opens, without bitsandbytes.
 
 Errors: `ModelError` for an unknown base format, and what reading a checkpoint raises.
 """

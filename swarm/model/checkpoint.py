@@ -188,18 +188,18 @@ class Checkpoint:
         located = self.tensors[name]
         where = self.files.name_of(located.file)
         weight: Weight = contents[name]
-        numbers = contents[name]
+        numbers = [contents[name]]
         try:
             if located.parts:
                 layer = Nf4Linear.from_bitsandbytes(contents, name.removesuffix("weight"))
                 if (layer.out_features, layer.in_features) != size:
                     raise ModelError(f"{name} is [{layer.out_features}, {layer.in_features}]; config.json wants {size}")
-                weight, numbers = layer, layer.decoded_scales()
-            if not torch.isfinite(numbers).all():
-                raise ModelError(f"{name} holds NaN or infinity; fetch it again")
+                weight, numbers = layer, [part for part in layer.buffers() if part.is_floating_point()]
+            if not all(torch.isfinite(part).all() for part in numbers):
+                raise ModelError(f"{name} holds NaN or infinity")
         except ModelError as error:
             self._forget(name)
-            raise ModelError(f"{where}: {error}") from error
+            raise ModelError(f"{where}: {error}; fetch it again") from error
         return weight
 
     def _forget(self, name: str) -> None:

@@ -1,0 +1,363 @@
+"""A model in nf4 that is fitted to a text: closer to what it was made of, and in everything else a checkpoint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import load_file, save_file
+from swarm_peer.compression.calibrated import Gram, calibrated, output_error
+from swarm_peer.compression.linear import QUANT_STATE, Nf4Linear, QuantizedLinear
+from swarm_peer.errors import DataError, ManifestError, ModelError
+from swarm_peer.swarm.arithmetic import RealArithmetic
+from swarm_peer.swarm.calibrating import Fitted, write_calibrated
+from swarm_peer.swarm.exporting import Export
+from swarm_peer.swarm.freezing import prepare
+from swarm_peer.swarm.manifest import DataSettings, Manifest, ModelSettings, Settings, TrainSettings
+from swarm_peer.swarm.model.as_trained import open_model
+from swarm_peer.swarm.model.checkpoint import Checkpoint
+from swarm_peer.swarm.model.config import TINY
+from swarm_peer.swarm.model.files import FolderFiles
+from swarm_peer.swarm.model.held import HeldStore
+from swarm_peer.swarm.model.names import block_linears, pieces
+from swarm_peer.swarm.model.weights import stage_base
+from swarm_peer.swarm.peer import Parts
+from swarm_peer.swarm.quantize_command import windows
+from swarm_peer.swarm.torch_backend import TorchBackend
+from torch import Tensor
+
+from tests.chaos.schedules import Schedule
+from tests.chaos.virtual import Chaos
+from tests.processes import home
+from tests.tiny import corpora, tiny_manifest, tiny_swarm
+
+from .checkpoints import run_of, write_checkpoint
+from .test_export import loss_elsewhere
+
+SHAPE = TINY.model_copy(update={"intermediate_size": 192, "num_hidden_layers": 3})
+"""Every linear layer takes a multiple of 64 inputs."""
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def samples(seed: int = 0) -> Tensor:
+    return torch.randint(256, (16, 64), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in bf16, in two shards, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("plain")
+    write_checkpoint(folder, shape=SHAPE)
+    letters = tokenizers.models.WordLevel({chr(97 + number): number for number in range(26)}, unk_token="a")
+    tokenizer = tokenizers.Tokenizer(letters)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Fitted]]:
+    """The same in nf4, and what was told of its layers."""
+    folder, told = tmp_path_factory.mktemp("nf4") / "made", list[Fitted]()
+    with Checkpoint(FolderFiles(plain)) as checkpoint:
+        write_calibrated(folder, checkpoint, samples(), tell=told.append)
+    return folder, told
+
+
+def read(folder: Path) -> dict[str, Any]:
+    with Checkpoint(FolderFiles(folder)) as checkpoint:
+        return dict(checkpoint.read(pieces(checkpoint.shape)))
+
+
+def manifest_on(folder: Path, **model: Any) -> Manifest:
+    with Checkpoint(FolderFiles(folder)) as checkpoint:
+        made = run_of(checkpoint.weights(), shape=SHAPE)
+    settings = made.settings.model_copy(update={"model": made.settings.model.model_copy(update=model)})
+    return made.model_copy(update={"settings": settings})
+
+
+# ---- one layer
+
+
+def inputs_of(features: int, rows: int = 400) -> Tensor:
+    """Correlated, as hidden states are, and of very different sizes."""
+    made = torch.Generator().manual_seed(features)
+    mixed = torch.randn(rows, features, generator=made) @ torch.randn(features, features, generator=made)
+    return mixed * torch.rand(features, generator=made).square()
+
+
+@pytest.mark.parametrize("size", [(96, 128), (40, 64), (130, 192)])
+def test_outputs_are_much_closer_than_of_weights_rounded_each_for_itself(size: tuple[int, int]) -> None:
+    weight, inputs = 0.02 * torch.randn(size, generator=torch.Generator().manual_seed(1)), inputs_of(size[1])
+    gram = Gram(size[1], weight.device)
+    for part in inputs.split(100):
+        gram.add(part)
+    layer, rounded = calibrated(weight, gram.matrix), Nf4Linear.quantize(weight)
+    errors = []
+    for held in (layer, rounded):
+        wanted = inputs @ weight.T
+        errors.append(float((inputs @ held.weight().T - wanted).norm() / wanted.norm()))
+        assert output_error(weight, held.weight(), gram.matrix) == pytest.approx(errors[-1], rel=1e-3)
+    assert errors[0] < 0.7 * errors[1]
+    assert {name: part.shape for name, part in layer.state_dict().items()} == {
+        name: part.shape for name, part in rounded.state_dict().items()
+    }
+    assert torch.equal(calibrated(weight, gram.matrix).codes, layer.codes)
+    rows = inputs[:3]
+    assert torch.allclose(layer(rows), rows @ layer.weight().T, atol=1e-4)
+
+
+def test_where_nothing_is_known_of_the_inputs_each_weight_is_rounded_for_itself() -> None:
+    weight = torch.randn(16, 64)
+    assert torch.equal(calibrated(weight, torch.zeros(64, 64)).codes, Nf4Linear.quantize(weight).codes)
+    across = torch.randn(16, 100)
+    assert torch.equal(calibrated(across, torch.eye(100)).codes, Nf4Linear.quantize(across).codes)
+    with pytest.raises(ModelError, match="gram"):
+        calibrated(weight, torch.eye(65))
+
+
+def test_an_input_that_never_comes_and_weights_of_zero_are_no_trouble() -> None:
+    inputs = inputs_of(128)
+    inputs[:, 5] = 0.0
+    inputs[:, 64:128] = inputs[:, :64]  # the gram matrix is singular
+    weight = torch.randn(24, 128)
+    weight[3] = 0.0
+    gram = inputs.T @ inputs
+    layer = calibrated(weight, gram)
+    assert not layer.weight()[3].any()
+    assert output_error(weight, layer.weight(), gram) < output_error(weight, Nf4Linear.quantize(weight).weight(), gram)
+
+
+# ---- a checkpoint
+
+
+def test_a_model_that_is_fitted_is_closer_to_what_it_was_made_of(
+    plain: Path, fitted: tuple[Path, list[Fitted]]
+) -> None:
+    folder, told = fitted
+    assert [one.name for one in told] == [
+        name for layer in range(SHAPE.num_hidden_layers) for name in block_linears(SHAPE, layer)
+    ]
+    assert all(one.error < 0.9 * one.rounded for one in told)
+    whole, held = read(plain), read(folder)
+    assert whole.keys() == held.keys()
+    linears = {f"{one.name}.weight" for one in told}
+    for name, weight in held.items():
+        assert isinstance(weight, QuantizedLinear) == (name in linears)
+        if name not in linears:
+            assert torch.equal(weight, whole[name])
+    elsewhere = samples(seed=1)
+    with torch.no_grad():
+        wanted, ours = (open_model(at)(elsewhere).logits for at in (plain, folder))
+        rounded = open_model(plain)
+        for name in linears:
+            rounded.get_parameter(name).copy_(Nf4Linear.quantize(whole[name]).weight())
+        theirs = rounded(elsewhere).logits
+    assert (ours - wanted).norm() < 0.9 * (theirs - wanted).norm()
+
+
+def test_what_is_read_is_what_was_written(fitted: tuple[Path, list[Fitted]]) -> None:
+    tensors, layer = load_file(fitted[0] / "model.safetensors"), read(fitted[0])[QUERY]
+    assert torch.equal(tensors[QUERY].view(-1), layer.codes)
+    assert torch.equal(tensors[f"{QUERY}.absmax"], layer.scale_codes)
+    told = json.loads(bytes(tensors[f"{QUERY}.{QUANT_STATE}"].tolist()))
+    assert (told["shape"], told["blocksize"], told["quant_type"]) == ([64, 64], 64, "nf4")
+    assert json.loads((fitted[0] / "config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    assert (fitted[0] / "tokenizer.json").exists()
+
+
+def test_a_stage_reads_it_from_a_folder_and_keeps_no_second_copy(
+    fitted: tuple[Path, list[Fitted]], tmp_path: Path
+) -> None:
+    run = manifest_on(fitted[0], base="nf4")
+    with Checkpoint(FolderFiles(fitted[0])) as checkpoint:
+        came: list[tuple[int, int]] = []
+        made = HeldStore(tmp_path).get_or_make(
+            run, 1, torch.device("cpu"), lambda: stage_base(run, 1, checkpoint, lambda *at: came.append(at))
+        )
+    assert not list(tmp_path.iterdir())
+    layer = made[QUERY]
+    assert isinstance(layer, Nf4Linear)
+    assert torch.equal(layer.codes, read(fitted[0])[QUERY].codes)
+    assert TorchBackend(run, 1, made).lengths
+    sizes = load_file(fitted[0] / "model.safetensors")
+    wanted = sum(
+        part.numel() * part.element_size() for name, part in sizes.items() if name.startswith("model.layers.1.")
+    )
+    assert came[-1] == (wanted, wanted)
+
+
+@pytest.mark.parametrize("base", ["int8", "bf16"])
+def test_a_base_that_it_is_not_is_refused(base: str, fitted: tuple[Path, list[Fitted]]) -> None:
+    run = manifest_on(fitted[0], base=base)
+    with Checkpoint(FolderFiles(fitted[0])) as checkpoint, pytest.raises(ModelError, match=f"the run wants.*{base}"):
+        TorchBackend(run, 1, stage_base(run, 1, checkpoint))
+
+
+def test_a_manifest_takes_it_as_what_it_is(fitted: tuple[Path, list[Fitted]], tmp_path: Path) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    text.write_text("abcdefgh" * 300)
+    other.write_text("hgfedcba" * 300)
+
+    def frozen(base: str = "auto", mode: str = "lora") -> Manifest:
+        data = DataSettings(texts=(str(text),), heldout=(str(other),), sequence_length=32, heldout_tokens=64)
+        model = ModelSettings.model_validate({"name": str(fitted[0]), "stages": 3, "base": base})
+        settings = Settings(model=model, data=data, train=TrainSettings.model_validate({"mode": mode}))
+        return prepare(settings, organizer="0" * 64, nonce="0" * 32).manifest
+
+    assert frozen().settings.model.base == frozen("nf4").settings.model.base == "nf4"
+    with pytest.raises(ManifestError, match=r"in nf4: model\.base is 'int8'"):
+        frozen("int8")
+    with pytest.raises(ManifestError, match="only adapters"):
+        frozen(mode="full")
+
+
+def test_an_adapter_gives_the_swarms_loss_on_it(fitted: tuple[Path, list[Fitted]], tmp_path: Path) -> None:
+    manifest = tiny_manifest(base="nf4", steps=4)
+    manifest = manifest.model_copy(update={"shape": SHAPE})
+    with Checkpoint(FolderFiles(fitted[0])) as checkpoint:
+        manifest = manifest.model_copy(update={"weights": checkpoint.weights(), "shape": checkpoint.shape})
+    export = Export(tmp_path / "adapter")
+
+    def backend(run: Manifest, stage: int) -> TorchBackend:
+        with Checkpoint(FolderFiles(fitted[0])) as checkpoint:
+            return TorchBackend(run, stage, stage_base(run, stage, checkpoint))
+
+    def build(schedule: Schedule, chaos: Chaos) -> Any:
+        parts = Parts(backend=backend, arithmetic=RealArithmetic)
+        swarm = tiny_swarm(manifest, watch=chaos.watch, emit=chaos.emit, parts=parts)
+        swarm.keep = export.keep
+        return swarm
+
+    report = Chaos(Schedule(0, 1, 2, standby=False, faults=())).simulate(build)
+    assert report["heldout"]["after"] < report["heldout"]["before"]
+    export.write(manifest)
+    loss = loss_elsewhere(manifest, corpora()[1], fitted[0], "as it is", export.folder)
+    assert loss == pytest.approx(report["heldout"]["after"], abs=1e-3)
+
+
+# ---- what is refused
+
+Tensors = dict[str, Tensor]
+
+
+def _without(part: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[f"{QUERY}.{part}"]
+
+    return change
+
+
+def _told(**changes: Any) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        name = f"{QUERY}.{QUANT_STATE}"
+        told = json.loads(bytes(tensors[name].tolist())) | changes
+        tensors[name] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+
+    return change
+
+
+def _changed(part: str, content: Tensor) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[f"{QUERY}{part}"] = content
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (_without("absmax"), "absmax is missing"),
+        (_without(QUANT_STATE), "bitsandbytes__nf4 is missing"),
+        (_without("nested_quant_map"), "cannot be read"),
+        (_without("nested_absmax"), "cannot be read"),
+        (_changed("", torch.zeros(2047, 1, dtype=torch.uint8)), "bytes of codes"),
+        (_changed(".absmax", torch.zeros(63, dtype=torch.uint8)), "63 scales"),
+        (_changed(".absmax", torch.zeros(64, dtype=torch.int64)), "has dtype I64"),
+        (_changed(".quant_map", torch.linspace(-1, 1, 16)), "not those of nf4"),
+        (_changed(".nested_absmax", torch.tensor([float("nan")])), "NaN or infin"),
+        (_changed(".nested_absmax", torch.zeros(1 << 20)), "has shape"),
+        (_changed(".nested_absmax", torch.zeros(3)), "3 scale_scales"),
+        (_told(nested_offset=float("inf")), "NaN or infin"),
+        (_told(shape=[32, 128]), r"is \[32, 128\]"),
+        (_told(shape=[1 << 40, 1 << 20]), "bytes of codes"),
+        (_told(shape="much"), "cannot be read"),
+        (_told(blocksize=0), "cannot be read"),
+        (_told(blocksize=-64), "scales"),
+    ],
+)
+def test_a_broken_one_is_refused(
+    change: Callable[[Tensors], None], wanted: str, fitted: tuple[Path, list[Fitted]], tmp_path: Path
+) -> None:
+    tensors = load_file(fitted[0] / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((fitted[0] / "config.json").read_text())
+    with pytest.raises(ModelError, match=wanted):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        "nf4",
+    ],
+)
+def test_other_quantizations_are_refused(quantization: Any, fitted: tuple[Path, list[Fitted]], tmp_path: Path) -> None:
+    config = json.loads((fitted[0] / "config.json").read_text()) | {"quantization_config": quantization}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"quantization_config .* or nf4 by bitsandbytes"):
+        Checkpoint(FolderFiles(tmp_path))
+
+
+# ---- the command
+
+
+def test_samples_are_drawn_from_the_texts(plain: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + number % 26) for number in range(500)))
+    drawn = windows([text], plain, 20, 30, 256)
+    assert drawn.shape == (20, 30)
+    assert torch.equal((drawn[:, 1:] - drawn[:, :-1]) % 26, torch.ones(20, 29, dtype=torch.int64))
+    assert len({int(row[0]) for row in drawn}) > 5
+    assert torch.equal(drawn, windows([text], plain, 20, 30, 256))
+    assert windows([text], plain, 2, 500, 256).shape == (2, 500)
+    with pytest.raises(DataError, match="500 tokens"):
+        windows([text], plain, 2, 501, 256)
+    with pytest.raises(DataError, match="token 25; the model has 20"):
+        windows([text], plain, 2, 50, 20)
+
+
+def test_the_command_writes_a_model_and_says_how_close_it_is(plain: Path, tmp_path: Path) -> None:
+    text, made = tmp_path / "text.txt", tmp_path / "made"
+    text.write_text("abcdefghijklmnopqrstuvwxyz" * 40)
+    with home() as user:
+
+        def quantize(model: object, *flags: object) -> tuple[int, str]:
+            flags = ("--texts", text, "--samples", 4, "--tokens", 32, *flags)
+            return user.run("swarm-coordinator", "quantize", str(model), *map(str, (made, *flags)))
+
+        code, output = quantize(plain)
+        assert code == 0, output
+        lines = output.splitlines()
+        assert len(lines) == SHAPE.num_hidden_layers + 1
+        assert lines[0].startswith("layer 1 of 3: its outputs are off by ")
+        assert lines[-1].startswith(f"written: {made}")
+        assert isinstance(read(made)[QUERY], Nf4Linear)
+
+        code, output = quantize(plain)
+        assert code != 0
+        assert "is there already" in output
+        (tmp_path / "made").rename(tmp_path / "first")
+        for model, wanted in ((tmp_path / "first", "is in nf4 already"), ("tiny", "has no checkpoint")):
+            code, output = quantize(model)
+            assert code != 0
+            assert wanted in output
+            assert not made.exists()
