@@ -1,7 +1,7 @@
 """What a quantized base costs in loss, and 8-bit Adam: LoRA trained on SmolLM2-135M in each format, paired seeds.
 
     python benchmarks/bases.py [--steps 20] [--seeds 3] [--results bases.json] [--only NAME...] [--model tiny]
-        [--device cuda]
+        [--device cuda] [--fitted FOLDER]
 
 The run's own torch backends, three stages chained in one process, fp32 between them, staleness 0. Everything but the
 one thing (seed, data, order) is that of the fp32 run it is compared with. Printed: held-out loss before and after, its
@@ -9,7 +9,8 @@ difference from fp32 in per cent with the 95 % interval of the paired difference
 bytes that the linear layers of the base take. What has been run stands in the results file and is not run again.
 
 SmolLM2's published weights are bfloat16: a bf16 base is the fp32 one exactly, and shows that a run repeats itself.
-`--model tiny` is a quick look: on its random base there is nothing that a coarser one could spoil, and its adapters are
+`--fitted`: the same model as `swarm-coordinator quantize` has made it, nf4 too; give it a text that no run is measured
+on. `--model tiny` is a quick look: on its random base there is nothing that a coarser one could spoil, and its adapters are
 so small that their moments stay in 32 bits. Needs the texts and the model: `swarm-peer fetch shakespeare hamlet
 smollm2-135m`.
 """
@@ -47,20 +48,24 @@ LENGTH, BATCH = 64, 4
 
 @dataclass(frozen=True)
 class Item:
-    """`base`: what the frozen linear layers are held in; `state`: what the moments are kept in."""
+    """`base`: what the frozen linear layers are held in; `state`: what the moments are kept in; `fitted`: whether the
+    model is that of `--fitted`."""
 
     name: str
     base: str = "fp32"
     state: str = "fp32"
     clip: bool = False
+    fitted: bool = False
 
 
 WHOLE = Item("fp32")
+FITTED = Item("nf4, fitted", base="nf4", fitted=True)
 ITEMS = (
     WHOLE,
     Item("bf16", base="bf16"),
     Item("int8", base="int8"),
     Item("nf4", base="nf4"),
+    FITTED,
     Item("AdamW, clipped", clip=True),
     Item("8-bit AdamW", state="8bit"),
     Item("8-bit AdamW, clipped", state="8bit", clip=True),
@@ -164,21 +169,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path("bases.json"))
+    parser.add_argument("--fitted", metavar="FOLDER", help="the same model, made by `swarm-coordinator quantize`")
     parser.add_argument("--only", nargs="+", choices=[item.name for item in ITEMS])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = Results(options.results)
 
     def run_of(item: Item, seed: int) -> dict[str, Any]:
-        run = f"{item.name}, {options.model}, seed {seed}, {options.steps} steps"
-        found: dict[str, Any] = results.get(
-            run, partial(trained, item, options.model, seed, options.steps, options.device)
-        )
+        model = options.fitted if item.fitted else options.model
+        run = f"{item.name}, {model}, seed {seed}, {options.steps} steps"
+        found: dict[str, Any] = results.get(run, partial(trained, item, model, seed, options.steps, options.device))
         return found
 
     rows = []
     for item in ITEMS:
-        if options.only is not None and item.name not in options.only:
+        if (options.only is not None and item.name not in options.only) or (item.fitted and not options.fitted):
             continue
         pairs = [(run_of(item, seed), run_of(WHOLE, seed)) for seed in range(options.seeds)]
         rows.append((item, pairs))
