@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from swarm_peer.compression.calibrated import calibrated, output_error
 from swarm_peer.compression.linear import Int8Linear, Nf4Linear
 from torch import Tensor
 
@@ -89,3 +90,12 @@ def test_the_weight_is_held_decoded_only_while_it_is_used() -> None:
     kept.sum().backward()
     # 128 MiB of bfloat16, and the temporaries of one tile of 64 MiB.
     assert torch.cuda.max_memory_allocated() - before < 400 << 20
+
+
+def test_codes_that_are_fitted_there_are_as_good() -> None:
+    weight, inputs = normal(192, 256), normal(500, 256, seed=1) @ normal(256, 256, seed=2)
+    gram = inputs.T @ inputs
+    layer, there = calibrated(weight, gram), calibrated(weight.to(DEVICE), gram.to(DEVICE))
+    assert there.codes.device == DEVICE
+    ours, theirs = (output_error(weight, held.weight().cpu(), gram) for held in (layer, there))
+    assert abs(theirs - ours) < 0.02 * ours
