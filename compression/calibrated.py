@@ -3,14 +3,18 @@
 GPTQ (Frantar et al. 2022, arXiv 2210.17323) on the grid of nf4: input feature by input feature, those that matter most
 first, each is rounded, and what that costs in the output is made up for by those still to come, as the gram matrix of
 the layer's inputs says. Before that the scale of each block is chosen among some shares of its largest magnitude, of
-either sign (the levels of nf4 are not symmetric), by the squared error that is weighted as GPTQ weights it. The result
-is an `Nf4Linear` like any other: the same bits, the same kernels.
+either sign (the levels of nf4 are not symmetric), by the squared error that is weighted as GPTQ weights it. Afterwards
+each code once more, the others given; then all scales of a row, the codes given; then the codes again. The result is an
+`Nf4Linear` like any other: the same bits, the same kernels.
 
 Errors: `ModelError` for shapes that do not fit.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import ModelError
 from ..kernels import blockwise, engine
@@ -25,6 +29,13 @@ SHARES = (0.78, 0.83, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03)
 
 TILE_ELEMENTS = 1 << 22
 """Scales are chosen for so many weights at a time."""
+
+RIDGE = 1e-4
+"""Holds the scales of a row to what they were, where the inputs say little about them."""
+
+_LEVELS = torch.tensor(blockwise.NF4_LEVELS)
+_MIDDLES = (_LEVELS[1:] + _LEVELS[:-1]) / 2
+_SCALE_LEVELS = torch.tensor(blockwise.dynamic_levels())
 
 
 class Gram:
@@ -48,15 +59,18 @@ def calibrated(weight: Tensor, gram: Tensor) -> Nf4Linear:
     wide = weight.detach().to(torch.float32)
     if inputs % BLOCK or not gram.any():
         return Nf4Linear.quantize(wide, block=BLOCK)
-    order = torch.argsort(gram.diagonal(), descending=True)
-    upper = _inverse_factor(gram[order][:, order])
+    gram, upper, order = _factored(gram)
     importance = torch.empty(inputs, device=wide.device)
     importance[order] = 1.0 / upper.diagonal().square()
+    scales = _Scales.of(_best_scales(wide, importance))
+    codes = _swept(_rounded(wide, upper, order, scales.decoded), wide, gram, scales.decoded)
+    others = _Scales.of(_refitted(codes, wide, gram, scales.decoded))
+    moved = _swept(codes, wide, gram, others.decoded)
+    if _loss(moved, wide, gram, others.decoded) < _loss(codes, wide, gram, scales.decoded):
+        codes, scales = moved, others
     layer = Nf4Linear(inputs, outputs, block=BLOCK, device=wide.device)
-    scales = _best_scales(wide, importance).reshape(-1)
-    layer.scale_codes, layer.scale_scales = engine.codes_of("dynamic", scales, engine.SCALE_BLOCK)
-    chosen = _rounded(wide, upper, order, layer.decoded_scales().view(outputs, -1))
-    layer.codes = blockwise.pack_nibbles(chosen.reshape(-1))
+    layer.codes = blockwise.pack_nibbles(codes.T.to(torch.uint8).reshape(-1))
+    layer.scale_codes, layer.scale_scales = scales.codes, scales.shared
     return layer
 
 
@@ -71,24 +85,38 @@ def output_error(weight: Tensor, held: Tensor, gram: Tensor) -> float:
     return (power(held.float() - wide) / whole) ** 0.5 if whole else 0.0
 
 
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped gram matrix."""
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """Doubly quantized: `codes` uint8 [B], `shared` float32 [B / 256, rounded up]; and as they decode, [out, blocks]."""
+
+    codes: Tensor
+    shared: Tensor
+    decoded: Tensor
+
+    @classmethod
+    def of(cls, scales: Tensor) -> "_Scales":
+        levels = _SCALE_LEVELS.to(scales.device)
+        groups = functional.pad(scales.reshape(-1), (0, -scales.numel() % engine.SCALE_BLOCK))
+        groups = groups.view(-1, engine.SCALE_BLOCK)
+        # The code has 1 but not -1: where the largest is negative, its lowest level has to reach that one.
+        shared = torch.maximum(groups.amax(dim=1), groups.amin(dim=1) / levels[0])
+        codes = torch.bucketize(groups * _reciprocal(shared)[:, None], (levels[1:] + levels[:-1]) / 2)
+        decoded = (levels[codes] * shared[:, None]).view(-1)[: scales.numel()].view_as(scales)
+        return cls(codes.to(torch.uint8).view(-1)[: scales.numel()].contiguous(), shared, decoded)
+
+
+def _factored(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The damped gram matrix, the upper Cholesky factor of its inverse in the order of importance, and that order."""
     damping = DAMPING * gram.diagonal().mean()
+    order = torch.argsort(gram.diagonal(), descending=True)
     while True:
         damped = gram + torch.diag(damping.expand(len(gram)))
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(damped[order][:, order])
         if not failed:
-            upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return upper
+                return damped, upper, order
         damping = damping * 10
-
-
-def _levels(like: Tensor) -> tuple[Tensor, Tensor]:
-    """The levels of nf4, and the middles between them."""
-    levels = torch.tensor(blockwise.NF4_LEVELS, device=like.device)
-    return levels, (levels[1:] + levels[:-1]) / 2
 
 
 def _reciprocal(scales: Tensor) -> Tensor:
@@ -97,13 +125,11 @@ def _reciprocal(scales: Tensor) -> Tensor:
 
 
 def _best_scales(weight: Tensor, importance: Tensor) -> Tensor:
-    """[out, in / BLOCK]: of each block the scale of least weighted squared error."""
-    levels, middles = _levels(weight)
-    height = max(1, TILE_ELEMENTS // weight.shape[1])
+    """[out, blocks]: of each block the scale of least weighted squared error."""
+    levels, middles = _LEVELS.to(weight.device), _MIDDLES.to(weight.device)
     found = []
-    for rows in torch.split(weight, height):
-        blocks = rows.view(len(rows), -1, BLOCK)
-        weights = importance.view(1, -1, BLOCK)
+    for rows in torch.split(weight, max(1, TILE_ELEMENTS // weight.shape[1])):
+        blocks, weights = rows.view(len(rows), -1, BLOCK), importance.view(1, -1, BLOCK)
         largest = blocks.abs().amax(dim=-1)
         best, least = largest, torch.full_like(largest, float("inf"))
         for share in (*SHARES, *(-share for share in SHARES)):
@@ -115,24 +141,73 @@ def _best_scales(weight: Tensor, importance: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+# In what follows rows are inputs: they are gone through one after the other, for all outputs at once.
+
+
+def _each(scales: Tensor) -> Tensor:
+    """Of every weight, [in, out]."""
+    return scales.T.repeat_interleave(BLOCK, dim=0).contiguous()
+
+
 def _rounded(weight: Tensor, upper: Tensor, order: Tensor, scales: Tensor) -> Tensor:
-    """The codes, uint8 [out, in]. Column by column in `order`; within a block of columns at once, of the rest when it
-    is done."""
-    levels, middles = _levels(weight)
-    left = weight.T[order].contiguous()
-    spread = scales.repeat_interleave(BLOCK, dim=1).T[order].contiguous()
-    inverse = _reciprocal(spread)
-    codes = torch.empty(left.shape, dtype=torch.uint8, device=weight.device)
+    """GPTQ: codes, int64 [in, out]. Of a block of inputs what is left is made up for at once within the block, and in
+    the rest when it is done."""
+    levels, middles = _LEVELS.to(weight.device), _MIDDLES.to(weight.device)
+    left, each = weight.T[order].contiguous(), _each(scales)[order]
+    inverse, codes = _reciprocal(each), torch.empty(left.shape, dtype=torch.int64, device=weight.device)
     for first in range(0, len(left), BLOCK):
-        last = min(first + BLOCK, len(left))
-        errors = torch.empty(last - first, left.shape[1], device=weight.device)
+        last = first + BLOCK
+        errors = torch.empty(BLOCK, left.shape[1], device=weight.device)
         for at in range(first, last):
-            code = torch.bucketize(left[at] * inverse[at], middles)
-            codes[at] = code
-            error = (left[at] - levels[code] * spread[at]) / upper[at, at]
+            codes[at] = torch.bucketize(left[at] * inverse[at], middles)
+            error = (left[at] - levels[codes[at]] * each[at]) / upper[at, at]
             errors[at - first] = error
             left[at + 1 : last].addr_(upper[at, at + 1 : last], error, alpha=-1)
         left[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
-    whole = torch.empty_like(codes)
-    whole[order] = codes
-    return whole.T.contiguous()
+    found = torch.empty_like(codes)
+    found[order] = codes
+    return found
+
+
+def _swept(codes: Tensor, weight: Tensor, gram: Tensor, scales: Tensor) -> Tensor:
+    """Each code in its turn the best one, the others given."""
+    levels, middles = _LEVELS.to(weight.device), _MIDDLES.to(weight.device)
+    each, codes, diagonal = _each(scales), codes.clone(), gram.diagonal()
+    inverse, values = _reciprocal(each), levels[codes] * each
+    errors = values - weight.T
+    for first in range(0, len(codes), BLOCK):
+        slope = gram[first : first + BLOCK] @ errors
+        for row, at in enumerate(range(first, first + BLOCK)):
+            codes[at] = torch.bucketize((values[at] - slope[row] / diagonal[at]) * inverse[at], middles)
+            change = levels[codes[at]] * each[at] - values[at]
+            values[at] += change
+            errors[at] += change
+            slope[row + 1 :].addr_(gram[at, at + 1 : first + BLOCK], change)
+    return codes
+
+
+def _refitted(codes: Tensor, weight: Tensor, gram: Tensor, scales: Tensor) -> Tensor:
+    """The scales [out, blocks] of least squared error of the outputs, the codes given."""
+    count = scales.shape[1]
+    levels, found = _LEVELS.to(weight.device), []
+    height = max(1, TILE_ELEMENTS // max(count * count, weight.shape[1]))
+    for first in range(0, len(weight), height):
+        rows, before = weight[first : first + height], scales[first : first + height]
+        spread = levels[codes[:, first : first + height]].T.reshape(len(rows), count, BLOCK)
+        normal = torch.stack(
+            [
+                ((spread[:, at] @ gram[at * BLOCK : (at + 1) * BLOCK]).view_as(spread) * spread).sum(dim=-1)
+                for at in range(count)
+            ],
+            dim=1,
+        )
+        held = RIDGE * normal.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True) + 1e-12
+        normal.diagonal(dim1=1, dim2=2).add_(held)
+        wanted = ((rows @ gram).view_as(spread) * spread).sum(dim=-1) + held * before
+        found.append(torch.linalg.solve(normal, wanted))
+    return torch.cat(found)
+
+
+def _loss(codes: Tensor, weight: Tensor, gram: Tensor, scales: Tensor) -> float:
+    errors = _LEVELS.to(weight.device)[codes] * _each(scales) - weight.T
+    return float(((gram @ errors) * errors).sum())
