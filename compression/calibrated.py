@@ -87,7 +87,7 @@ def output_error(weight: Tensor, held: Tensor, gram: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Scales:
-    """Doubly quantized (`codes` uint8 [B], `shared` float32 [B / 256, rounded up]), and as they decode, [out, blocks]."""
+    """Doubly quantized: `codes` uint8 [B] and `shared` float32 [B / 256, rounded up]; as they decode, [out, blocks]."""
 
     codes: Tensor
     shared: Tensor
