@@ -108,18 +108,27 @@ def test_a_model_that_was_trained_whole_is_written_whole(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["nf4", "int8"])
+@pytest.mark.parametrize("base", ["nf4", "int8", "as it is"])
 def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
     """SmolLM2-135M on 3 x 2 processes with the usual wire codecs, one of which is killed; the adapter in peft, which
-    has none."""
+    has none. `as it is`: one that has been fitted to a text, which costs less than half of rounding its weights."""
     adapter, path = tmp_path / "adapter", tmp_path / "report.json"
+    plain = model_path("smollm2-135m")
+    assert plain is not None
+    folder = plain if base != "as it is" else tmp_path / "fitted"
     with home() as made:
         del made.environment["SWARM_PEER_HOME"]
+        if folder != plain:
+            flags = [str(folder), "--texts", "brown", "milton", "--samples", "64", "--tokens", "128"]
+            code, output = made.run("swarm-coordinator", "quantize", "smollm2-135m", *flags)
+            assert code == 0, output
         flags = [
             "--steps",
             "4",
+            "--model",
+            str(folder),
             "--base",
-            base,
+            base if folder == plain else "nf4",
             "--kill",
             "1@1",
             "--export",
@@ -132,14 +141,16 @@ def test_a_real_model_on_real_processes(base: str, tmp_path: Path) -> None:
     report = json.loads(path.read_text())
     assert (report["ledger"]["lost"], report["ledger"]["duplicated"]) == (0, 0)
     assert len(report["faults"]) == 1
-    folder = model_path("smollm2-135m")
-    assert folder is not None
     heldout = Corpus.from_texts([text_path("hamlet")], FileTokenizer(folder / "tokenizer.json"))
     manifest = tiny_manifest()
     data = manifest.settings.data.model_copy(update={"sequence_length": 128, "heldout_tokens": 2048})
     manifest = manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"data": data})})
     loss = loss_elsewhere(manifest, heldout, folder, base, adapter)
     assert loss == pytest.approx(report["heldout"]["after"], abs=1e-3)
+    if folder != plain:
+        fitted = loss_elsewhere(manifest, heldout, folder, base)
+        whole, rounded = (loss_elsewhere(manifest, heldout, plain, other) for other in ("fp32", "nf4"))
+        assert fitted - whole < 0.5 * (rounded - whole)
 
 
 # ---- from a run that goes on
