@@ -1,8 +1,9 @@
 """A checkpoint's linear layers in nf4, fitted to a text: made once, by whoever offers the model, and read by all peers.
 
 The text goes through the model layer by layer, each as it has been quantized; every linear layer's codes are chosen for
-what it is given there (`compression/calibrated.py`). One layer is held at a time, and the hidden states of the text.
-What comes out is a checkpoint as bitsandbytes writes one, a quarter of what 16 bits take to be read by peers.
+what it is given there (`compression/calibrated.py`). One layer is held at a time, and the hidden states of the text, as
+they are and as they would be were nothing quantized. What comes out is a checkpoint as bitsandbytes writes one, a
+quarter of what 16 bits take to be read by peers.
 
 Errors: `ModelError` for a checkpoint that is in nf4 already, and what reading it raises; those of `folder.py`.
 """
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..compression.calibrated import Gram, calibrated, output_error
+from ..compression.calibrated import Gram, aimed_at, calibrated, output_error
 from ..compression.linear import Nf4Linear, QuantizedLinear
 from ..errors import ModelError
 from .manifest import LlamaShape
-from .model.block import attention, feed_forward, rms_norm, rotary_tables
+from .model.block import Parameters, attention, feed_forward, rms_norm, rotary_tables
 from .model.checkpoint import Checkpoint, Weight
 from .model.folder import Shards, copy_tokenizer, model_config, new_folder, write_json
 from .model.names import EMBEDDING, Piece, block_linears, block_prefix, pieces
@@ -30,7 +32,8 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """One linear layer: the error of its outputs on the text, as it is now and rounded weight by weight, of 1."""
+    """One linear layer: the error of its outputs on the text beside what they are to be, as it is now and rounded
+    weight by weight, of 1."""
 
     name: str
     error: float
@@ -84,18 +87,18 @@ def fit(
     """The tensors of the checkpoint one after the other, linear layers as `Nf4Linear`, on the CPU."""
     if checkpoint.is_nf4:
         raise ModelError(f"{checkpoint.files.where}: is in nf4 already; wanted a 16- or 32-bit checkpoint")
-    hidden: list[Tensor] = []
-    layers = 0
+    hidden, whole, layers = list[Tensor](), list[Tensor](), 0
     for piece in pieces(checkpoint.shape):
         weights = dict(_numbers(checkpoint, piece))
         if EMBEDDING in weights:
             yield from weights.items()
             embedding = weights[EMBEDDING].float()
-            hidden = [embedding[part] for part in torch.split(samples, max(1, BATCH_TOKENS // samples.shape[1]))]
+            whole = [embedding[part] for part in torch.split(samples, max(1, BATCH_TOKENS // samples.shape[1]))]
         elif any(name.startswith(block_prefix(layers)) for name in weights):
+            hidden = hidden or list(whole)
             layer = _Layer(checkpoint.shape, layers, weights, torch.device(device), tell)
             with torch.no_grad():
-                yield from layer.fit(hidden)
+                yield from layer.fit(hidden, whole)
             layers += 1
         else:
             yield from weights.items()
@@ -108,16 +111,17 @@ def _numbers(checkpoint: Checkpoint, piece: Piece) -> Iterator[tuple[str, Tensor
 
 
 class _Watched(QuantizedLinear):
-    """In a linear layer's place: sums up what it is given, and gives nothing."""
+    """A linear layer that is not quantized, and remembers what it was given last."""
 
-    def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
+    def __init__(self, weight: Tensor) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = inputs, outputs
-        self.gram = Gram(inputs, device)
+        self.out_features, self.in_features = weight.shape
+        self._weight = weight
+        self.inputs = weight[:0]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.gram.add(inputs)
-        return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+        self.inputs = inputs
+        return functional.linear(inputs, self._weight)
 
 
 class _Layer:
@@ -137,61 +141,64 @@ class _Layer:
         self._device = device
         self._tell = tell
         self._prefix = block_prefix(number)
-        self._linears = {f"{name}.weight": size for name, size in block_linears(shape, number).items()}
-        self._parameters: dict[str, Tensor | QuantizedLinear] = {
-            name: weight.to(device) for name, weight in weights.items() if name not in self._linears
-        }
+        self._linears = [f"{name}.weight" for name in block_linears(shape, number)]
+        self._whole: dict[str, Tensor | QuantizedLinear] = {}
+        for name, weight in weights.items():
+            wide = weight.to(device, torch.float32)
+            self._whole[name] = _Watched(wide) if name in self._linears else wide
+        self._fitted: dict[str, Nf4Linear] = {}
 
-    def fit(self, hidden: list[Tensor]) -> Iterator[tuple[str, Weight]]:
-        """Its tensors. `hidden`, batches of [samples, tokens, hidden] on the CPU, are what comes out of it then."""
-
-        def norm_of(name: str, states: Tensor) -> Tensor:
-            return rms_norm(states, self._norm(name), self._shape.rms_norm_eps)
-
-        def attend(states: Tensor) -> Tensor:
-            tables = rotary_tables(self._shape, states.shape[1], states)
-            normed = norm_of("input_layernorm", states)
-            return attention(self._parameters, f"{self._prefix}self_attn", self._shape, normed, tables, 1.0)
-
-        def feed(states: Tensor) -> Tensor:
-            return feed_forward(
-                self._parameters, f"{self._prefix}mlp", norm_of("post_attention_layernorm", states), 1.0
-            )
-
+    def fit(self, hidden: list[Tensor], whole: list[Tensor]) -> Iterator[tuple[str, Weight]]:
+        """Its tensors. `hidden` and `whole`, batches of [samples, tokens, hidden] on the CPU, are what comes out of it
+        then, as it has become and as it was."""
         for part, groups in (
-            (attend, (("q_proj", "k_proj", "v_proj"), ("o_proj",))),
-            (feed, (("gate_proj", "up_proj"), ("down_proj",))),
+            (self._attend, (("q_proj", "k_proj", "v_proj"), ("o_proj",))),
+            (self._feed, (("gate_proj", "up_proj"), ("down_proj",))),
         ):
             for group in groups:
-                self._fit_group(group, part, hidden)
-            for number, states in enumerate(hidden):
-                states = states.to(self._device)
-                hidden[number] = (states + part(states)).cpu()
+                self._fit_group([name for name in self._linears if name.split(".")[-2] in group], part, hidden, whole)
+            for batches, parameters in ((hidden, self._whole | self._fitted), (whole, self._whole)):
+                for number, batch in enumerate(batches):
+                    states = batch.to(self._device)
+                    batches[number] = (states + part(parameters, states)).cpu()
         for name, weight in self._weights.items():
-            held = self._parameters.pop(name)
-            yield name, held.to("cpu") if isinstance(held, QuantizedLinear) else weight
+            yield name, self._fitted[name].to("cpu") if name in self._linears else weight
 
-    def _norm(self, name: str) -> Tensor:
-        weight = self._parameters[f"{self._prefix}{name}.weight"]
+    def _attend(self, parameters: Parameters, states: Tensor) -> Tensor:
+        normed = self._normed("input_layernorm", states)
+        tables = rotary_tables(self._shape, states.shape[1], states)
+        return attention(parameters, f"{self._prefix}self_attn", self._shape, normed, tables, 1.0)
+
+    def _feed(self, parameters: Parameters, states: Tensor) -> Tensor:
+        return feed_forward(parameters, f"{self._prefix}mlp", self._normed("post_attention_layernorm", states), 1.0)
+
+    def _normed(self, name: str, states: Tensor) -> Tensor:
+        weight = self._whole[f"{self._prefix}{name}.weight"]
         assert isinstance(weight, Tensor)
-        return weight
+        return rms_norm(states, weight, self._shape.rms_norm_eps)
 
-    def _fit_group(self, group: tuple[str, ...], part: Callable[[Tensor], Tensor], hidden: list[Tensor]) -> None:
-        """Quantizes the linear layers that share an input."""
-        names = [name for name in self._linears if name.split(".")[-2] in group]
-        later = [name for name in self._linears if name not in self._parameters]
-        for name in later:
-            self._parameters[name] = _Watched(*self._linears[name], self._device)
-        for states in hidden:
-            part(states.to(self._device))
-        watched = self._parameters[names[0]]
+    def _fit_group(
+        self,
+        names: list[str],
+        part: Callable[[Parameters, Tensor], Tensor],
+        hidden: list[Tensor],
+        whole: list[Tensor],
+    ) -> None:
+        """Quantizes linear layers that share an input."""
+        watched = self._whole[names[0]]
         assert isinstance(watched, _Watched)
-        gram = watched.gram.matrix
-        for name in later:
-            del self._parameters[name]
+        gram = Gram(watched.in_features, self._device)
+        for ours, others in zip(hidden, whole, strict=True):
+            given = []
+            for parameters, batch in ((self._whole | self._fitted, ours), (self._whole, others)):
+                part(parameters, batch.to(self._device))
+                given.append(watched.inputs)
+            gram.add(*given)
         for name in names:
             weight = self._weights[name].to(self._device, torch.float32)
-            layer = calibrated(weight, gram)
-            rounded = output_error(weight, Nf4Linear.quantize(weight).weight(), gram)
-            self._tell(Fitted(name.removesuffix(".weight"), output_error(weight, layer.weight(), gram), rounded))
-            self._parameters[name] = layer
+            wanted = aimed_at(weight, gram)
+            layer = calibrated(wanted, gram.matrix)
+            rounded = output_error(weight, Nf4Linear.quantize(weight).weight(), gram.matrix)
+            error = output_error(wanted, layer.weight(), gram.matrix)
+            self._tell(Fitted(name.removesuffix(".weight"), error, rounded))
+            self._fitted[name] = layer

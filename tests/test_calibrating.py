@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from swarm_peer.compression.calibrated import Gram, calibrated, output_error
+from swarm_peer.compression.calibrated import Gram, aimed_at, calibrated, output_error
 from swarm_peer.compression.linear import QUANT_STATE, Nf4Linear, QuantizedLinear
 from swarm_peer.errors import DataError, ManifestError, ModelError
 from swarm_peer.swarm.arithmetic import RealArithmetic
@@ -95,7 +95,8 @@ def test_outputs_are_much_closer_than_of_weights_rounded_each_for_itself(size: t
     weight, inputs = 0.02 * torch.randn(size, generator=torch.Generator().manual_seed(1)), inputs_of(size[1])
     gram = Gram(size[1], weight.device)
     for part in inputs.split(100):
-        gram.add(part)
+        gram.add(part, part)
+    assert torch.equal(aimed_at(weight, gram), weight)
     layer, rounded = calibrated(weight, gram.matrix), Nf4Linear.quantize(weight)
     errors = []
     for held in (layer, rounded):
@@ -109,6 +110,19 @@ def test_outputs_are_much_closer_than_of_weights_rounded_each_for_itself(size: t
     assert torch.equal(calibrated(weight, gram.matrix).codes, layer.codes)
     rows = inputs[:3]
     assert torch.allclose(layer(rows), rows @ layer.weight().T, atol=1e-4)
+
+
+def test_inputs_that_are_off_are_made_up_for() -> None:
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(2))
+    whole = inputs_of(64)
+    inputs = whole + 0.1 * whole.roll(1, dims=1)
+    gram = Gram(64, weight.device)
+    gram.add(inputs, whole)
+
+    def error(held: Tensor) -> float:
+        return float((inputs @ held.T - whole @ weight.T).norm())
+
+    assert error(aimed_at(weight, gram)) < 0.6 * error(weight)
 
 
 def test_where_nothing_is_known_of_the_inputs_each_weight_is_rounded_for_itself() -> None:
