@@ -64,7 +64,8 @@ def aimed_at(weight: Tensor, gram: Gram) -> Tensor:
     if not gram.drift.any():
         return wide
     damped, _, _ = _factored(gram.matrix)
-    return wide + MADE_UP_FOR * torch.linalg.solve(damped, (wide @ gram.drift).T).T
+    missing: Tensor = torch.linalg.solve(damped, (wide @ gram.drift).T).T
+    return wide + MADE_UP_FOR * missing
 
 
 def calibrated(weight: Tensor, gram: Tensor) -> Nf4Linear:

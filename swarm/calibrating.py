@@ -22,7 +22,7 @@ from ..errors import ModelError
 from .manifest import LlamaShape
 from .model.block import Parameters, attention, feed_forward, rms_norm, rotary_tables
 from .model.checkpoint import Checkpoint, Weight
-from .model.folder import Shards, copy_tokenizer, model_config, new_folder, write_json
+from .model.folder import MergedType, Shards, copy_tokenizer, model_config, new_folder, write_json
 from .model.names import EMBEDDING, Piece, block_linears, block_prefix, pieces
 from .model.opening import tokenizer_folder
 
@@ -52,17 +52,18 @@ def write_calibrated(
     text; `tell` hears of each linear layer. Blocks."""
     with new_folder(folder) as made:
         writer = Shards(made)
-        dtype = "fp32"
+        dtype: MergedType = "bf16"
         for name, weight in fit(checkpoint, samples, device=device, tell=tell):
             if isinstance(weight, Nf4Linear):
                 for at, tensor in weight.to_bitsandbytes(name.removesuffix("weight")).items():
                     writer.add(at, tensor)
             else:
                 assert isinstance(weight, Tensor)
-                dtype = "fp32" if weight.dtype == torch.float32 else "bf16"
+                if name == EMBEDDING and weight.dtype == torch.float32:
+                    dtype = "fp32"
                 writer.add(name, weight)
         writer.finish()
-        config = model_config(checkpoint.shape, "fp32" if dtype == "fp32" else "bf16")
+        config = model_config(checkpoint.shape, dtype)
         write_json(made / "config.json", config | {"quantization_config": quantization_config(config["dtype"])})
         copy_tokenizer(tokenizer_folder(checkpoint.files), made)
 
