@@ -9,7 +9,6 @@ too. Their state dicts are what safetensors can hold, and load strictly.
 Inputs are [..., in], outputs [..., out], of the input's type. Errors: `ModelError` for shapes that do not fit.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import ModelError
+from ..errors import ModelError, NonFiniteError
 from ..kernels import blockwise, engine
+from . import quant_state
 
 THRESHOLD = 6.0
 """LLM.int8(): an input feature of which some value is as large goes in full precision."""
@@ -32,10 +32,6 @@ TILE_ELEMENTS = 1 << 22
 
 GPU_TILE_ELEMENTS = 1 << 24
 """On a GPU, where each of the few kernels of a tile has to be started: 64 MiB."""
-
-
-QUANT_STATE = "quant_state.bitsandbytes__nf4"
-"""What bitsandbytes appends to a weight's name for what it says of its quantization, JSON."""
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -184,64 +180,55 @@ class Nf4Linear(QuantizedLinear):
         return layer
 
     @classmethod
-    def from_bitsandbytes(cls, state: Mapping[str, Tensor], prefix: str = "") -> "Nf4Linear":
+    def from_bitsandbytes(
+        cls, state: Mapping[str, Tensor], prefix: str = "", shape: tuple[int, int] | None = None
+    ) -> "Nf4Linear":
         """The layer of a checkpoint that bitsandbytes wrote (`Linear4bit`, nf4, with or without double quantization):
-        the same codes, and scales that decode as they do there (to 3e-7). Raises `ModelError` for anything else."""
-        name = f"{prefix}weight"
-        packed = state.get(f"{name}.{QUANT_STATE}")
-        if packed is None or name not in state or f"{name}.absmax" not in state:
-            raise ModelError(f"{name}: no nf4 weight of bitsandbytes; it has {sorted(state)[:8]}")
+        the same codes, and scales that decode as they do there (to 3e-7). `shape`: the [out, in] that it must have.
+        Raises `ModelError` for anything else, and for scales that are not finite."""
+        name, bias = f"{prefix}weight", state.get(f"{prefix}bias")
+        told = quant_state.read(state, name, shape)
+        outputs, inputs = told.shape
+        nested, scales = told.nested_blocksize, state[f"{name}.absmax"]
+        double = nested is not None and _is_usual(nested, state[f"{name}.nested_quant_map"])
+        layer = cls(inputs, outputs, block=told.blocksize, double=double, shifted=told.nested_offset != 0.0, bias=bias)
+        held = {"codes": state[name].reshape(-1)}
+        if double:
+            held |= {"scale_codes": scales, "scale_scales": state[f"{name}.nested_absmax"]}
+            if layer.scale_shift is not None:
+                held["scale_shift"] = torch.tensor([told.nested_offset])
+        elif nested is not None:
+            shared = state[f"{name}.nested_absmax"][torch.arange(len(scales)) // nested]
+            held["scales"] = state[f"{name}.nested_quant_map"][scales.long()] * shared + told.nested_offset
+        else:
+            held["scales"] = scales
+        for buffer, content in held.items():
+            getattr(layer, buffer).copy_(content)
         try:
-            told = json.loads(bytes(packed.tolist()).decode())
-            (outputs, inputs), block = told["shape"], told["blocksize"]
-            codes, scales = state[name].reshape(-1), state[f"{name}.absmax"].reshape(-1)
-            elements = outputs * inputs
-            if len(codes) != engine.code_bytes("nf4", elements) or len(scales) != -(-elements // block):
-                raise ModelError(
-                    f"{name}: {len(codes)} bytes of codes and {len(scales)} scales for [{outputs}, {inputs}]"
-                )
-            levels = state.get(f"{name}.quant_map")
-            if levels is not None and levels.tolist() != list(blockwise.NF4_LEVELS):
-                raise ModelError(f"{name}: its levels are {levels.tolist()[:16]}, which are not those of nf4")
-            beside, shift = state.get(f"{name}.nested_absmax"), float(told.get("nested_offset", 0.0))
-            if "nested_blocksize" in told and _is_usual(told["nested_blocksize"], state[f"{name}.nested_quant_map"]):
-                assert beside is not None
-                layer = cls(inputs, outputs, block=block, shifted=shift != 0.0, bias=state.get(f"{prefix}bias"))
-                held = {"scale_codes": scales, "scale_scales": beside, "scale_shift": torch.tensor([shift])}
-            else:
-                if "nested_blocksize" in told:
-                    assert beside is not None
-                    nested = state[f"{name}.nested_quant_map"].float()
-                    shared = beside.float().repeat_interleave(told["nested_blocksize"])[: len(scales)]
-                    scales = nested[scales.int()] * shared + shift
-                layer = cls(inputs, outputs, block=block, double=False, bias=state.get(f"{prefix}bias"))
-                held = {"scales": scales}
-            for buffer, content in {"codes": codes, **held}.items():
-                if getattr(layer, buffer) is not None:
-                    if getattr(layer, buffer).shape != content.shape:
-                        raise ModelError(f"{name}: {len(content)} {buffer} for [{outputs}, {inputs}]")
-                    getattr(layer, buffer).copy_(content)
-        except (AssertionError, KeyError, ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
-            raise ModelError(f"{name}: its quantization state cannot be read: {error!r}") from error
+            is_finite = bool(torch.isfinite(layer.decoded_scales()).all())
+        except NonFiniteError:
+            is_finite = False
+        if not is_finite:
+            raise ModelError(f"{name} holds NaN or infinity")
         return layer
 
     def to_bitsandbytes(self, prefix: str = "", dtype: str = "bfloat16") -> dict[str, Tensor]:
         """The tensors of it in a checkpoint, as bitsandbytes names them and reads them again. `dtype`: what it is to
         compute in there."""
         name = f"{prefix}weight"
-        told: dict[str, Any] = {"quant_type": "nf4", "blocksize": self.block, "dtype": dtype}
-        told["shape"] = [self.out_features, self.in_features]
         state = {name: self.codes.view(-1, 1), f"{name}.quant_map": torch.tensor(blockwise.NF4_LEVELS)}
+        nested, shift = None, 0.0
         if self.scales is not None:
             state[f"{name}.absmax"] = self.scales
         else:
             assert self.scale_codes is not None
             assert self.scale_scales is not None
-            shift = 0.0 if self.scale_shift is None else self.scale_shift.item()
-            told |= {"nested_blocksize": engine.SCALE_BLOCK, "nested_dtype": "float32", "nested_offset": shift}
+            nested, shift = engine.SCALE_BLOCK, 0.0 if self.scale_shift is None else self.scale_shift.item()
             state |= {f"{name}.absmax": self.scale_codes, f"{name}.nested_absmax": self.scale_scales}
             state[f"{name}.nested_quant_map"] = torch.tensor(blockwise.dynamic_levels())
-        state[f"{name}.{QUANT_STATE}"] = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
+        state[f"{name}.{quant_state.QUANT_STATE}"] = quant_state.packed(
+            (self.out_features, self.in_features), self.block, nested, shift, dtype
+        )
         if self.bias is not None:
             state[f"{prefix}bias"] = self.bias
         return {at: tensor.cpu().contiguous() for at, tensor in state.items()}

@@ -10,7 +10,8 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from swarm_peer.compression.calibrated import Gram, aimed_at, calibrated, output_error
-from swarm_peer.compression.linear import QUANT_STATE, Nf4Linear, QuantizedLinear
+from swarm_peer.compression.linear import Nf4Linear, QuantizedLinear
+from swarm_peer.compression.quant_state import QUANT_STATE
 from swarm_peer.errors import DataError, ManifestError, ModelError
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.calibrating import Fitted, write_calibrated
@@ -282,26 +283,55 @@ def _changed(part: str, content: Tensor) -> Callable[[Tensors], None]:
     return change
 
 
+def _both(one: Callable[[Tensors], None], other: Callable[[Tensors], None]) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        one(tensors)
+        other(tensors)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
         (_without("absmax"), "absmax is missing"),
         (_without(QUANT_STATE), "bitsandbytes__nf4 is missing"),
-        (_without("nested_quant_map"), "cannot be read"),
-        (_without("nested_absmax"), "cannot be read"),
+        (_without("nested_quant_map"), "nested_quant_map is missing"),
+        (_without("nested_absmax"), "nested_absmax is missing"),
         (_changed("", torch.zeros(2047, 1, dtype=torch.uint8)), "bytes of codes"),
-        (_changed(".absmax", torch.zeros(63, dtype=torch.uint8)), "63 scales"),
-        (_changed(".absmax", torch.zeros(64, dtype=torch.int64)), "has dtype I64"),
+        (_changed(".absmax", torch.zeros(63, dtype=torch.uint8)), r"absmax is U8 \[63\]; wanted U8 \[64\]"),
+        (_changed(".absmax", torch.zeros(64, dtype=torch.int64)), r"absmax is I64 \[64\]; wanted U8"),
+        (_changed(".absmax", torch.zeros(64)), r"absmax is F32 \[64\]; wanted U8"),
+        (
+            _changed(".absmax", torch.zeros(64, *[1] * 40, dtype=torch.uint8)),
+            r"absmax is U8 \[64, 1, .*wanted U8 \[64\]",
+        ),
         (_changed(".quant_map", torch.linspace(-1, 1, 16)), "not those of nf4"),
+        (_changed(".quant_map", torch.linspace(-1, 1, 17)), r"quant_map is F32 \[17\]"),
+        (_changed(".nested_quant_map", torch.zeros(256, 1)), r"nested_quant_map is F32 \[256, 1\]"),
+        (_changed(".nested_quant_map", torch.linspace(-1, 1, 256)), "scales of its own"),
         (_changed(".nested_absmax", torch.tensor([float("nan")])), "NaN or infin"),
-        (_changed(".nested_absmax", torch.zeros(1 << 20)), "has shape"),
-        (_changed(".nested_absmax", torch.zeros(3)), "3 scale_scales"),
-        (_told(nested_offset=float("inf")), "NaN or infin"),
+        (_changed(".nested_absmax", torch.zeros(1 << 20)), r"nested_absmax is F32 \[1048576\]"),
+        (_changed(".nested_absmax", torch.zeros(3)), r"nested_absmax is F32 \[3\]; wanted F32 \[1\]"),
+        (_changed(f".{QUANT_STATE}", torch.zeros(5000, dtype=torch.uint8)), r"wanted U8 \[4096\]"),
+        (_changed(f".{QUANT_STATE}", torch.zeros(10, 10, dtype=torch.uint8)), r"is U8 \[10, 10\]"),
+        (_changed(f".{QUANT_STATE}", torch.zeros(10, dtype=torch.uint8)), "cannot be read"),
+        (_told(nested_offset=float("inf")), "cannot be read: nested_offset"),
+        (_told(nested_offset=10**400), "cannot be read"),
+        (_told(nested_offset=1e300), "cannot be read: nested_offset"),
+        (_both(_changed(".nested_absmax", torch.tensor([3e38])), _told(nested_offset=3e38)), "NaN or infin"),
+        (_told(quant_type="fp4"), "cannot be read: quant_type"),
         (_told(shape=[32, 128]), r"is \[32, 128\]"),
-        (_told(shape=[1 << 40, 1 << 20]), "bytes of codes"),
-        (_told(shape="much"), "cannot be read"),
-        (_told(blocksize=0), "cannot be read"),
-        (_told(blocksize=-64), "scales"),
+        (_told(shape=[1 << 40, 1 << 20]), r"wanted \[64, 64\]"),
+        (_told(shape=["x", 1 << 29]), "cannot be read: shape"),
+        (_told(shape="much"), "cannot be read: shape"),
+        (_told(blocksize=0), "cannot be read: blocksize"),
+        (_told(blocksize=-64), "cannot be read: blocksize"),
+        (_told(blocksize=1 << 40), "cannot be read: blocksize"),
+        (_told(blocksize=128), "absmax is uint8"),
+        (_told(nested_blocksize=1 << 28), "cannot be read: nested_blocksize"),
+        (_told(nested_blocksize=64), "scales of its own"),
+        (_told(nested_blocksize=None), "absmax is uint8"),
     ],
 )
 def test_a_broken_one_is_refused(

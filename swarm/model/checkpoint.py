@@ -22,8 +22,10 @@ from typing import Self, TypeAlias
 import torch
 from torch import Tensor
 
-from ...compression.linear import QUANT_STATE, Nf4Linear, QuantizedLinear
+from ...compression.linear import Nf4Linear, QuantizedLinear
+from ...compression.quant_state import MOST_BYTES, QUANT_STATE
 from ...errors import ModelError
+from ...kernels import engine
 from ..manifest import LlamaShape, Weights
 from .config import CONFIG, CONFIG_BYTES, parse_config
 from .files import INDEX, SINGLE, Files
@@ -41,8 +43,8 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", QUANT_STATE)
 """What may lie beside the codes of a weight, by the end of its name."""
 
-_MOST_STATE_BYTES = 1 << 16
 _PART_DTYPES = {"F32": torch.float32, "U8": torch.uint8}
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +193,12 @@ class Checkpoint:
         numbers = [contents[name]]
         try:
             if located.parts:
-                layer = Nf4Linear.from_bitsandbytes(contents, name.removesuffix("weight"))
-                if (layer.out_features, layer.in_features) != size:
-                    raise ModelError(f"{name} is [{layer.out_features}, {layer.in_features}]; config.json wants {size}")
-                weight, numbers = layer, [part for part in layer.buffers() if part.is_floating_point()]
+                layer = Nf4Linear.from_bitsandbytes(contents, name.removesuffix("weight"), (size[0], size[1]))
+                if layer.scales is not None or layer.block != _BLOCK:
+                    raise ModelError(
+                        f"{name} is in blocks of {layer.block} or has scales of its own; wanted {_BLOCK}, shared scales"
+                    )
+                weight, numbers = layer, []  # its scales have been looked at
             if not all(torch.isfinite(part).all() for part in numbers):
                 raise ModelError(f"{name} holds NaN or infinity")
         except ModelError as error:
@@ -256,16 +260,28 @@ def _linears(shape: LlamaShape) -> set[str]:
 def _check_packed(where: str, name: str, size: tuple[int, ...], located: Located) -> None:
     """Whether this can be a weight of this size in nf4, as far as the headers say. Raises `ModelError`."""
     elements = math.prod(size)
-    for at, part in located.all(name).items():
-        if part.entry.dtype not in _PART_DTYPES:
-            raise ModelError(f"{where}: {at} has dtype {part.entry.dtype}; wanted one of {', '.join(_PART_DTYPES)}")
-        if not 0 < part.entry.stop - part.entry.start <= 4 * elements + _MOST_STATE_BYTES:
-            raise ModelError(f"{where}: {at} has shape {part.entry.shape}; config.json wants {size} of {name}")
-    if math.prod(located.entry.shape) != (elements + 1) // 2:
-        raise ModelError(f"{where}: {name} has {located.entry.shape} bytes of codes; config.json wants {size}")
-    missing = [part for part in ("absmax", QUANT_STATE) if part not in located.parts]
+    blocks = -(-elements // _BLOCK)
+    wanted = {
+        "absmax": ("U8", blocks),
+        "nested_absmax": ("F32", -(-blocks // engine.SCALE_BLOCK)),
+        "quant_map": ("F32", 16),
+        "nested_quant_map": ("F32", 256),
+    }
+    missing = [part for part in _PARTS if part not in located.parts and part != "quant_map"]
     if missing:
-        raise ModelError(f"{where}: {name}.{missing[0]} is missing: without it its codes cannot be read")
+        raise ModelError(
+            f"{where}: {name}.{missing[0]} is missing: without it its codes cannot be read; wanted nf4 with double "
+            "quantization"
+        )
+    if math.prod(located.entry.shape) != (elements + 1) // 2 or len(located.entry.shape) > 2:
+        raise ModelError(f"{where}: {name} has {located.entry.shape} bytes of codes; config.json wants {size}")
+    for part, at in located.parts.items():
+        dtype, count = wanted.get(part, ("U8", min(MOST_BYTES, math.prod(at.entry.shape))))
+        if at.entry.dtype != dtype or at.entry.shape != (count,):
+            raise ModelError(
+                f"{where}: {name}.{part} is {at.entry.dtype} {list(at.entry.shape)}; wanted {dtype} [{count}], as in "
+                f"nf4 with double quantization, in blocks of {_BLOCK}"
+            )
 
 
 def _canonical(value: object) -> bytes:
