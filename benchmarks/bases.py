@@ -45,6 +45,9 @@ from benchmarks.quality import T_95, Results, interval
 LENGTH, BATCH = 64, 4
 """Tokens a sample, samples a step."""
 
+HELDOUT_TOKENS = 16384
+"""In 2,048 tokens the difference of two bases is off by 0.3 % from that in all of the text."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -146,7 +149,7 @@ def trained(item: Item, model: str, seed: int, steps: int, device: str) -> dict[
     settings = settings.model_copy(
         update={
             "codecs": CodecSettings(activations="fp32", gradients="fp32"),
-            "data": settings.data.model_copy(update={"sequence_length": LENGTH}),
+            "data": settings.data.model_copy(update={"sequence_length": LENGTH, "heldout_tokens": HELDOUT_TOKENS}),
             "optimizer": settings.optimizer.model_copy(update=optimizer),
             "train": settings.train.model_copy(update={"batch": BATCH, "microbatch": BATCH}),
         }
@@ -177,7 +180,7 @@ def main() -> None:
 
     def run_of(item: Item, seed: int) -> dict[str, Any]:
         model = options.fitted if item.fitted else options.model
-        run = f"{item.name}, {model}, seed {seed}, {options.steps} steps"
+        run = f"{item.name}, {model}, seed {seed}, {options.steps} steps, {HELDOUT_TOKENS} tokens"
         found: dict[str, Any] = results.get(run, partial(trained, item, model, seed, options.steps, options.device))
         return found
 

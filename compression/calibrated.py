@@ -9,7 +9,7 @@ given is off already where those before it are quantized: half of that is made u
 Li et al. 2025, arXiv 2504.02692; with a text of some ten thousand tokens half was best). The result is an `Nf4Linear`
 like any other: the same bits, the same kernels.
 
-Errors: `ModelError` for shapes that do not fit.
+Errors: `ModelError` for shapes that do not fit, and for inputs that are not finite.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ from .linear import Nf4Linear
 
 BLOCK = 64
 DAMPING = 0.01
-"""Of the mean of the gram matrix's diagonal, which is added to it; ten times as much where that is not enough."""
+"""Of the mean of the gram matrix's diagonal, which is added to it; ten times as much where that is not enough, and so
+on."""
+
+MOST_DAMPINGS = 8
 
 SHARES = (0.78, 0.83, 0.87, 0.9, 0.93, 0.96, 0.98, 1.0, 1.03)
 """Of a block's largest magnitude: the scales that are tried."""
@@ -44,18 +47,24 @@ _SCALE_LEVELS = torch.tensor(blockwise.dynamic_levels())
 
 
 class Gram:
-    """Sums up over a layer's inputs X, float32 [in, in]: `matrix`, their gram matrix X^T X; and `drift`,
-    (W - X)^T X, where W are the inputs as they would be were nothing quantized."""
+    """Sums up over a layer's inputs X, float32 [in, in]: `matrix`, their gram matrix X^T X; where W are the inputs as
+    they would be were nothing quantized, `drift`, (W - X)^T X, and `whole`, W^T W."""
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.matrix = torch.zeros(features, features, device=device)
         self.drift = torch.zeros(features, features, device=device)
+        self.whole = torch.zeros(features, features, device=device)
 
     def add(self, inputs: Tensor, whole: Tensor) -> None:
         """[..., in] each"""
         flat, other = (part.reshape(-1, part.shape[-1]).float() for part in (inputs, whole))
         self.matrix.addmm_(flat.T, flat)
         self.drift.addmm_((other - flat).T, flat)
+        self.whole.addmm_(other.T, other)
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(part).all()) for part in (self.matrix, self.drift, self.whole))
 
 
 def aimed_at(weight: Tensor, gram: Gram) -> Tensor:
@@ -92,15 +101,17 @@ def calibrated(weight: Tensor, gram: Tensor) -> Nf4Linear:
     return layer
 
 
-def output_error(weight: Tensor, held: Tensor, gram: Tensor) -> float:
-    """The error of a layer's outputs beside the outputs, both root mean squares: of the weight that is `held`."""
+def output_error(weight: Tensor, held: Tensor, gram: Gram) -> float:
+    """How far the outputs of a layer that holds `held` are from those of `weight`, were nothing quantized, beside the
+    latter: both root mean squares."""
+    wide, held = weight.double(), held.double()
 
-    def power(matrix: Tensor) -> float:
-        return max(0.0, float(((matrix @ gram) * matrix).sum()))
+    def product(one: Tensor, matrix: Tensor, other: Tensor) -> float:
+        return float(((one @ matrix.double()) * other).sum())
 
-    wide = weight.float()
-    whole = power(wide)
-    return (power(held.float() - wide) / whole) ** 0.5 if whole else 0.0
+    whole = product(wide, gram.whole, wide)
+    off = whole - 2 * product(wide, gram.drift + gram.matrix, held) + product(held, gram.matrix, held)
+    return (max(0.0, off) / whole) ** 0.5 if whole else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,7 @@ def _factored(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The damped gram matrix, the upper Cholesky factor of its inverse in the order of importance, and that order."""
     damping = DAMPING * gram.diagonal().mean()
     order = torch.argsort(gram.diagonal(), descending=True)
-    while True:
+    for _ in range(MOST_DAMPINGS):
         damped = gram + torch.diag(damping.expand(len(gram)))
         lower, failed = torch.linalg.cholesky_ex(damped[order][:, order])
         if not failed:
@@ -135,6 +146,7 @@ def _factored(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if not failed:
                 return damped, upper, order
         damping = damping * 10
+    raise ModelError("the gram matrix of its inputs cannot be inverted: they are not finite, or beyond all measure")
 
 
 def _reciprocal(scales: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """A checkpoint's linear layers in nf4, fitted to a text: made once, by whoever offers the model, and read by all peers.
 
 The text goes through the model layer by layer, each as it has been quantized; every linear layer's codes are chosen for
-what it is given there (`compression/calibrated.py`). One layer is held at a time, and the hidden states of the text, as
-they are and as they would be were nothing quantized. What comes out is a checkpoint as bitsandbytes writes one, a
-quarter of what 16 bits take to be read by peers.
+what it is given there (`compression/calibrated.py`). One layer is held at a time in float32, and the hidden states of
+the text, as they are and as they would be were nothing quantized; what is done waits in memory until a file of it is
+full (`folder.SHARD_BYTES`). What comes out is a checkpoint as bitsandbytes writes one: of a linear layer peers read a
+quarter of what 16 bits take.
 
-Errors: `ModelError` for a checkpoint that is in nf4 already, and what reading it raises; those of `folder.py`.
+Errors: `ModelError` for a checkpoint that is in nf4 already, for one in which the text comes to no finite numbers, and
+what reading it raises; those of `folder.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,18 +24,20 @@ from ..errors import ModelError
 from .manifest import LlamaShape
 from .model.block import Parameters, attention, feed_forward, rms_norm, rotary_tables
 from .model.checkpoint import Checkpoint, Weight
-from .model.folder import MergedType, Shards, copy_tokenizer, model_config, new_folder, write_json
+from .model.folder import NumberType, Shards, copy_tokenizer, model_config, new_folder, write_json
 from .model.names import EMBEDDING, Piece, block_linears, block_prefix, pieces
 from .model.opening import tokenizer_folder
 
 BATCH_TOKENS = 4096
 """Computed at a time."""
 
+_NUMBER_TYPES: dict[str, NumberType] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """One linear layer: the error of its outputs on the text beside what they are to be, as it is now and rounded
-    weight by weight, of 1."""
+    """One linear layer: how far its outputs on the text are from those of a model that is not quantized, of 1; as it
+    is now, and were its weights rounded each for itself."""
 
     name: str
     error: float
@@ -52,18 +56,16 @@ def write_calibrated(
     text; `tell` hears of each linear layer. Blocks."""
     with new_folder(folder) as made:
         writer = Shards(made)
-        dtype: MergedType = "bf16"
+        dtype = _NUMBER_TYPES[checkpoint.tensors[EMBEDDING].entry.dtype]
+        config = model_config(checkpoint.shape, dtype)
         for name, weight in fit(checkpoint, samples, device=device, tell=tell):
             if isinstance(weight, Nf4Linear):
-                for at, tensor in weight.to_bitsandbytes(name.removesuffix("weight")).items():
+                for at, tensor in weight.to_bitsandbytes(name.removesuffix("weight"), config["dtype"]).items():
                     writer.add(at, tensor)
             else:
                 assert isinstance(weight, Tensor)
-                if name == EMBEDDING and weight.dtype == torch.float32:
-                    dtype = "fp32"
                 writer.add(name, weight)
         writer.finish()
-        config = model_config(checkpoint.shape, dtype)
         write_json(made / "config.json", config | {"quantization_config": quantization_config(config["dtype"])})
         copy_tokenizer(tokenizer_folder(checkpoint.files), made)
 
@@ -92,14 +94,11 @@ def fit(
     for piece in pieces(checkpoint.shape):
         weights = dict(_numbers(checkpoint, piece))
         if EMBEDDING in weights:
-            yield from weights.items()
-            embedding = weights[EMBEDDING].float()
-            whole = [embedding[part] for part in torch.split(samples, max(1, BATCH_TOKENS // samples.shape[1]))]
-        elif any(name.startswith(block_prefix(layers)) for name in weights):
-            hidden = hidden or list(whole)
-            layer = _Layer(checkpoint.shape, layers, weights, torch.device(device), tell)
-            with torch.no_grad():
-                yield from layer.fit(hidden, whole)
+            parts = torch.split(samples, max(1, BATCH_TOKENS // samples.shape[1]))
+            whole = [weights[EMBEDDING][part].float() for part in parts]
+            hidden = list(whole)
+        if any(name.startswith(block_prefix(layers)) for name in weights):
+            yield from _Layer(checkpoint.shape, layers, weights, torch.device(device), tell).fit(hidden, whole).items()
             layers += 1
         else:
             yield from weights.items()
@@ -149,7 +148,8 @@ class _Layer:
             self._whole[name] = _Watched(wide) if name in self._linears else wide
         self._fitted: dict[str, Nf4Linear] = {}
 
-    def fit(self, hidden: list[Tensor], whole: list[Tensor]) -> Iterator[tuple[str, Weight]]:
+    @torch.no_grad()
+    def fit(self, hidden: list[Tensor], whole: list[Tensor]) -> dict[str, Weight]:
         """Its tensors. `hidden` and `whole`, batches of [samples, tokens, hidden] on the CPU, are what comes out of it
         then, as it has become and as it was."""
         for part, groups in (
@@ -162,8 +162,7 @@ class _Layer:
                 for number, batch in enumerate(batches):
                     states = batch.to(self._device)
                     batches[number] = (states + part(parameters, states)).cpu()
-        for name, weight in self._weights.items():
-            yield name, self._fitted[name].to("cpu") if name in self._linears else weight
+        return {**self._weights, **{name: layer.to("cpu") for name, layer in self._fitted.items()}}
 
     def _attend(self, parameters: Parameters, states: Tensor) -> Tensor:
         normed = self._normed("input_layernorm", states)
@@ -195,11 +194,13 @@ class _Layer:
                 part(parameters, batch.to(self._device))
                 given.append(watched.inputs)
             gram.add(*given)
+        if not gram.is_finite:
+            raise ModelError(f"on this text, what {names[0]} is given is not finite: nothing can be fitted to it")
         for name in names:
             weight = self._weights[name].to(self._device, torch.float32)
             wanted = aimed_at(weight, gram)
             layer = calibrated(wanted, gram.matrix)
-            rounded = output_error(weight, Nf4Linear.quantize(weight).weight(), gram.matrix)
-            error = output_error(wanted, layer.weight(), gram.matrix)
+            rounded = output_error(weight, Nf4Linear.quantize(weight).weight(), gram)
+            error = output_error(weight, layer.weight(), gram)
             self._tell(Fitted(name.removesuffix(".weight"), error, rounded))
             self._fitted[name] = layer

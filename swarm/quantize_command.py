@@ -4,9 +4,12 @@ Errors: `UsageError`, `DataError` for texts that are too short, and those of `ca
 """
 
 import argparse
+import signal
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +27,37 @@ from .tokenizer import FileTokenizer
 
 def run_quantize(options: argparse.Namespace) -> int:
     check_target(options.folder)
+    _check_device(options.device)
     texts = [text_path(name) for name in options.texts]
     checkpoint = open_checkpoint(options.model)
     if checkpoint is None:
         raise UsageError(f"{options.model} has no checkpoint: its base is made of a seed, and quantized by each peer")
     if options.threads:
         torch.set_num_threads(options.threads)
-    with checkpoint:
+    with checkpoint, _orderly_end():
         folder = tokenizer_folder(checkpoint.files)
         samples = windows(texts, folder, options.samples, options.tokens, checkpoint.shape.vocab_size)
         said = _Said(checkpoint.shape.num_hidden_layers)
         write_calibrated(options.folder, checkpoint, samples, device=options.device, tell=said.hear)
     print(f"written: {options.folder}; peers and manifests take it as their model", flush=True)
     return 0
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM leaves no half-written folder either."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {str(error).partition(chr(10))[0]}; wanted cpu, cuda:0") from error
 
 
 def windows(texts: Sequence[Path], folder: Path, samples: int, tokens: int, vocabulary: int) -> Tensor:
@@ -71,7 +92,7 @@ class _Said:
         self._fitted.clear()
         took = time.monotonic() - self._began
         print(
-            f"layer {number + 1} of {self._layers}: its outputs are off by {100 * now:.1f} %, of weights rounded each "
-            f"for itself {100 * before:.1f} % ({took:.0f} s)",
+            f"layer {number + 1} of {self._layers}: its outputs are off by {100 * now:.1f} %, and would be by "
+            f"{100 * before:.1f} % were its weights rounded each for itself ({took:.0f} s)",
             flush=True,
         )

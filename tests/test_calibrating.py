@@ -1,6 +1,7 @@
 """A model in nf4 that is fitted to a text: closer to what it was made of, and in everything else a checkpoint."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from swarm_peer.compression.calibrated import Gram, aimed_at, calibrated, output_error
 from swarm_peer.compression.linear import Nf4Linear, QuantizedLinear
 from swarm_peer.compression.quant_state import QUANT_STATE
-from swarm_peer.errors import DataError, ManifestError, ModelError
+from swarm_peer.errors import DataError, ManifestError, ModelError, StorageError, UsageError
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.calibrating import Fitted, write_calibrated
 from swarm_peer.swarm.exporting import Export
@@ -22,6 +23,7 @@ from swarm_peer.swarm.model.as_trained import open_model
 from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.config import TINY
 from swarm_peer.swarm.model.files import FolderFiles
+from swarm_peer.swarm.model.folder import Shards, check_target
 from swarm_peer.swarm.model.held import HeldStore
 from swarm_peer.swarm.model.names import block_linears, pieces
 from swarm_peer.swarm.model.weights import stage_base
@@ -103,7 +105,7 @@ def test_outputs_are_much_closer_than_of_weights_rounded_each_for_itself(size: t
     for held in (layer, rounded):
         wanted = inputs @ weight.T
         errors.append(float((inputs @ held.weight().T - wanted).norm() / wanted.norm()))
-        assert output_error(weight, held.weight(), gram.matrix) == pytest.approx(errors[-1], rel=1e-3)
+        assert output_error(weight, held.weight(), gram) == pytest.approx(errors[-1], rel=1e-3)
     assert errors[0] < 0.7 * errors[1]
     assert {name: part.shape for name, part in layer.state_dict().items()} == {
         name: part.shape for name, part in rounded.state_dict().items()
@@ -124,6 +126,9 @@ def test_inputs_that_are_off_are_made_up_for() -> None:
         return float((inputs @ held.T - whole @ weight.T).norm())
 
     assert error(aimed_at(weight, gram)) < 0.6 * error(weight)
+    for held in (weight, aimed_at(weight, gram)):
+        beside = error(held) / float((whole @ weight.T).norm())
+        assert output_error(weight, held, gram) == pytest.approx(beside, rel=1e-3)
 
 
 def test_where_nothing_is_known_of_the_inputs_each_weight_is_rounded_for_itself() -> None:
@@ -141,10 +146,17 @@ def test_an_input_that_never_comes_and_weights_of_zero_are_no_trouble() -> None:
     inputs[:, 64:128] = inputs[:, :64]  # the gram matrix is singular
     weight = torch.randn(24, 128)
     weight[3] = 0.0
-    gram = inputs.T @ inputs
-    layer = calibrated(weight, gram)
+    gram = Gram(128, weight.device)
+    gram.add(inputs, inputs)
+    layer = calibrated(weight, gram.matrix)
     assert not layer.weight()[3].any()
     assert output_error(weight, layer.weight(), gram) < output_error(weight, Nf4Linear.quantize(weight).weight(), gram)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        calibrated(torch.randn(16, 64), torch.full((64, 64), bad))
 
 
 # ---- a checkpoint
@@ -405,3 +417,53 @@ def test_the_command_writes_a_model_and_says_how_close_it_is(plain: Path, tmp_pa
             assert code != 0
             assert wanted in output
             assert not made.exists()
+        code, output = quantize(plain, "--device", "abacus")
+        assert code != 0
+        assert "--device abacus" in output
+        assert not made.exists()
+
+
+@pytest.mark.parametrize("where", ["a link", "here"])
+def test_a_folder_that_could_not_be_made_anew_in_the_end_is_refused_at_once(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match="not there yet"):
+        check_target(tmp_path / "a link" if where == "a link" else Path("."))
+
+
+def test_a_file_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    shards = Shards(tmp_path / "nowhere")
+    shards.add("weight", torch.zeros(4))
+    with pytest.raises(StorageError, match="cannot be written"):
+        shards.finish()
+
+
+@pytest.mark.parametrize(("dtype", "named"), [(torch.float16, "float16"), (torch.float32, "float32")])
+def test_numbers_stay_what_they_are(dtype: torch.dtype, named: str, plain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(plain, source)
+    for path in source.glob("*.safetensors"):
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+    with Checkpoint(FolderFiles(source)) as checkpoint:
+        write_calibrated(tmp_path / "made", checkpoint, samples()[:2])
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["dtype"] == named
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    assert json.loads(bytes(tensors[f"{QUERY}.{QUANT_STATE}"].tolist()))["dtype"] == named
+    assert tensors["model.norm.weight"].dtype == dtype
+
+
+def test_a_model_that_comes_to_no_finite_numbers_is_refused(plain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(plain, source)
+    for path in source.glob("*.safetensors"):
+        large = {"gate_proj": 1e20, "up_proj": 1e30}
+        tensors = load_file(path)
+        for name in tensors:
+            tensors[name] = tensors[name] * next((factor for part, factor in large.items() if part in name), 1.0)
+        save_file(tensors, path)
+    with Checkpoint(FolderFiles(source)) as checkpoint, pytest.raises(ModelError, match=r"down_proj.* not finite"):
+        write_calibrated(tmp_path / "made", checkpoint, samples()[:2])
+    assert not (tmp_path / "made").exists()

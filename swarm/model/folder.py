@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,9 +24,10 @@ SHARD_BYTES = 4 << 30
 """Files of a checkpoint are about this large at most, but for a single larger tensor."""
 
 MergedType = Literal["bf16", "fp32"]
+NumberType = Literal["bf16", "fp16", "fp32"]
 
 
-def model_config(shape: LlamaShape, dtype: MergedType) -> dict[str, Any]:
+def model_config(shape: LlamaShape, dtype: NumberType) -> dict[str, Any]:
     """The config.json of a Llama of this shape."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -34,7 +36,7 @@ def model_config(shape: LlamaShape, dtype: MergedType) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "use_cache": True,
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[dtype],
+        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype],
         **shape.model_dump(),
     }
 
@@ -63,7 +65,10 @@ class Shards:
         self._bytes += size
 
     def _write(self) -> None:
-        save_file(self._open, self._folder / f"part-{len(self._files)}", metadata={"format": "pt"})
+        try:
+            save_file(self._open, self._folder / f"part-{len(self._files)}", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise StorageError(f"a file of the checkpoint cannot be written: {error}") from error
         self._files.append({name: tensor.numel() * tensor.element_size() for name, tensor in self._open.items()})
         self._open, self._bytes = {}, 0
 
@@ -88,6 +93,8 @@ def check_target(target: Path) -> None:
     """Raises `UsageError` unless a new folder can have this name."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty: name another folder, or move it away")
+    if target.is_symlink() or target.resolve() == Path.cwd() or target.is_mount():
+        raise UsageError(f"{target} cannot be made anew when all is written: name a folder that is not there yet")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from swarm_peer.compression.calibrated import calibrated, output_error
+from swarm_peer.compression.calibrated import Gram, calibrated, output_error
 from swarm_peer.compression.linear import Int8Linear, Nf4Linear
 from torch import Tensor
 
@@ -94,8 +94,9 @@ def test_the_weight_is_held_decoded_only_while_it_is_used() -> None:
 
 def test_codes_that_are_fitted_there_are_as_good() -> None:
     weight, inputs = normal(192, 256), normal(500, 256, seed=1) @ normal(256, 256, seed=2)
-    gram = inputs.T @ inputs
-    layer, there = calibrated(weight, gram), calibrated(weight.to(DEVICE), gram.to(DEVICE))
+    gram = Gram(256, weight.device)
+    gram.add(inputs, inputs)
+    layer, there = calibrated(weight, gram.matrix), calibrated(weight.to(DEVICE), gram.matrix.to(DEVICE))
     assert there.codes.device == DEVICE
     ours, theirs = (output_error(weight, held.weight().cpu(), gram) for held in (layer, there))
     assert abs(theirs - ours) < 0.02 * ours
