@@ -56,7 +56,7 @@ def write_calibrated(
     text; `tell` hears of each linear layer. Blocks."""
     with new_folder(folder) as made:
         writer = Shards(made)
-        dtype = _NUMBER_TYPES[checkpoint.tensors[EMBEDDING].entry.dtype]
+        dtype = _NUMBER_TYPES[checkpoint.tensors[EMBEDDING].at.entry.dtype]
         config = model_config(checkpoint.shape, dtype)
         for name, weight in fit(checkpoint, samples, device=device, tell=tell):
             if isinstance(weight, Nf4Linear):

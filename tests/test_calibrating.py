@@ -26,9 +26,11 @@ from swarm_peer.swarm.model.files import FolderFiles
 from swarm_peer.swarm.model.folder import Shards, check_target
 from swarm_peer.swarm.model.held import HeldStore
 from swarm_peer.swarm.model.names import block_linears, pieces
+from swarm_peer.swarm.model.opening import open_checkpoint
 from swarm_peer.swarm.model.weights import stage_base
 from swarm_peer.swarm.peer import Parts
 from swarm_peer.swarm.quantize_command import windows
+from swarm_peer.swarm.sources import cache_folder
 from swarm_peer.swarm.torch_backend import TorchBackend
 from torch import Tensor
 
@@ -38,6 +40,7 @@ from tests.processes import home
 from tests.tiny import corpora, tiny_manifest, tiny_swarm
 
 from .checkpoints import run_of, write_checkpoint
+from .range_server import RangeServer
 from .test_export import loss_elsewhere
 
 SHAPE = TINY.model_copy(update={"intermediate_size": 192, "num_hidden_layers": 3})
@@ -216,6 +219,56 @@ def test_a_stage_reads_it_from_a_folder_and_keeps_no_second_copy(
         part.numel() * part.element_size() for name, part in sizes.items() if name.startswith("model.layers.1.")
     )
     assert came[-1] == (wanted, wanted)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "told"),
+    [("absmax", b"\x01", "layer 1 has digest"), ("nested_absmax", b"\x00\x00\xc0\x7f", "NaN or infinity")],
+)
+def test_from_a_url_a_layer_takes_few_requests_and_wrong_bytes_are_not_kept(
+    part: str, wrong: bytes, told: str, fitted: tuple[Path, list[Fitted]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("SWARM_PEER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    shutil.copytree(fitted[0], tmp_path / "site" / "model")
+    path = tmp_path / "site" / "model" / "model.safetensors"
+    right = path.read_bytes()
+    with Checkpoint(FolderFiles(fitted[0])) as checkpoint:
+        digests = checkpoint.weights().pieces
+        layer = next(piece for piece in pieces(SHAPE) if QUERY in piece.shapes)
+        here, at = dict(checkpoint.read([layer])), checkpoint.tensors[QUERY].beside[part].entry.start
+        wanted = sum(
+            one.stop - one.start
+            for one in (part.entry for name in layer.shapes for part in checkpoint.tensors[name].all(name).values())
+        )
+    path.write_bytes(right[:at] + wrong + right[at + len(wrong) :])
+
+    def came() -> dict[str, Any]:
+        checkpoint = open_checkpoint(server.url + "model")
+        assert checkpoint is not None
+        with checkpoint:
+            _ = checkpoint.tensors
+            asked, served, kept = len(server.requests), server.bytes_served, bytes_kept()
+            try:
+                return dict(checkpoint.read([layer], digests))
+            except ModelError:
+                assert bytes_kept() == kept
+                raise
+            finally:
+                assert len(server.requests) - asked <= 4
+                assert server.bytes_served - served <= wanted
+
+    with RangeServer(tmp_path / "site") as server:
+        with pytest.raises(ModelError, match=told):
+            came()
+        path.write_bytes(right)
+        found = came()
+    assert found.keys() == here.keys()
+    assert torch.equal(found[QUERY].codes, here[QUERY].codes)
+
+
+def bytes_kept() -> int:
+    return sum(path.stat().st_size for path in (cache_folder() / "weights").iterdir())
 
 
 @pytest.mark.parametrize("base", ["int8", "bf16"])

@@ -85,7 +85,7 @@ def test_a_stage_of_a_url_reads_its_own_bytes_and_is_the_same(folder: Path, serv
     weights, url = local_weights(folder), server.url + "llama"
     remote = build(url, weights, 1)
     tensors = Checkpoint(FolderFiles(folder)).tensors
-    entries = [tensors[name].entry for piece in stage_pieces(run_of(weights), 1) for name in piece.shapes]
+    entries = [tensors[name].at.entry for piece in stage_pieces(run_of(weights), 1) for name in piece.shapes]
     exact = sum(entry.stop - entry.start for entry in entries)
     assert exact <= server.bytes_served - headers_of(folder) < 1.02 * exact
     assert exact < 0.4 * sum((folder / file).stat().st_size for file in SHARDS)

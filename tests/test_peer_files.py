@@ -96,6 +96,18 @@ def test_files_are_read_in_parts(folder: Path, manifest: Manifest, monkeypatch: 
     assert all(torch.equal(came[name], here[name]) for name in here)
 
 
+def test_no_part_comes_twice_while_tensors_are_read_one_after_the_other(folder: Path, manifest: Manifest) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Counted(FolderFiles):
+        def read(self, name: str, start: int, into: memoryview, came: Callable[[int], None]) -> None:
+            asked.append((name, start))
+            super().read(name, start, into, came)
+
+    from_peers(manifest, [Counted(folder)], read(manifest))
+    assert len(asked) == len(set(asked)) <= 4
+
+
 def test_wrong_weights_are_refused_by_piece(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match=r"layer \d+ has digest"):

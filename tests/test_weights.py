@@ -103,7 +103,7 @@ def test_the_digest_of_a_piece_follows_every_byte_of_it(folder: Path) -> None:
     before = opened(folder).weights()
     assert opened(folder).weights() == before
     assert len(before.pieces) == len(pieces(SHAPE)) == 5
-    found, path = opened(folder).tensors[QUERY].entry, folder / "model.safetensors"
+    found, path = opened(folder).tensors[QUERY].at.entry, folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[found.start] ^= 1
     path.write_bytes(content)

@@ -31,6 +31,7 @@ from .config import CONFIG, CONFIG_BYTES, parse_config
 from .files import INDEX, SINGLE, Files
 from .header import LENGTH_BYTES, Entry, header_length, parse_header
 from .names import Piece, block_linears, pieces
+from .spans import Located, Span, SpanReader, spans_of
 
 Weight: TypeAlias = Tensor | QuantizedLinear
 """As a checkpoint has it: numbers, or nf4 already."""
@@ -48,17 +49,16 @@ _BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A tensor of the checkpoint: which file, and where in it. `parts`: what lies beside it, by the end of its name,
-    if it is the codes of a weight in nf4."""
+class _Found:
+    """A tensor of the model, and what lies `beside` it, by the end of its name, if it is the codes of a weight in
+    nf4."""
 
-    file: str
-    entry: Entry
-    parts: dict[str, "Located"] = field(default_factory=dict)
+    at: Located
+    beside: dict[str, Located] = field(default_factory=dict)
 
-    def all(self, name: str) -> "dict[str, Located]":
-        """It and its parts, by their names in the files."""
-        return {name: self, **{f"{name}.{part}": located for part, located in self.parts.items()}}
+    def all(self, name: str) -> dict[str, Located]:
+        """By their names in the files."""
+        return {name: self.at, **{f"{name}.{part}": located for part, located in self.beside.items()}}
 
 
 class Checkpoint:
@@ -78,7 +78,7 @@ class Checkpoint:
         self.files.close()
 
     @cached_property
-    def tensors(self) -> dict[str, Located]:
+    def tensors(self) -> dict[str, _Found]:
         """The model's tensors by name; others that a file may hold are passed over. Raises `ModelError`."""
         wanted = {name: size for piece in pieces(self.shape) for name, size in piece.shapes.items()}
         files = dict.fromkeys(wanted, SINGLE) if self.files.has(SINGLE) else self._index()
@@ -95,27 +95,29 @@ class Checkpoint:
             return None if entry is None else Located(file, entry)
 
         linears = _linears(self.shape)
-        found: dict[str, Located] = {}
+        tensors: dict[str, _Found] = {}
         for name, size in wanted.items():
             where, located = self.files.name_of(files[name]), locate(name)
             if located is None:
                 raise ModelError(f"{where}: {name} is missing")
             if located.entry.dtype == "U8" and name in linears:
                 parts = {part: locate(f"{name}.{part}") for part in _PARTS}
-                located.parts.update({part: at for part, at in parts.items() if at is not None})
-                _check_packed(where, name, size, located)
+                found = _Found(located, {part: at for part, at in parts.items() if at is not None})
+                _check_packed(where, name, size, found)
             elif located.entry.dtype not in _DTYPES:
                 dtypes = ", ".join(_DTYPES)
                 raise ModelError(f"{where}: {name} has dtype {located.entry.dtype}; wanted one of {dtypes}")
             elif located.entry.shape != size:
                 raise ModelError(f"{where}: {name} has shape {located.entry.shape}; config.json wants {size}")
-            found[name] = located
-        return found
+            else:
+                found = _Found(located)
+            tensors[name] = found
+        return tensors
 
     @property
     def is_nf4(self) -> bool:
         """Whether linear layers of it are in nf4. Raises `ModelError`."""
-        return any(located.parts for located in self.tensors.values())
+        return any(found.beside for found in self.tensors.values())
 
     def weights(self, progress: Progress | None = None) -> Weights:
         """What a manifest says of this checkpoint. Reads a local one whole, for its pieces; a remote one's pieces stay
@@ -144,8 +146,7 @@ class Checkpoint:
 
         def check(piece: Piece, came: str) -> None:
             if digests and came != digests[piece.number]:
-                for name in piece.shapes:
-                    self._forget(name)
+                self._forget(piece)
                 raise ModelError(
                     f"{self.files.where}: {piece.label} has digest {came}; the run wants {digests[piece.number]}: "
                     "fetch the model that the run was started with, or pass its folder as --model"
@@ -168,31 +169,35 @@ class Checkpoint:
 
         for piece in wanted:
             digest = hashlib.sha256()
-            names = sorted(piece.shapes)
+            names, reader = sorted(piece.shapes), SpanReader(self.files, self._beside(piece), came)
             for name in names:
                 contents: dict[str, Tensor] = {}
                 for at, located in tensors[name].all(name).items():
                     entry = located.entry
-                    content = memoryview(bytearray(entry.stop - entry.start))
-                    self.files.read(located.file, entry.start, content, came)
+                    content = reader.read(located)
                     digest.update(_canonical([at, entry.dtype, entry.shape]) + b"\n")
                     digest.update(content)
-                    dtype = (_PART_DTYPES if tensors[name].parts else _DTYPES)[entry.dtype]
+                    dtype = (_PART_DTYPES if tensors[name].beside else _DTYPES)[entry.dtype]
                     contents[at] = torch.frombuffer(content, dtype=dtype).view(entry.shape)
-                weight = self._checked(name, piece.shapes[name], contents)
+                weight = self._checked(piece, name, contents)
                 if name == names[-1]:
                     digested(piece, digest.hexdigest())
                 yield name, weight
                 del weight, contents, content
 
-    def _checked(self, name: str, size: tuple[int, ...], contents: dict[str, Tensor]) -> Weight:
+    def _beside(self, piece: Piece) -> list[Located]:
+        """The tensors of its weights in nf4: they may be read together."""
+        packed = (found for name in piece.shapes if (found := self.tensors[name]).beside)
+        return [at for found in packed for at in (found.at, *found.beside.values())]
+
+    def _checked(self, piece: Piece, name: str, contents: dict[str, Tensor]) -> Weight:
         """The weight that these tensors make up. Raises `ModelError`."""
-        located = self.tensors[name]
-        where = self.files.name_of(located.file)
+        found, size = self.tensors[name], piece.shapes[name]
+        where = self.files.name_of(found.at.file)
         weight: Weight = contents[name]
         numbers = [contents[name]]
         try:
-            if located.parts:
+            if found.beside:
                 layer = Nf4Linear.from_bitsandbytes(contents, name.removesuffix("weight"), (size[0], size[1]))
                 if layer.scales is not None or layer.block != _BLOCK:
                     raise ModelError(
@@ -202,13 +207,16 @@ class Checkpoint:
             if not all(torch.isfinite(part).all() for part in numbers):
                 raise ModelError(f"{name} holds NaN or infinity")
         except ModelError as error:
-            self._forget(name)
+            self._forget(piece)
             raise ModelError(f"{where}: {error}; fetch it again") from error
         return weight
 
-    def _forget(self, name: str) -> None:
-        for located in self.tensors[name].all(name).values():
-            self.files.forget(located.file, located.entry.start, located.entry.stop)
+    def _forget(self, piece: Piece) -> None:
+        spans = spans_of(self._beside(piece))
+        for name in piece.shapes:
+            for at in self.tensors[name].all(name).values():
+                span = spans.get(at) or Span(at.file, at.entry.start, at.entry.stop)
+                self.files.forget(span.file, span.start, span.stop)
 
     def _headers(self) -> str:
         listed = [[name, entry.dtype, entry.shape] for name, entry in sorted(self._entries().items())]
@@ -257,7 +265,7 @@ def _linears(shape: LlamaShape) -> set[str]:
     return {f"{name}.weight" for layer in range(shape.num_hidden_layers) for name in block_linears(shape, layer)}
 
 
-def _check_packed(where: str, name: str, size: tuple[int, ...], located: Located) -> None:
+def _check_packed(where: str, name: str, size: tuple[int, ...], found: _Found) -> None:
     """Whether this can be a weight of this size in nf4, as far as the headers say. Raises `ModelError`."""
     elements = math.prod(size)
     blocks = -(-elements // _BLOCK)
@@ -267,15 +275,16 @@ def _check_packed(where: str, name: str, size: tuple[int, ...], located: Located
         "quant_map": ("F32", 16),
         "nested_quant_map": ("F32", 256),
     }
-    missing = [part for part in _PARTS if part not in located.parts and part != "quant_map"]
+    missing = [part for part in _PARTS if part not in found.beside and part != "quant_map"]
     if missing:
         raise ModelError(
             f"{where}: {name}.{missing[0]} is missing: without it its codes cannot be read; wanted nf4 with double "
             "quantization"
         )
-    if math.prod(located.entry.shape) != (elements + 1) // 2 or len(located.entry.shape) > 2:
-        raise ModelError(f"{where}: {name} has {located.entry.shape} bytes of codes; config.json wants {size}")
-    for part, at in located.parts.items():
+    codes = found.at.entry.shape
+    if math.prod(codes) != (elements + 1) // 2 or len(codes) > 2:
+        raise ModelError(f"{where}: {name} has {codes} bytes of codes; config.json wants {size}")
+    for part, at in found.beside.items():
         dtype, count = wanted.get(part, ("U8", min(MOST_BYTES, math.prod(at.entry.shape))))
         if at.entry.dtype != dtype or at.entry.shape != (count,):
             raise ModelError(

@@ -21,6 +21,9 @@ from .file_serving import PART_BYTES
 
 MAX_FILE_BYTES = 1 << 45
 BEYOND_EVERY_PART = (1 << 32) - 1
+KEPT_PARTS = 4
+"""Of what came last, as many are kept: the next tensor often begins in one of them."""
+
 POLL_SECONDS = 0.5
 """How often a thread that waits for a part looks whether it is to go on."""
 
@@ -37,6 +40,7 @@ class PeerFiles:
     is_local: bool = False
     received: int = 0
     _donors: list[str] = field(default_factory=list)
+    _kept: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     def name_of(self, name: str) -> str:
         return f"{name} of {self.where}"
@@ -63,7 +67,12 @@ class PeerFiles:
         filled = 0
         while filled < len(into):
             part, offset = divmod(start + filled, PART_BYTES)
-            _, data = self._part(name, part, came)
+            data = self._kept.pop((name, part), None)
+            if data is None:
+                data = self._part(name, part, came)[1]
+            self._kept[name, part] = data
+            if len(self._kept) > KEPT_PARTS:
+                del self._kept[next(iter(self._kept))]
             piece = data[offset : offset + len(into) - filled]
             if not piece:
                 raise ModelError(f"{self.name_of(name)}: ends at byte {start + filled}")
@@ -73,6 +82,10 @@ class PeerFiles:
 
     def forget(self, name: str, start: int, stop: int) -> None:
         """Whoever gave these bytes is not asked first any more."""
+        self._kept.clear()
+        self._ask_another_first()
+
+    def _ask_another_first(self) -> None:
         if self._donors:
             self._donors.append(self._donors.pop(0))
 
@@ -111,13 +124,13 @@ class PeerFiles:
                 answer, data = await fetch(self.pool, donor, question, limit)
             except (UnreachableError, RefusedError, WireError) as error:
                 problems.append(error)
-                self.forget(name, 0, 0)
+                self._ask_another_first()
                 continue
             expected = max(0, min(PART_BYTES, answer.size - part * PART_BYTES))
             if answer.size <= MAX_FILE_BYTES and len(data) == expected:
                 return answer.size, data
             problems.append(WireError(f"{donor} gave {len(data)} bytes of {name}; {expected} are due"))
-            self.forget(name, 0, 0)
+            self._ask_another_first()
         said = "; ".join(str(problem) for problem in problems[:4])
         if problems and all(isinstance(problem, RefusedError) for problem in problems):
             raise ModelError(f"{self.name_of(name)}: none of {len(problems)} peers has it: name a source with --model")
