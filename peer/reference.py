@@ -1,9 +1,9 @@
 """The single-process reference: what one machine computes for a manifest, by other means than the swarm.
 
 Written apart from host, trainer, transport, stages, backend and optimizer, so that agreement proves something. It
-shares the manifest, the data, the codecs and the initial values, and nothing else: the model is `transformers`' whole
-`LlamaForCausalLM`, the codecs act in hooks at the stage cuts, LoRA is a wrapper module, the update is
-`torch.optim.AdamW`. Staleness is kept by holding two versions of the parameters.
+shares the manifest, the data, the codecs, the initial values and how nf4 and int8 are decoded, and nothing else: the
+model is `transformers`' whole `LlamaForCausalLM`, the codecs act in hooks at the stage cuts, LoRA is a wrapper module,
+the update is `torch.optim.AdamW`. Staleness is kept by holding two versions of the parameters.
 
 Errors: `ModelError` for a checkpoint that cannot be loaded; `NonFiniteError` when loss or gradient is not finite.
 """
@@ -25,6 +25,9 @@ from ..errors import ModelError, NonFiniteError
 from ..swarm.data import IGNORED, TokenArray, TokenSource, TrainingOrder, heldout_batches
 from ..swarm.initial import base_tensor, lora_tensor
 from ..swarm.manifest import Manifest
+from ..swarm.model.checkpoint import Checkpoint
+from ..swarm.model.files import FolderFiles
+from ..swarm.model.names import pieces
 
 Step = dict[str, float | int]
 Microbatch = tuple[Tensor, Tensor]
@@ -74,6 +77,17 @@ def _based(linear: nn.Linear, base: str) -> nn.Linear | QuantizedLinear:
     return linear
 
 
+def _decoded(folder: Path) -> dict[str, Tensor] | None:
+    """What a checkpoint in nf4 stands for, float32; None for any other."""
+    with Checkpoint(FolderFiles(folder)) as checkpoint:
+        if not checkpoint.says_nf4:
+            return None
+        return {
+            name: weight.weight() if isinstance(weight, QuantizedLinear) else weight.float()
+            for name, weight in checkpoint.read(pieces(checkpoint.shape))
+        }
+
+
 def _build_model(manifest: Manifest, folder: Path | None) -> Any:
     """The whole model at its base weights, with codec hooks at the cuts and LoRA where the manifest asks for it."""
     # Here, not at the top: peers import this package, and transformers' models cost 88 MB and seconds.
@@ -89,6 +103,7 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
         **values, pad_token_id=None, use_cache=False, rope_parameters={"rope_type": "default", "rope_theta": theta}
     )
     config._attn_implementation = "sdpa"
+    decoded: dict[str, Tensor] | None = None
     if folder is None:
         model: Any = LlamaForCausalLM(config)
         with torch.no_grad():
@@ -96,9 +111,15 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
                 parameter.copy_(base_tensor(settings.seed, name, parameter.shape, shape.initializer_range))
     else:
         transformers_logging.disable_progress_bar()
+        decoded = _decoded(folder)
         try:
             model = LlamaForCausalLM.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                None if decoded else folder,
+                config=config,
+                state_dict=decoded,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{folder}: transformers cannot load it: {error}") from error
@@ -120,7 +141,7 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
             for part in (layer.self_attn, layer.mlp):
                 for name, linear in list(part.named_children()):
                     if isinstance(linear, nn.Linear):
-                        based = _based(linear, settings.model.base)
+                        based = linear if decoded else _based(linear, settings.model.base)
                         adapted = name in settings.train.lora_targets
                         rank, alpha = settings.train.lora_rank, settings.train.lora_alpha
                         setattr(part, name, _LoraLinear(based, rank, alpha) if adapted else based)

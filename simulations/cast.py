@@ -9,7 +9,7 @@ from ..errors import ScenarioError
 from ..swarm.checkpoint import MemoryCheckpoints
 from ..swarm.keys import Identity
 from ..swarm.manifest import Manifest
-from ..swarm.plan_command import shape_of, sketched
+from ..swarm.plan_command import sketch_of
 from .links import Access, Downlink, Uplink
 from .machines import Machine, make_machines, rate_of
 from .scenario import Scenario
@@ -101,5 +101,5 @@ def checkpoints_of(scenario: Scenario, manifest: Manifest, *, whole: bool = Fals
 def manifest_of(scenario: Scenario, seed: int) -> Manifest:
     """The run of a scenario. Raises `ManifestError`, `ModelError`."""
     settings = scenario.run.model_copy(update={"seed": seed})
-    sketch = sketched(settings, shape_of(settings.model.name))
+    sketch = sketch_of(settings)
     return sketch.model_copy(update={"organizer": ORGANIZER.public_hex, "weights": None})

@@ -62,7 +62,7 @@ def _freeze(
         model = settings.model.model_copy(update={"compute_dtype": resolve_compute_dtype()})
         settings = settings.model_copy(update={"model": model})
     if checkpoint is not None and checkpoint.is_nf4:
-        settings = _on_nf4(settings)
+        settings = on_nf4(settings)
     _check_payload(settings, shape)
     chat = _chat(settings.data, folder)
     texts = [text_path(name) for name in settings.data.texts]
@@ -85,8 +85,8 @@ def _freeze(
     return _prepared(manifest, files, texts, heldout, tokenizer, chat)
 
 
-def _on_nf4(settings: Settings) -> Settings:
-    """For a checkpoint whose linear layers are in nf4."""
+def on_nf4(settings: Settings) -> Settings:
+    """For a checkpoint whose linear layers are in nf4. Raises `ManifestError` where that cannot be."""
     if settings.train.mode == "full":
         raise ManifestError(f"{settings.model.name} is in nf4: only adapters can be trained on it (train.mode = lora)")
     if settings.model.base not in ("auto", "nf4"):

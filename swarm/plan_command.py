@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
+from .freezing import on_nf4
 from .machine import MBIT, Device, Link, Machine, bytes_text, parse_memory
 from .manifest import LlamaShape, Manifest, Settings, Weights, freeze, load_settings
 from .model.config import TINY
@@ -27,7 +28,7 @@ MOST_PEERS = 10_000
 def run_plan(options: argparse.Namespace) -> int:
     settings = load_settings(options.manifest)
     peers = [peer for spec in options.peers for peer in parse_peers(spec)]
-    manifest = sketched(settings, shape_of(settings.model.name))
+    manifest = sketch_of(settings)
     found, (stages, best) = plan(manifest, peers), best_stages(manifest, peers)
     if options.json:
         print(json.dumps({"stages": manifest.stages, **to_json(found), "best_stages": stages, "best": to_json(best)}))
@@ -104,6 +105,17 @@ def sketched(settings: Settings, shape: LlamaShape) -> Manifest:
         organizer=nothing,
         nonce=nothing[:32],
     )
+
+
+def sketch_of(settings: Settings) -> Manifest:
+    """The same, of the model that the settings name: if that is in nf4, the base is too. Raises `ManifestError`, and as
+    `shape_of` does."""
+    name = settings.model.name
+    checkpoint = None if name in MODELS else open_checkpoint(name)
+    if checkpoint is None:
+        return sketched(settings, shape_of(name))
+    with checkpoint:
+        return sketched(on_nf4(settings) if checkpoint.says_nf4 else settings, checkpoint.shape)
 
 
 # ---- for people, and for scripts

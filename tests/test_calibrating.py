@@ -14,6 +14,7 @@ from swarm_peer.compression.calibrated import Gram, aimed_at, calibrated, output
 from swarm_peer.compression.linear import Nf4Linear, QuantizedLinear
 from swarm_peer.compression.quant_state import QUANT_STATE
 from swarm_peer.errors import DataError, ManifestError, ModelError, StorageError, UsageError
+from swarm_peer.peer.reference import run_reference
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.calibrating import Fitted, write_calibrated
 from swarm_peer.swarm.exporting import Export
@@ -41,6 +42,7 @@ from tests.tiny import corpora, tiny_manifest, tiny_swarm
 
 from .checkpoints import run_of, write_checkpoint
 from .range_server import RangeServer
+from .test_agreement import assert_agree
 from .test_export import loss_elsewhere
 
 SHAPE = TINY.model_copy(update={"intermediate_size": 192, "num_hidden_layers": 3})
@@ -296,7 +298,9 @@ def test_a_manifest_takes_it_as_what_it_is(fitted: tuple[Path, list[Fitted]], tm
         frozen(mode="full")
 
 
-def test_an_adapter_gives_the_swarms_loss_on_it(fitted: tuple[Path, list[Fitted]], tmp_path: Path) -> None:
+def test_the_swarm_agrees_with_the_reference_on_it_and_an_adapter_gives_its_loss(
+    fitted: tuple[Path, list[Fitted]], tmp_path: Path
+) -> None:
     manifest = tiny_manifest(base="nf4", steps=4)
     manifest = manifest.model_copy(update={"shape": SHAPE})
     with Checkpoint(FolderFiles(fitted[0])) as checkpoint:
@@ -315,6 +319,7 @@ def test_an_adapter_gives_the_swarms_loss_on_it(fitted: tuple[Path, list[Fitted]
 
     report = Chaos(Schedule(0, 1, 2, standby=False, faults=())).simulate(build)
     assert report["heldout"]["after"] < report["heldout"]["before"]
+    assert_agree(report, run_reference(manifest, *corpora(), fitted[0]), 1e-3)
     export.write(manifest)
     loss = loss_elsewhere(manifest, corpora()[1], fitted[0], "as it is", export.folder)
     assert loss == pytest.approx(report["heldout"]["after"], abs=1e-3)

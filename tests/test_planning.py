@@ -12,6 +12,7 @@ from swarm_peer.swarm.coordinator_cli import main
 from swarm_peer.swarm.fitting import choose
 from swarm_peer.swarm.machine import GB, MBIT, Machine
 from swarm_peer.swarm.manifest import Manifest
+from swarm_peer.swarm.model.folder import model_config
 from swarm_peer.swarm.plan_command import parse_peers
 from swarm_peer.swarm.planning import Plan, best_stages, plan
 
@@ -241,3 +242,24 @@ def test_plan_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert "needs 3 more peers of >= " in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "none.toml"), "--peers", "memory=1,gflops=1"]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_model_that_is_in_nf4_is_planned_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its config.json alone: weights need not be here."""
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = model_config(MID, "bf16") | {"quantization_config": quantization}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    memory = {}
+    for base in ("auto", "nf4", "int8"):
+        path = tmp_path / f"{base}.toml"
+        path.write_text(TINY_TOML.replace('name = "tiny"', f'name = "{tmp_path / "model"}"\nbase = "{base}"'))
+        code = main(["plan", str(path), "--json", "--peers", "3x:memory=64GB,gflops=5"])
+        said = capsys.readouterr()
+        if base == "int8":
+            assert code != 0
+            assert "wanted nf4 or auto" in said.err
+        else:
+            assert code == 0, said.err
+            memory[base] = [hosting["memory_bytes"] for hosting in json.loads(said.out)["hostings"]]
+    assert memory["auto"] == memory["nf4"]

@@ -4,6 +4,7 @@ The loop below is the swarm without a swarm: one member a stage, nothing on the 
 `peer/reference.py` the manifest, the data, the codecs and the initial values only.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from swarm_peer.swarm.manifest import (
 from swarm_peer.swarm.model.checkpoint import Checkpoint
 from swarm_peer.swarm.model.config import TINY
 from swarm_peer.swarm.model.files import FolderFiles
+from swarm_peer.swarm.model.folder import model_config
 from swarm_peer.swarm.model.weights import stage_base
 from swarm_peer.swarm.tokenizer import ByteTokenizer
 from swarm_peer.swarm.torch_backend import TorchBackend
@@ -214,6 +216,9 @@ def test_a_checkpoint_as_transformers_saves_it(tmp_path: Path, mode: str) -> Non
 
 def test_a_folder_without_a_checkpoint_is_a_model_error(tmp_path: Path) -> None:
     run = manifest("lora", 1, FP32, weights=Weights(headers="0" * 64))
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+        run_reference(run, *corpora(), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model_config(run.shape, "fp32")))
     with pytest.raises(ModelError, match="cannot load"):
         run_reference(run, *corpora(), tmp_path)
     with pytest.raises(ModelError, match="not on this machine"):

@@ -63,11 +63,12 @@ class _Found:
 
 class Checkpoint:
     """Reads config.json at once, the rest when it is asked for. Raises `ModelError`. A context manager: closes
-    `files`."""
+    `files`. `says_nf4`: what config.json says of it; whether it is so, `is_nf4`."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.shape: LlamaShape = parse_config(files.whole(CONFIG, CONFIG_BYTES), files.name_of(CONFIG))
+        self.shape: LlamaShape
+        self.shape, self.says_nf4 = parse_config(files.whole(CONFIG, CONFIG_BYTES), files.name_of(CONFIG))
 
     def __enter__(self) -> Self:
         return self

@@ -90,9 +90,10 @@ def _check_family(config: dict[str, Any], where: str) -> None:
             raise _refuse(where, key, config[key], "false: biases are not supported")
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise _refuse(where, "partial_rotary_factor", config["partial_rotary_factor"], "1.0 or nothing")
-    if not _is_plain_or_nf4(config.get("quantization_config")):
+    quantization = config.get("quantization_config")
+    if quantization is not None and not _is_nf4(quantization):
         wanted = "nothing (a 16- or 32-bit checkpoint), or nf4 by bitsandbytes"
-        raise _refuse(where, "quantization_config", config["quantization_config"], wanted)
+        raise _refuse(where, "quantization_config", quantization, wanted)
     if architectures[0] == "MistralForCausalLM":
         # transformers' default is a window of 4096, so a missing key is a window too.
         window = config.get("sliding_window", 4096)
@@ -101,9 +102,7 @@ def _check_family(config: dict[str, Any], where: str) -> None:
             raise _refuse(where, "sliding_window", window, "null, or no less than max_position_embeddings")
 
 
-def _is_plain_or_nf4(quantization: Any) -> bool:
-    if quantization is None:
-        return True
+def _is_nf4(quantization: Any) -> bool:
     return (
         isinstance(quantization, dict)
         and quantization.get("quant_method") == "bitsandbytes"
@@ -141,12 +140,13 @@ def parse_shape(config: dict[str, Any], where: str = "config.json") -> LlamaShap
         raise ModelError(f"{where}: {key} is {fields.get(key, fields)!r}: {problem['msg']}") from error
 
 
-def parse_config(content: bytes, where: str) -> LlamaShape:
-    """The shape that the bytes of a config.json describe. Raises `ModelError`."""
+def parse_config(content: bytes, where: str) -> tuple[LlamaShape, bool]:
+    """The shape that the bytes of a config.json describe, and whether it says that linear layers are in nf4. Raises
+    `ModelError`."""
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{where}: holds a {type(config).__name__}; wanted a JSON object")
-    return parse_shape(config, where)
+    return parse_shape(config, where), config.get("quantization_config") is not None
