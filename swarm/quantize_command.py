@@ -35,7 +35,9 @@ def run_quantize(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     with checkpoint, _orderly_end():
-        folder = tokenizer_folder(checkpoint.files)
+        folder, longest = tokenizer_folder(checkpoint.files), checkpoint.shape.max_position_embeddings
+        if options.tokens > longest:
+            raise UsageError(f"--tokens {options.tokens}: the model reads {longest} at the most")
         samples = windows(texts, folder, options.samples, options.tokens, checkpoint.shape.vocab_size)
         said = _Said(checkpoint.shape.num_hidden_layers)
         write_calibrated(options.folder, checkpoint, samples, device=options.device, tell=said.hear)

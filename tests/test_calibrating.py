@@ -475,10 +475,14 @@ def test_the_command_writes_a_model_and_says_how_close_it_is(plain: Path, tmp_pa
             assert code != 0
             assert wanted in output
             assert not made.exists()
-        code, output = quantize(plain, "--device", "abacus")
-        assert code != 0
-        assert "--device abacus" in output
-        assert not made.exists()
+        for flags, wanted in (
+            (("--device", "abacus"), "--device abacus"),
+            (("--tokens", 513), "reads 512 at the most"),
+        ):
+            code, output = quantize(plain, *flags)
+            assert code != 0
+            assert wanted in output
+            assert not made.exists()
 
 
 @pytest.mark.parametrize("where", ["a link", "here"])
