@@ -10,9 +10,9 @@ bytes that the linear layers of the base take. What has been run stands in the r
 
 SmolLM2's published weights are bfloat16: a bf16 base is the fp32 one exactly, and shows that a run repeats itself.
 `--fitted`: the same model as `swarm-coordinator quantize` has made it, of any text but `hamlet`, on which all are
-measured; by the folder's name it is known in the results. `--model tiny` is a quick look: on its random base there is nothing that a coarser one could spoil, and its
-adapters are so small that their moments stay in 32 bits. Needs the texts and the model: `swarm-peer fetch shakespeare
-hamlet smollm2-135m`.
+measured; by the folder's name it is known in the results. `--model tiny` is a quick look: on its random base there is
+nothing that a coarser one could spoil, and its adapters are so small that their moments stay in 32 bits. Needs the
+texts and the model: `swarm-peer fetch shakespeare hamlet smollm2-135m`.
 """
 
 import argparse
