@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError, NonFiniteError
-from ..kernels import blockwise, engine
+from ..kernels import blockwise, cuda, engine
 from . import quant_state
 
 THRESHOLD = 6.0
@@ -240,6 +240,14 @@ class Nf4Linear(QuantizedLinear):
         threads = torch.get_num_threads()
         values = engine.values_of("nf4", codes, scales, elements, self.block, threads=threads, check=False)
         return values.view(last - first, self.in_features)
+
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        if on_gpu(self.codes):
+            shape = self.out_features, self.in_features
+            made = cuda.decoded_nf4(self.codes, self.decoded_scales(), shape, self.block, dtype)
+            if made is not None:
+                return made
+        return super().weight(dtype)
 
     def decoded_scales(self, first: int = 0, last: int | None = None) -> Tensor:
         """float32 [last - first], of all blocks unless told."""

@@ -37,12 +37,17 @@ _SCALES_AS = {"linear": torch.bfloat16, "linear4": torch.bfloat16, "dynamic": to
 logger = logging.getLogger(__name__)
 
 
+def native_wanted() -> bool:
+    """Whether anything but torch may compute."""
+    return os.environ.get(CHOICE, "") != "torch"
+
+
 @cache
 def native() -> ModuleType | None:
     """The native module, set to the instruction set that was chosen; None where torch computes."""
-    wanted = os.environ.get(CHOICE, "")
-    if wanted == "torch":
+    if not native_wanted():
         return None
+    wanted = os.environ.get(CHOICE, "")
     try:
         from . import _native
     except ImportError:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional
 from safetensors.torch import load, save
 from swarm_peer.compression import linear
 from swarm_peer.compression.linear import THRESHOLD, Int8Linear, Nf4Linear
 from swarm_peer.errors import ModelError
-from swarm_peer.kernels import blockwise, engine
+from swarm_peer.kernels import blockwise, cuda, engine
 from torch import Tensor, nn
 
 IN, OUT = 512, 384
@@ -170,6 +171,22 @@ def test_what_bitsandbytes_wrote_is_read(double: bool) -> None:
             Nf4Linear.from_bitsandbytes(broken, "fc.")
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_bitsandbytes_itself_writes_what_is_read_and_reads_what_is_written(double: bool) -> None:
+    weight = normal(OUT, IN)
+    codes, told = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+    state = {"fc.weight": codes, **{f"fc.weight.{part}": at for part, at in told.as_dict(packed=True).items()}}
+    layer = Nf4Linear.from_bitsandbytes(state, "fc.", (OUT, IN))
+    assert torch.allclose(layer.weight(), functional.dequantize_4bit(codes, told), rtol=1e-6, atol=0)
+    for ours in (layer, Nf4Linear.quantize(weight)):
+        written = ours.to_bitsandbytes("fc.", "float32")
+        parts = {name.removeprefix("fc.weight."): part for name, part in written.items() if name != "fc.weight"}
+        theirs = functional.QuantState.from_dict(parts, torch.device("cpu"))
+        decoded = functional.dequantize_4bit(written["fc.weight"], theirs)
+        assert decoded.dtype == torch.float32
+        assert torch.allclose(decoded, ours.weight(), rtol=1e-6, atol=0)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="even"):
         Nf4Linear.quantize(normal(8, 100), block=33)
@@ -198,6 +215,7 @@ def test_a_gpu_computes_the_same_in_the_inputs_own_type(
 ) -> None:
     layer: Any = layers(normal(outputs, inputs), normal(outputs, seed=3))[kind]
     weight = layer.weight()
+    monkeypatch.setattr(cuda, "available", lambda: False)
     monkeypatch.setattr(linear, "GPU_TILE_ELEMENTS", 1000)
     assert torch.equal(layer.weight(), weight)
     assert layer.weight(dtype).dtype == dtype
@@ -214,6 +232,25 @@ def test_a_gpu_computes_the_same_in_the_inputs_own_type(
         came.backward(gradient)
         assert given.grad is not None
         assert relative_error(given.grad.float(), gradient.float() @ weight) < rounding
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("outputs", "inputs", "block"), [(384, 512, 64), (33, 100, 128), (65, 2088, 64), (8, 96, 48)])
+def test_bitsandbytes_decodes_to_the_same_bits(
+    outputs: int, inputs: int, block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel for CUDA is asked as its kernel for the CPU is here."""
+    layer = Nf4Linear.quantize(normal(outputs, inputs), block=block)
+    assert layer.scale_scales is not None
+    layer.scale_scales.neg_()  # as `calibrated` may have them
+    decode, came = cuda.decoded_nf4, list[Tensor | None]()
+    monkeypatch.setattr(cuda, "decoded_nf4", lambda *of: came.append(decode(*of)) or came[-1])
+    ours = layer.weight(dtype)
+    assert ours is came[-1] or (block == 48 and came[-1] is None)
+    monkeypatch.setattr(cuda, "decoded_nf4", lambda *of: None)
+    assert torch.equal(ours, layer.weight(dtype))
+    assert ours.dtype == dtype
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
