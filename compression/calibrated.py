@@ -104,13 +104,15 @@ def calibrated(weight: Tensor, gram: Tensor) -> Nf4Linear:
 def output_error(weight: Tensor, held: Tensor, gram: Gram) -> float:
     """How far the outputs of a layer that holds `held` are from those of `weight`, were nothing quantized, beside the
     latter: both root mean squares."""
-    wide, held = weight.double(), held.double()
+    wide, error = weight.float(), held.float() - weight.float()
 
     def product(one: Tensor, matrix: Tensor, other: Tensor) -> float:
-        return float(((one @ matrix.double()) * other).sum())
+        return float(((one @ matrix) * other).sum(dtype=torch.float64))
 
     whole = product(wide, gram.whole, wide)
-    off = whole - 2 * product(wide, gram.drift + gram.matrix, held) + product(held, gram.matrix, held)
+    # Of the inputs: (W - X)^T (W - X).
+    apart = gram.whole - gram.matrix - gram.drift - gram.drift.T
+    off = product(error, gram.matrix, error) - 2 * product(wide, gram.drift, error) + product(wide, apart, wide)
     return (max(0.0, off) / whole) ** 0.5 if whole else 0.0
 
 

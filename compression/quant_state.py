@@ -6,7 +6,7 @@ It may come from anywhere: nothing of it is reckoned with before it is checked. 
 import json
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ QUANT_STATE = "quant_state.bitsandbytes__nf4"
 
 MOST_BYTES = 4096
 _LARGEST = torch.finfo(torch.float32).max
+_Size = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 class QuantState(BaseModel):
@@ -28,7 +29,7 @@ class QuantState(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     quant_type: Literal["nf4"]
-    shape: tuple[int, int]
+    shape: tuple[_Size, _Size]
     blocksize: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
     nested_blocksize: Literal[64, 128, 256, 512, 1024, 2048, 4096] | None = None
     nested_offset: float = Field(default=0.0, ge=-_LARGEST, le=_LARGEST)
@@ -49,9 +50,8 @@ def read(state: Mapping[str, Tensor], name: str, shape: tuple[int, int] | None) 
         told = QuantState.model_validate_json(packed.cpu().numpy().tobytes())
     except ValidationError as error:
         raise ModelError(f"{name}: its quantization state cannot be read: {_first(error)}") from error
-    outputs, inputs = told.shape
-    if told.shape != shape if shape else outputs < 1 or inputs < 1:
-        raise ModelError(f"{name} is {list(told.shape)}; wanted {list(shape) if shape else 'sizes above 0'}")
+    if shape is not None and told.shape != shape:
+        raise ModelError(f"{name} is {list(told.shape)}; wanted {list(shape)}")
     _check_sizes(state, name, told)
     levels = state.get(f"{name}.quant_map")
     if levels is not None and levels.tolist() != list(blockwise.NF4_LEVELS):

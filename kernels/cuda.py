@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .engine import native_wanted
+from .engine import native_wanted, values_of
 
 BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Elements of a block that the kernel knows."""
@@ -19,18 +19,24 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def available() -> bool:
-    """Whether bitsandbytes is here and can decode; `SWARM_PEER_KERNELS=torch` has it left alone."""
+def available(device: torch.device) -> bool:
+    """Whether bitsandbytes is here and decodes on this device, to torch's bits: tried once. With
+    `SWARM_PEER_KERNELS=torch` it is left alone."""
     if not native_wanted():
         return False
     try:
         import bitsandbytes  # noqa: F401
-
-        torch.ops.bitsandbytes.dequantize_4bit  # noqa: B018
     except ImportError:
         return False
+    codes, scales = torch.arange(256, dtype=torch.uint8), torch.linspace(-1, 1, 512 // BLOCKS[0])
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            ours = values_of("nf4", codes, scales, 512, BLOCKS[0]).view(8, 64).to(dtype)
+            theirs = _decoded(codes.to(device), scales.to(device), (8, 64), BLOCKS[0], dtype)
+            if not torch.equal(theirs.cpu(), ours):
+                raise RuntimeError(f"what it decodes to {dtype} differs")
     except (AttributeError, OSError, RuntimeError) as error:
-        logger.warning("bitsandbytes cannot be used, and torch decodes nf4: %s", error)
+        logger.warning("bitsandbytes cannot be used on %s, and torch decodes nf4: %s", device, error)
         return False
     return True
 
@@ -38,7 +44,11 @@ def available() -> bool:
 def decoded_nf4(codes: Tensor, scales: Tensor, shape: tuple[int, int], block: int, dtype: torch.dtype) -> Tensor | None:
     """A weight [out, in] of `dtype` (float32, bfloat16, float16); `codes` uint8 [out * in / 2], `scales` float32 by
     block. None where the kernel cannot."""
-    if block not in BLOCKS or not available():
+    if block not in BLOCKS or not available(codes.device):
         return None
+    return _decoded(codes, scales, shape, block, dtype)
+
+
+def _decoded(codes: Tensor, scales: Tensor, shape: tuple[int, int], block: int, dtype: torch.dtype) -> Tensor:
     made: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes.view(-1, 1), scales, block, "nf4", list(shape), dtype)
     return made

@@ -77,15 +77,17 @@ def _based(linear: nn.Linear, base: str) -> nn.Linear | QuantizedLinear:
     return linear
 
 
-def _decoded(folder: Path) -> dict[str, Tensor] | None:
-    """What a checkpoint in nf4 stands for, float32; None for any other."""
+def _decoded(folder: Path) -> tuple[dict[str, Tensor], set[str]] | None:
+    """What a checkpoint with weights in nf4 stands for, float32, and the names of these; None for any other."""
     with Checkpoint(FolderFiles(folder)) as checkpoint:
-        if not checkpoint.says_nf4:
+        if not checkpoint.is_nf4:
             return None
-        return {
-            name: weight.weight() if isinstance(weight, QuantizedLinear) else weight.float()
-            for name, weight in checkpoint.read(pieces(checkpoint.shape))
-        }
+        tensors, packed = dict[str, Tensor](), set[str]()
+        for name, weight in checkpoint.read(pieces(checkpoint.shape)):
+            if isinstance(weight, QuantizedLinear):
+                packed.add(name)
+            tensors[name] = weight.weight() if isinstance(weight, QuantizedLinear) else weight.float()
+    return tensors, packed
 
 
 def _build_model(manifest: Manifest, folder: Path | None) -> Any:
@@ -103,7 +105,7 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
         **values, pad_token_id=None, use_cache=False, rope_parameters={"rope_type": "default", "rope_theta": theta}
     )
     config._attn_implementation = "sdpa"
-    decoded: dict[str, Tensor] | None = None
+    packed = set[str]()
     if folder is None:
         model: Any = LlamaForCausalLM(config)
         with torch.no_grad():
@@ -112,11 +114,12 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
     else:
         transformers_logging.disable_progress_bar()
         decoded = _decoded(folder)
+        tensors, packed = decoded or (None, packed)
         try:
             model = LlamaForCausalLM.from_pretrained(
                 None if decoded else folder,
                 config=config,
-                state_dict=decoded,
+                state_dict=tensors,
                 dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
@@ -137,11 +140,12 @@ def _build_model(manifest: Manifest, folder: Path | None) -> Any:
         last_layer.register_forward_hook(crossed)
     if settings.train.mode == "lora":
         model.requires_grad_(False)
-        for layer in model.model.layers:
-            for part in (layer.self_attn, layer.mlp):
+        for number, layer in enumerate(model.model.layers):
+            for where, part in (("self_attn", layer.self_attn), ("mlp", layer.mlp)):
                 for name, linear in list(part.named_children()):
                     if isinstance(linear, nn.Linear):
-                        based = linear if decoded else _based(linear, settings.model.base)
+                        is_based = f"model.layers.{number}.{where}.{name}.weight" in packed
+                        based = linear if is_based else _based(linear, settings.model.base)
                         adapted = name in settings.train.lora_targets
                         rank, alpha = settings.train.lora_rank, settings.train.lora_alpha
                         setattr(part, name, _LoraLinear(based, rank, alpha) if adapted else based)

@@ -57,6 +57,8 @@ def _orderly_end() -> Iterator[None]:
 
 def _check_device(device: str) -> None:
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("another kind of device")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: {str(error).partition(chr(10))[0]}; wanted cpu, cuda:0") from error

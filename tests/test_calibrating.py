@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from swarm_peer.compression.linear import Nf4Linear, QuantizedLinear
 from swarm_peer.compression.quant_state import QUANT_STATE
 from swarm_peer.errors import DataError, ManifestError, ModelError, StorageError, UsageError
-from swarm_peer.peer.reference import run_reference
+from swarm_peer.peer.reference import _build_model, run_reference
 from swarm_peer.swarm.arithmetic import RealArithmetic
 from swarm_peer.swarm.calibrating import Fitted, write_calibrated
 from swarm_peer.swarm.exporting import Export
@@ -248,6 +248,25 @@ def test_the_swarm_agrees_with_the_reference_on_it_and_an_adapter_gives_its_loss
     assert loss == pytest.approx(report["heldout"]["after"], abs=1e-3)
 
 
+def test_weights_that_were_left_as_they_are_each_peer_rounds(fitted: tuple[Path, list[Fitted]], tmp_path: Path) -> None:
+    """As the reference does, which reads the folder by itself."""
+    shutil.copytree(fitted[0], tmp_path / "mixed")
+    path = tmp_path / "mixed" / "model.safetensors"
+    tensors = load_file(path)
+    plain = read(fitted[0])[QUERY].weight().bfloat16() + 0.01
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(QUERY)} | {QUERY: plain}
+    save_file(tensors, path)
+    run = manifest_on(tmp_path / "mixed", base="nf4")
+    with Checkpoint(FolderFiles(tmp_path / "mixed")) as checkpoint:
+        held = TorchBackend(run, 1, stage_base(run, 1, checkpoint))._base[QUERY]
+    assert isinstance(held, Nf4Linear)
+    assert torch.equal(held.weight(), Nf4Linear.quantize(plain).weight())
+    layer = _build_model(run, tmp_path / "mixed").model.layers[1].self_attn
+    assert torch.equal(layer.q_proj.base.weight, held.weight())
+    others = read(fitted[0])[QUERY.replace("q_proj", "o_proj")].weight()
+    assert torch.equal(getattr(layer.o_proj, "base", layer.o_proj).weight, others)
+
+
 # ---- what is refused
 
 Tensors = dict[str, Tensor]
@@ -307,6 +326,9 @@ def _both(one: Callable[[Tensors], None], other: Callable[[Tensors], None]) -> C
         (_changed(".nested_absmax", torch.zeros(1 << 20)), r"nested_absmax is F32 \[1048576\]"),
         (_changed(".nested_absmax", torch.zeros(3)), r"nested_absmax is F32 \[3\]; wanted F32 \[1\]"),
         (_changed(f".{QUANT_STATE}", torch.zeros(5000, dtype=torch.uint8)), r"wanted U8 \[4096\]"),
+        (_changed(f".{QUANT_STATE}", torch.zeros(0, dtype=torch.uint8)), r"is U8 \[0\]; wanted U8 \[1\]"),
+        (_told(shape=[0, 64]), "cannot be read: shape"),
+        (_told(shape=[10**3000, 64]), "cannot be read: "),
         (_changed(f".{QUANT_STATE}", torch.zeros(10, 10, dtype=torch.uint8)), r"is U8 \[10, 10\]"),
         (_changed(f".{QUANT_STATE}", torch.zeros(10, dtype=torch.uint8)), "cannot be read"),
         (_told(nested_offset=float("inf")), "cannot be read: nested_offset"),

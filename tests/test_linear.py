@@ -215,7 +215,7 @@ def test_a_gpu_computes_the_same_in_the_inputs_own_type(
 ) -> None:
     layer: Any = layers(normal(outputs, inputs), normal(outputs, seed=3))[kind]
     weight = layer.weight()
-    monkeypatch.setattr(cuda, "available", lambda: False)
+    monkeypatch.setattr(cuda, "available", lambda device: False)
     monkeypatch.setattr(linear, "GPU_TILE_ELEMENTS", 1000)
     assert torch.equal(layer.weight(), weight)
     assert layer.weight(dtype).dtype == dtype
@@ -251,6 +251,24 @@ def test_bitsandbytes_decodes_to_the_same_bits(
     monkeypatch.setattr(cuda, "decoded_nf4", lambda *of: None)
     assert torch.equal(ours, layer.weight(dtype))
     assert ours.dtype == dtype
+
+
+def _raises(*_: Any) -> Tensor:
+    raise RuntimeError("no library was loaded")
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("decode", [_raises, lambda *of: torch.zeros(of[2], dtype=of[4])], ids=["raises", "wrong"])
+def test_where_bitsandbytes_fails_torch_decodes(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Nf4Linear.quantize(normal(64, 128))
+    wanted = layer.weight()
+    monkeypatch.setattr(cuda, "_decoded", decode)
+    cuda.available.cache_clear()
+    try:
+        assert torch.equal(layer.weight(), wanted)
+        assert not cuda.available(layer.codes.device)
+    finally:
+        cuda.available.cache_clear()
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")

@@ -104,8 +104,24 @@ def test_no_part_comes_twice_while_tensors_are_read_one_after_the_other(folder: 
             asked.append((name, start))
             super().read(name, start, into, came)
 
-    from_peers(manifest, [Counted(folder)], read(manifest))
+    def work(files: PeerFiles) -> None:
+        read(manifest)(files)
+        assert not files._kept, "it has been closed"
+
+    from_peers(manifest, [Counted(folder)], work)
     assert len(asked) == len(set(asked)) <= 4
+
+
+def test_who_gave_what_was_wrong_is_asked_last(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "other", seed=1)
+
+    def work(files: PeerFiles) -> list[str]:
+        with pytest.raises(ModelError, match="has digest"):
+            read(manifest)(files)
+        return files._donors
+
+    donors = [FolderFiles(tmp_path / "other"), *[FolderFiles(folder)] * 2]
+    assert from_peers(manifest, donors, work) == ["donor 1", "donor 2", "donor 0"]
 
 
 def test_wrong_weights_are_refused_by_piece(folder: Path, manifest: Manifest, tmp_path: Path) -> None:

@@ -213,11 +213,10 @@ class Checkpoint:
         return weight
 
     def _forget(self, piece: Piece) -> None:
-        spans = spans_of(self._beside(piece))
-        for name in piece.shapes:
-            for at in self.tensors[name].all(name).values():
-                span = spans.get(at) or Span(at.file, at.entry.start, at.entry.stop)
-                self.files.forget(span.file, span.start, span.stop)
+        spans, found = spans_of(self._beside(piece)), [self.tensors[name] for name in piece.shapes]
+        every = (at for one in found for at in (one.at, *one.beside.values()))
+        wrong = dict.fromkeys(spans.get(at) or Span(at.file, at.entry.start, at.entry.stop) for at in every)
+        self.files.forget([(span.file, span.start, span.stop) for span in wrong])
 
     def _headers(self) -> str:
         listed = [[name, entry.dtype, entry.shape] for name, entry in sorted(self._entries().items())]
@@ -286,7 +285,7 @@ def _check_packed(where: str, name: str, size: tuple[int, ...], found: _Found) -
     if math.prod(codes) != (elements + 1) // 2 or len(codes) > 2:
         raise ModelError(f"{where}: {name} has {codes} bytes of codes; config.json wants {size}")
     for part, at in found.beside.items():
-        dtype, count = wanted.get(part, ("U8", min(MOST_BYTES, math.prod(at.entry.shape))))
+        dtype, count = wanted.get(part, ("U8", max(1, min(MOST_BYTES, math.prod(at.entry.shape)))))
         if at.entry.dtype != dtype or at.entry.shape != (count,):
             raise ModelError(
                 f"{where}: {name}.{part} is {at.entry.dtype} {list(at.entry.shape)}; wanted {dtype} [{count}], as in "

@@ -4,7 +4,7 @@ those behind a URL.
 Errors: `ModelError` for a file that is missing, unreadable or too large.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -45,8 +45,8 @@ class Files(Protocol):
         """Fills `into` with the bytes from `start` on; `came` hears how many each time some come."""
         ...
 
-    def forget(self, name: str, start: int, stop: int) -> None:
-        """These bytes proved wrong: drops what is kept of them."""
+    def forget(self, wrong: Sequence[tuple[str, int, int]]) -> None:
+        """Bytes that were read at once, as (file, start, stop), proved wrong: drops what is kept of them."""
         ...
 
     def revision(self, names: Iterable[str]) -> str:
@@ -107,7 +107,7 @@ class FolderFiles:
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def forget(self, name: str, start: int, stop: int) -> None:
+    def forget(self, wrong: Sequence[tuple[str, int, int]]) -> None:
         """Nothing is kept of a folder."""
 
     def revision(self, names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ cache.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ...errors import ModelError
 from .ranges import RangeClient
@@ -66,11 +66,12 @@ class HttpFiles:
                 run = begin + len(part)
         self._fetch(name, key, start + run, into[run:], came)
 
-    def forget(self, name: str, start: int, stop: int) -> None:
-        key = self._key(name)
-        if key is not None:
-            for begin in range(start, stop, PART_BYTES):
-                self._cache.forget(key, begin, min(PART_BYTES, stop - begin))
+    def forget(self, wrong: Sequence[tuple[str, int, int]]) -> None:
+        for name, start, stop in wrong:
+            key = self._key(name)
+            if key is not None:
+                for begin in range(start, stop, PART_BYTES):
+                    self._cache.forget(key, begin, min(PART_BYTES, stop - begin))
 
     def revision(self, names: Iterable[str]) -> str:
         """A repository's version is its commit; else a digest over the versions of the named files."""

@@ -8,7 +8,7 @@ Errors: `ModelError` for a file that nobody has, `UnreachableError` if no peer a
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import ModelError, RefusedError, UnreachableError, WireError
@@ -80,7 +80,7 @@ class PeerFiles:
             filled += len(piece)
             came(len(piece))
 
-    def forget(self, name: str, start: int, stop: int) -> None:
+    def forget(self, wrong: Sequence[tuple[str, int, int]]) -> None:
         """Whoever gave these bytes is not asked first any more."""
         self._kept.clear()
         self._ask_another_first()
@@ -96,7 +96,8 @@ class PeerFiles:
         """The digests of the manifest say more."""
 
     def close(self) -> None:
-        """The pool is others'."""
+        """Lets go of what is kept; the pool is others'."""
+        self._kept.clear()
 
     def _part(self, name: str, part: int, came: Callable[[int], None] = lambda count: None) -> tuple[int, bytes]:
         """A part of a file and the size of all of it. `came(0)` is called while it is waited for, and may raise."""
