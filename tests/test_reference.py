@@ -219,7 +219,7 @@ def test_a_folder_without_a_checkpoint_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         run_reference(run, *corpora(), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(model_config(run.shape, "fp32")))
-    with pytest.raises(ModelError, match="has neither model.safetensors"):
+    with pytest.raises(ModelError, match=r"has neither model\.safetensors"):
         run_reference(run, *corpora(), tmp_path)
     with pytest.raises(ModelError, match="not on this machine"):
         run_reference(run, *corpora(), None)
