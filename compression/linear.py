@@ -27,8 +27,8 @@ THRESHOLD = 6.0
 GROUP = 1024
 """Inputs that share a scale in `Int8Linear`."""
 
-TILE_ELEMENTS = 1 << 20
-"""So many weights are decoded at a time: 4 MiB, which a cache holds; 16 take up to half as long again."""
+TILE_ELEMENTS = 1 << 22
+"""So many weights are decoded at a time: 16 MiB."""
 
 GPU_TILE_ELEMENTS = 1 << 24
 """On a GPU, where each of the few kernels of a tile has to be started: 64 MiB."""
