@@ -6,6 +6,7 @@ The same bits either way: a level times a scale in float32, rounded to the type 
 
 import logging
 from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def available(device: torch.device) -> bool:
     if not native_wanted():
         return False
     try:
-        import bitsandbytes  # noqa: F401
+        import_module("bitsandbytes")  # which registers its kernels with torch
     except ImportError:
         return False
     codes, scales = torch.arange(256, dtype=torch.uint8), torch.linspace(-1, 1, 512 // BLOCKS[0])

@@ -274,6 +274,7 @@ def test_a_real_donor_that_ends_in_the_middle_is_done_without(recorded: type[Rec
         newcomer, *donors = transports
         given = Counter[str]()
         ends = asyncio.Event()
+        third = {donor.peer_id: asyncio.Event() for donor in donors}
 
         def serving(transport: P2PTransport) -> Callable[[Stream], Awaitable[None]]:
             async def dispatch(incoming: Incoming, body: Body, payload: bytes) -> None:
@@ -282,7 +283,11 @@ def test_a_real_donor_that_ends_in_the_middle_is_done_without(recorded: type[Rec
                     return
                 assert isinstance(body, pb.Fetch)
                 given[transport.peer_id] += body.part != BEYOND_EVERY_PART
+                if given[transport.peer_id] == 3:
+                    third[transport.peer_id].set()
                 if given[transport.peer_id] == 3 and transport is donors[0]:
+                    for asked in third.values():  # however slow another one is
+                        await asked.wait()
                     transport.p2p._child.kill()
                     ends.set()
                     await asyncio.Event().wait()
