@@ -25,17 +25,16 @@ def available(device: torch.device) -> bool:
     `SWARM_PEER_KERNELS=torch` it is left alone."""
     if not native_wanted():
         return False
-    try:
-        import_module("bitsandbytes")  # which registers its kernels with torch
-    except ImportError:
-        return False
     codes, scales = torch.arange(256, dtype=torch.uint8), torch.linspace(-1, 1, 512 // BLOCKS[0])
     try:
+        import_module("bitsandbytes")  # which registers its kernels with torch
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             ours = values_of("nf4", codes, scales, 512, BLOCKS[0]).view(8, 64).to(dtype)
             theirs = _decoded(codes.to(device), scales.to(device), (8, 64), BLOCKS[0], dtype)
             if not torch.equal(theirs.cpu(), ours):
                 raise RuntimeError(f"what it decodes to {dtype} differs")
+    except ImportError:
+        return False
     except (AttributeError, OSError, RuntimeError) as error:
         logger.warning("bitsandbytes cannot be used on %s, and torch decodes nf4: %s", device, error)
         return False
